@@ -1,0 +1,356 @@
+//! What a stage is: a persisted cursor and small idempotent steps.
+//!
+//! The engine calls [`Stage::step`] outside any transaction and commits what it returns. A step
+//! may be called again with the same cursor after a crash; it touches the outside only through
+//! [`StepContext::effect`], which records an intent first. A stage keeps nothing in memory between
+//! steps.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use futures_util::future::BoxFuture;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::model::{ChildSpec, Execution, Place, Stage as StageRow, StageId};
+use crate::store::{ClusterClaim, ClusterKey};
+
+/// What is to happen after a step.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Next<C> {
+    /// Save the cursor and step again at once.
+    Goto(C),
+    /// Save the cursor and step again after a while, or earlier on a notice on the topic.
+    Poll { cursor: C, after: Duration, topic: Option<String> },
+    /// Save the cursor and step again on the signal ([`StepContext::signal`] has its payload) or
+    /// when the time is over (it has none).
+    Wait { cursor: C, signal: &'static str, timeout: Duration },
+    /// Save the cursor, run the children (in parallel, but for what `requires` says), and step
+    /// again when all have ended well; a child's failure fails this stage by the child's
+    /// `on_failure`. Keys must be new among this attempt's children. No children: as `Goto`.
+    Spawn { children: Vec<ChildSpec>, cursor: C },
+    /// The stage's own work is done; an object that others may read.
+    Done(Value),
+}
+
+/// What went wrong in a step, for people and programs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cause {
+    /// An upper-case word: `ARTIFACT_NOT_FOUND`.
+    pub code: &'static str,
+    /// What failed, on what.
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+    /// The error beneath, in its own words.
+    pub cause: Option<String>,
+    /// The end of what the failing instance wrote.
+    pub log_tail: Option<String>,
+}
+
+impl Cause {
+    /// A cause with no more than a code and a message.
+    #[must_use]
+    pub fn new(code: &'static str, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), hint: None, cause: None, log_tail: None }
+    }
+
+    /// The same with what to do about it.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// The same with the error beneath.
+    #[must_use]
+    pub fn because(mut self, cause: impl std::fmt::Display) -> Self {
+        self.cause = Some(cause.to_string());
+        self
+    }
+}
+
+/// A step did not work out. Decided where the error is met.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StepError {
+    /// Try the same step again, with back-off (1 s doubling to 30 s, at most 10 times), until the stage's deadline.
+    Retry(Cause),
+    /// The stage fails.
+    Fail(Cause),
+}
+
+impl StepError {
+    /// The stage fails for this reason.
+    #[must_use]
+    pub fn fail(code: &'static str, message: impl Into<String>) -> Self {
+        Self::Fail(Cause::new(code, message))
+    }
+}
+
+/// Whether the other side can tell a repeated call from a new one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Repeat {
+    /// It knows the operation's key and finds its own work: the call is made again after an
+    /// unknown outcome.
+    Keyed,
+    /// It does not: after an unknown outcome [`StepContext::effect`] answers
+    /// [`EffectError::Unknown`] without calling, and the stage decides.
+    Blind,
+}
+
+/// Something about to be done outside.
+#[derive(Debug, Clone)]
+pub struct Effect<'a> {
+    /// Names the effect within stage and attempt. The same key means the same effect: if its
+    /// intent is already closed as done, the call is still made for [`Repeat::Keyed`] (the
+    /// other side answers as before).
+    pub key: &'a str,
+    /// For people and the log: `create server group web-v002`. No secrets.
+    pub what: String,
+    pub repeat: Repeat,
+    /// The call is given up after this long; at most 10 minutes.
+    pub timeout: Duration,
+}
+
+/// What a call outside carries so that the other side can know and order it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Ticket {
+    /// `<execution>/<stage>/<attempt>/<effect key>`.
+    pub operation: String,
+    /// The lease's number: the other side keeps the highest seen per object and refuses lower ones.
+    pub fence: i64,
+    /// The call has ended by then.
+    pub deadline: DateTime<Utc>,
+}
+
+/// An effect did not work out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EffectError<E> {
+    /// The call was made and answered with an error.
+    Call(E),
+    /// The call was made, now or before a crash, and nobody knows whether it took effect.
+    Unknown { what: String, since: DateTime<Utc> },
+    /// The call was not made: the lease is lost, the execution is cancelled, the database is
+    /// away. The step has to end; return this as it is with [`EffectError::into_step`].
+    NotMade(String),
+}
+
+/// What a step may see and do. Internals belong to the runner.
+pub struct StepContext {
+    #[allow(dead_code)]
+    inner: Arc<()>,
+}
+
+#[allow(unused_variables, clippy::unused_async, clippy::todo)]
+impl StepContext {
+    /// The whole execution as of this step.
+    #[must_use]
+    pub fn execution(&self) -> &Execution {
+        todo!()
+    }
+    /// The stage itself as of this step.
+    #[must_use]
+    pub fn stage(&self) -> &StageRow {
+        todo!()
+    }
+    /// The stage's own children so far, in the order they were made.
+    #[must_use]
+    pub fn children(&self) -> Vec<&StageRow> {
+        todo!()
+    }
+    /// The child of that key, if it was spawned.
+    #[must_use]
+    pub fn child(&self, key: &str) -> Option<&StageRow> {
+        todo!()
+    }
+    /// What came with the signal that woke this step; None when the wait ran out or there was none.
+    #[must_use]
+    pub fn signal(&self) -> Option<&Value> {
+        todo!()
+    }
+    /// Whether the wait of the step before ended by its timeout.
+    #[must_use]
+    pub fn timed_out(&self) -> bool {
+        todo!()
+    }
+    /// Now, by the engine's clock.
+    #[must_use]
+    pub fn now(&self) -> DateTime<Utc> {
+        todo!()
+    }
+    /// Says how far the stage is; saved with the step, at most once a second but for the last.
+    pub fn progress(&self, completed: i64, total: i64, unit: &str, message: impl Into<String>) {
+        todo!()
+    }
+    /// Sets the outputs that others may read before the stage is done; merged key by key.
+    pub fn output(&self, key: &str, value: Value) {
+        todo!()
+    }
+
+    /// Records the intent (refused when the lease is lost or, outside an unwind, the execution is
+    /// cancelled), makes the call under its deadline, and keeps the outcome for the step's commit.
+    ///
+    /// # Errors
+    /// See [`EffectError`]. A call that runs into its timeout is `Unknown` for `Repeat::Blind`;
+    /// for `Repeat::Keyed` it is `Unknown` too, and the stage returns it as a `Retry`.
+    pub async fn effect<T, E, F, Fut>(&self, effect: Effect<'_>, call: F) -> Result<T, EffectError<E>>
+    where
+        T: Send,
+        E: std::fmt::Display + Send,
+        F: FnOnce(Ticket) -> Fut + Send,
+        Fut: Future<Output = Result<T, E>> + Send,
+    {
+        todo!()
+    }
+    /// Waits in line for the cluster; the claim belongs to the topmost stage of this stage's
+    /// ancestry (itself included) and is given back when that one ends, unwind included.
+    /// While waiting, poll on [`cluster_topic`].
+    pub async fn claim_cluster(&self, key: &ClusterKey) -> Result<ClusterClaim, StepError> {
+        todo!()
+    }
+    /// The server group name this stage and attempt reserved at the place, if any.
+    pub async fn reserved_name(&self, place: &Place) -> Result<Option<String>, StepError> {
+        todo!()
+    }
+    /// Reserves a name; false when it is another's.
+    pub async fn reserve_name(&self, place: &Place, name: &str) -> Result<bool, StepError> {
+        todo!()
+    }
+}
+
+/// The topic on which those who wait for a cluster are woken.
+#[must_use]
+pub fn cluster_topic(key: &ClusterKey) -> String {
+    format!("cluster:{}/{}/{}", key.place.account, key.place.location, key.cluster)
+}
+
+/// The topic on which changes of the inventory are told.
+pub const INVENTORY_TOPIC: &str = "inventory";
+
+/// What a kind of stage says of itself.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StageKind {
+    /// The name in pipelines: `resizeServerGroup`.
+    pub kind: &'static str,
+    pub title: &'static str,
+    /// One to three sentences.
+    pub description: &'static str,
+    /// JSON Schema (2020-12) of the config.
+    pub schema: Value,
+    /// A config that passes the schema.
+    pub example: Value,
+    /// From start to failure by timeout where the pipeline says nothing.
+    pub timeout: Duration,
+    /// The wait for a signal may be ended by this signal: `judge`.
+    pub signals: &'static [&'static str],
+}
+
+/// A kind of stage. `Cursor` is stored as JSON; new variants may be added, old ones stay readable.
+pub trait Stage: Send + Sync + 'static {
+    /// `camelCase`, as in pipelines.
+    const KIND: &'static str;
+    const TITLE: &'static str;
+    const DESCRIPTION: &'static str;
+    const TIMEOUT: Duration = Duration::from_secs(30 * 60);
+    const SIGNALS: &'static [&'static str] = &[];
+    type Config: DeserializeOwned + Send + Sync;
+    type Cursor: Serialize + DeserializeOwned + Default + Send + Sync;
+
+    /// JSON Schema of the config. Where a value may be an expression the engine checks the schema
+    /// again after evaluation; at save time a string that holds `${` is taken for any type.
+    fn schema(&self) -> Value;
+    /// A config that passes.
+    fn example(&self) -> Value;
+    /// What the schema cannot say. Called at save time too (with expressions unevaluated only
+    /// when there are none in the config). Error: (JSON pointer, message).
+    ///
+    /// # Errors
+    /// The first fault found.
+    fn validate(&self, config: &Self::Config) -> Result<(), (String, String)> {
+        let _ = config;
+        Ok(())
+    }
+    /// Names of the tasks people see, in order.
+    fn tasks(&self, config: &Self::Config) -> Vec<&'static str>;
+    /// Index into [`Stage::tasks`] of the task this cursor is in.
+    fn task(&self, cursor: &Self::Cursor) -> usize;
+    /// Stages that must end well before the first step.
+    fn before(&self, config: &Self::Config) -> Vec<ChildSpec> {
+        let _ = config;
+        Vec::new()
+    }
+    /// Stages that run once the steps are done.
+    fn after(&self, config: &Self::Config, outputs: &Value) -> Vec<ChildSpec> {
+        let _ = (config, outputs);
+        Vec::new()
+    }
+    /// Stages that bring things back after a failure, a timeout or a cancel at this cursor; they
+    /// run one after the other, each whatever became of the one before.
+    fn unwind(
+        &self,
+        execution: &Execution,
+        stage: &StageRow,
+        config: &Self::Config,
+        cursor: &Self::Cursor,
+    ) -> Vec<ChildSpec> {
+        let _ = (execution, stage, config, cursor);
+        Vec::new()
+    }
+    /// One step.
+    fn step(
+        &self,
+        cx: &StepContext,
+        config: &Self::Config,
+        cursor: Self::Cursor,
+    ) -> impl Future<Output = Result<Next<Self::Cursor>, StepError>> + Send;
+}
+
+/// A kind of stage with its types erased, for the registry.
+pub trait DynStage: Send + Sync {
+    fn kind(&self) -> StageKind;
+    /// # Errors
+    /// (JSON pointer, message) of the first fault.
+    fn validate(&self, config: &Value) -> Result<(), (String, String)>;
+    fn tasks(&self, config: &Value, cursor: &Value) -> (Vec<&'static str>, usize);
+    fn before(&self, config: &Value) -> Vec<ChildSpec>;
+    fn after(&self, config: &Value, outputs: &Value) -> Vec<ChildSpec>;
+    fn unwind(&self, execution: &Execution, stage: &StageRow, config: &Value, cursor: &Value) -> Vec<ChildSpec>;
+    fn step<'a>(
+        &'a self,
+        cx: &'a StepContext,
+        config: &'a Value,
+        cursor: Value,
+    ) -> BoxFuture<'a, Result<Next<Value>, StepError>>;
+}
+
+/// All kinds of stages, by name.
+#[derive(Clone, Default)]
+pub struct Registry {
+    kinds: BTreeMap<&'static str, Arc<dyn DynStage>>,
+}
+
+impl Registry {
+    /// Adds a kind; the last of a name stands.
+    #[must_use]
+    #[allow(unused_mut, unused_variables)]
+    pub fn with<S: Stage>(mut self, stage: S) -> Self {
+        todo!()
+    }
+    /// The kind of that name.
+    #[must_use]
+    pub fn get(&self, kind: &str) -> Option<&Arc<dyn DynStage>> {
+        self.kinds.get(kind)
+    }
+    /// All, by name.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<dyn DynStage>> {
+        self.kinds.values()
+    }
+}
+
+#[allow(dead_code)]
+type Unused = StageId;

@@ -1,0 +1,243 @@
+//! An execution and its tree of stages: what the engine decides upon and what people watch.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{ApplicationId, ExecutionId, NotificationRule, OnFailure, PipelineId, PrincipalId, StageId, Status};
+
+/// Whether an execution runs a saved pipeline or a single operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum ExecutionKind {
+    /// A run of a pipeline's revision.
+    Pipeline,
+    /// An ad-hoc operation: resize, disable, upsert a load balancer …
+    Operation,
+}
+
+/// One run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Execution {
+    pub id: ExecutionId,
+    pub kind: ExecutionKind,
+    pub application: ApplicationId,
+    pub application_name: String,
+    /// None for operations, and where the pipeline was deleted since.
+    pub pipeline: Option<PipelineId>,
+    /// The pipeline's name as of the start, or the operation's title.
+    pub name: String,
+    /// The pipeline's revision that runs; 0 for operations.
+    pub revision: i64,
+    /// Counts from 1 within the pipeline, or within the application for operations.
+    pub number: i64,
+    pub status: Status,
+    /// Rises by one with each commit that changes this execution or one of its stages; guards them.
+    pub version: i64,
+    /// The sequence number of the newest event in this execution's stream; 0 before the first.
+    pub event_seq: i64,
+    pub started_by: PrincipalId,
+    pub started_by_name: String,
+    /// An object: parameter name to value.
+    pub parameters: Value,
+    pub notifications: Vec<NotificationRule>,
+    pub cancel: Option<Cancel>,
+    pub failure: Option<Failure>,
+    pub created_at: DateTime<Utc>,
+    pub started_at: Option<DateTime<Utc>>,
+    pub ended_at: Option<DateTime<Utc>>,
+    /// The end at the latest; an execution past it is failed.
+    pub deadline: DateTime<Utc>,
+    /// In the order of the definition; children after their parents, by creation.
+    pub stages: Vec<Stage>,
+}
+
+impl Execution {
+    /// The stage of that id.
+    #[must_use]
+    pub fn stage(&self, id: StageId) -> Option<&Stage> {
+        self.stages.iter().find(|stage| stage.id == id)
+    }
+
+    /// The direct children of a stage, in the order they were made.
+    pub fn children(&self, parent: StageId) -> impl Iterator<Item = &Stage> {
+        self.stages.iter().filter(move |stage| stage.parent == Some(parent))
+    }
+}
+
+/// A wish to end an execution early, recorded once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cancel {
+    pub by: PrincipalId,
+    pub by_name: String,
+    pub at: DateTime<Utc>,
+    pub reason: String,
+    pub mode: CancelMode,
+}
+
+/// What cancelling does with what was begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum CancelMode {
+    /// Bring back what was there before.
+    #[default]
+    Unwind,
+    /// Leave everything as it is.
+    Leave,
+}
+
+/// Where a child stands within its parent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Phase {
+    /// Must end well before the parent's own first step.
+    Before,
+    /// Spawned by the parent's steps; a top-level stage is of this phase too.
+    Body,
+    /// Runs once the parent's steps are done.
+    After,
+    /// Brings things back after a failure, a timeout or a cancel; not ended by the same cancel.
+    Unwind,
+}
+
+/// A stage as configured in a pipeline.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct StageSpec {
+    /// Unique within the pipeline; letters, digits, `-` and `_`; at most 64.
+    pub key: String,
+    pub kind: String,
+    /// What people see; the kind's title when empty.
+    #[serde(default)]
+    pub name: String,
+    /// Keys of the stages that must have ended before this one starts.
+    #[serde(default)]
+    pub requires: Vec<String>,
+    #[serde(default)]
+    pub config: Value,
+    #[serde(default)]
+    pub on_failure: OnFailure,
+    /// Seconds from the stage's start to its failure by timeout; the kind's default when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_seconds: Option<u64>,
+}
+
+/// A stage that a parent wants to run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ChildSpec {
+    /// Unique among the siblings of the same parent and attempt.
+    pub key: String,
+    pub kind: String,
+    pub name: String,
+    /// Keys of siblings that must have ended before this one starts.
+    pub requires: Vec<String>,
+    pub config: Value,
+    pub timeout_seconds: Option<u64>,
+    /// What this child's failure does to its siblings and its parent.
+    pub on_failure: OnFailure,
+}
+
+/// One stage of one execution.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Stage {
+    pub id: StageId,
+    pub execution: ExecutionId,
+    /// As configured, or given by the parent; unique among siblings of one phase.
+    pub key: String,
+    pub parent: Option<StageId>,
+    pub phase: Phase,
+    pub kind: String,
+    pub name: String,
+    /// Keys of siblings.
+    pub requires: Vec<String>,
+    pub on_failure: OnFailure,
+    /// Place among the execution's stages, from 0, by creation.
+    pub position: i64,
+    /// From 1; a restart makes the next one.
+    pub attempt: i32,
+    pub status: Status,
+    /// As configured, expressions and secret references unresolved.
+    pub config: Value,
+    /// With expressions evaluated, once, at the stage's start; secret references stay references.
+    pub resolved: Option<Value>,
+    /// Where the stage's own steps stand; null before the first.
+    pub cursor: Value,
+    /// When the engine has to look at this stage again.
+    pub wake: Wake,
+    /// How often the present step has failed with a cause worth another try.
+    pub retries: i32,
+    /// What descendants and downstream stages may read; an object.
+    pub outputs: Value,
+    pub progress: Option<Progress>,
+    pub tasks: Vec<Task>,
+    pub failure: Option<Failure>,
+    /// Set while the unwind runs: what the stage ends as when that is over.
+    pub unwinding: Option<Unwinding>,
+    pub timeout_seconds: i64,
+    pub deadline: Option<DateTime<Utc>>,
+    pub started_at: Option<DateTime<Utc>>,
+    pub ended_at: Option<DateTime<Utc>>,
+}
+
+/// Why a stage is being brought back, and what it ends as afterwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unwinding {
+    pub then: Status,
+    pub deadline: DateTime<Utc>,
+}
+
+/// What a running stage waits for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "on", rename_all = "camelCase")]
+pub enum Wake {
+    /// For nothing: a step is due, or the stage has not begun or has ended.
+    Now,
+    /// For an instant, or for an earlier notice on the topic.
+    At { at: DateTime<Utc>, topic: Option<String> },
+    /// For a person's or a program's signal, until the instant.
+    Signal { name: String, until: DateTime<Utc>, payload: Option<Value> },
+    /// For the children it spawned.
+    Children,
+}
+
+/// How far a stage has come, in a unit of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    pub completed: i64,
+    pub total: i64,
+    /// `instances`, `seconds`, `attempts` …
+    pub unit: String,
+    /// A sentence for people: `2 of 3 healthy`.
+    pub message: String,
+    pub updated_at: DateTime<Utc>,
+}
+
+/// A step of a stage as people see it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Task {
+    /// Unique within the stage.
+    pub name: String,
+    pub status: Status,
+    pub started_at: Option<DateTime<Utc>>,
+    pub ended_at: Option<DateTime<Utc>>,
+}
+
+/// Why something failed, for people and for programs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// A closed set of upper-case words: `TIMEOUT`, `INSTANCES_NOT_HEALTHY` …
+    pub code: String,
+    /// What failed, on what.
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+    /// The stage in which it was met.
+    pub stage: Option<StageId>,
+    /// The error beneath, in its own words.
+    pub cause: Option<String>,
+    pub attempt: i32,
+    /// Whether trying again may help.
+    pub retryable: bool,
+    /// The end of what the failing instance wrote, at most 4 KiB.
+    pub log_tail: Option<String>,
+}

@@ -1,0 +1,370 @@
+//! What runs: accounts, server groups, instances, load balancers and security groups, in the
+//! words that all clouds share. What only one cloud knows stands in `launch` and is checked by
+//! that provider's schema.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use chrono::{DateTime, Utc};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// An account at a cloud: where credentials and locations hang.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Account {
+    /// Unique.
+    pub name: String,
+    /// The provider's kind: `host`.
+    pub provider: String,
+    /// Regions, zones or namespaces; for `host` the names of hosts.
+    pub locations: Vec<String>,
+}
+
+/// Account and location: part of every address.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Place {
+    pub account: String,
+    pub location: String,
+}
+
+/// How many instances: the least, the wanted and the most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Capacity {
+    pub min: u32,
+    pub desired: u32,
+    pub max: u32,
+}
+
+/// The numbers do not stand in the order min ≤ desired ≤ max.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("capacity needs min ≤ desired ≤ max, got min {}, desired {}, max {}", .0.min, .0.desired, .0.max)]
+pub struct CapacityError(pub Capacity);
+
+impl Capacity {
+    /// The same number for all three.
+    #[must_use]
+    pub const fn pinned(count: u32) -> Self {
+        Self { min: count, desired: count, max: count }
+    }
+
+    /// The capacity, if its numbers are in order.
+    ///
+    /// # Errors
+    /// Where they are not.
+    pub const fn checked(self) -> Result<Self, CapacityError> {
+        if self.min <= self.desired && self.desired <= self.max { Ok(self) } else { Err(CapacityError(self)) }
+    }
+}
+
+/// A server group as wanted. Immutable but for capacity, enabled and shares.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServerGroupSpec {
+    #[serde(flatten)]
+    pub place: Place,
+    /// `application-stack-detail-vNNN`.
+    pub name: String,
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    pub capacity: Capacity,
+    /// Whether it takes traffic from its load balancers as soon as it is healthy.
+    pub enabled: bool,
+    #[serde(default)]
+    pub load_balancers: Vec<String>,
+    #[serde(default)]
+    pub security_groups: Vec<String>,
+    /// The instance's own check; without one a running instance counts as healthy.
+    #[serde(default)]
+    pub health_check: Option<HealthCheck>,
+    /// What to run, in the provider's own words.
+    pub launch: Value,
+}
+
+/// A check of an instance.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HealthCheck {
+    #[serde(flatten)]
+    pub probe: Probe,
+    /// From one probe to the next.
+    #[serde(default = "defaults::interval_ms")]
+    pub interval_ms: u64,
+    #[serde(default = "defaults::timeout_ms")]
+    pub timeout_ms: u64,
+    /// Passes in a row that make it healthy.
+    #[serde(default = "defaults::healthy_threshold")]
+    pub healthy_threshold: u32,
+    /// Failures in a row that make it unhealthy.
+    #[serde(default = "defaults::unhealthy_threshold")]
+    pub unhealthy_threshold: u32,
+    /// Failures within this time from the start do not count.
+    #[serde(default = "defaults::start_grace_ms")]
+    pub start_grace_ms: u64,
+}
+
+mod defaults {
+    pub const fn interval_ms() -> u64 {
+        1_000
+    }
+    pub const fn timeout_ms() -> u64 {
+        1_000
+    }
+    pub const fn healthy_threshold() -> u32 {
+        1
+    }
+    pub const fn unhealthy_threshold() -> u32 {
+        3
+    }
+    pub const fn start_grace_ms() -> u64 {
+        10_000
+    }
+    pub fn statuses() -> Vec<u16> {
+        vec![200]
+    }
+}
+
+/// How a check asks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "protocol", rename_all = "camelCase")]
+pub enum Probe {
+    /// GET of a path; healthy on one of the statuses.
+    Http(HttpProbe),
+    /// A connection is accepted.
+    Tcp {},
+    /// A command with the instance's environment exits with 0.
+    Command { command: Vec<String> },
+}
+
+/// GET of a path.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HttpProbe {
+    pub path: String,
+    #[serde(default = "defaults::statuses")]
+    pub statuses: Vec<u16>,
+    /// The instance's port when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// Text that the first 64 KiB of the body must contain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body_contains: Option<String>,
+}
+
+/// Which check says something of an instance's health.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "camelCase")]
+pub enum HealthSource {
+    /// The process lives and owns its port.
+    Platform,
+    /// The instance's own check.
+    Instance,
+    /// The check of a load balancer.
+    LoadBalancer { name: String },
+}
+
+/// What a check says (Spinnaker's HealthState).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum HealthState {
+    Unknown,
+    Starting,
+    Up,
+    Down,
+    /// Registered, but taken out of traffic.
+    OutOfService,
+    /// Finishing what it has.
+    Draining,
+    Failed,
+}
+
+/// One source's word about one instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InstanceHealth {
+    pub source: HealthSource,
+    pub state: HealthState,
+    /// Why, for people: `GET /health answered 503`.
+    pub message: String,
+}
+
+/// One running copy.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Instance {
+    /// Unique within the place: `<server group>-<4 base-36 characters>`.
+    pub id: String,
+    pub server_group: String,
+    pub host: String,
+    pub address: Option<IpAddr>,
+    pub port: Option<u16>,
+    /// The sum of all sources.
+    pub state: HealthState,
+    pub health: Vec<InstanceHealth>,
+    /// Rises with each start of a process for this instance.
+    pub incarnation: u64,
+    pub restarts: u32,
+    pub pid: Option<u32>,
+    pub launched_at: Option<DateTime<Utc>>,
+    /// How the last process ended: `exit status 3`, `signal 9`.
+    pub last_exit: Option<String>,
+}
+
+/// A server group as it is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServerGroup {
+    pub spec: ServerGroupSpec,
+    pub created_at: DateTime<Utc>,
+    pub instances: Vec<Instance>,
+    /// What the provider says is in the way: an artifact that cannot be fetched, a full port range.
+    pub problem: Option<String>,
+    /// How the limits asked for are enforced: `cgroup`, `rlimit`, or why not.
+    pub limits_enforced_by: Option<String>,
+}
+
+impl ServerGroup {
+    /// How many instances are up by all sources.
+    #[must_use]
+    pub fn healthy(&self) -> usize {
+        self.instances.iter().filter(|instance| instance.state == HealthState::Up).count()
+    }
+}
+
+/// Transport of a rule or a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Protocol {
+    Tcp,
+    Http,
+}
+
+/// Where a load balancer listens. A range of ports means: the first free one, kept from then on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Listener {
+    /// 127.0.0.1 by default.
+    #[serde(default = "loopback")]
+    pub address: IpAddr,
+    pub port: u16,
+    /// The last port of the range; `port` alone when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port_to: Option<u16>,
+}
+
+const fn loopback() -> IpAddr {
+    IpAddr::V4(std::net::Ipv4Addr::LOCALHOST)
+}
+
+/// The check that a load balancer makes of every instance registered with it.
+pub type LoadBalancerHealthCheck = HealthCheck;
+
+/// A load balancer as wanted.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LoadBalancerSpec {
+    #[serde(flatten)]
+    pub place: Place,
+    /// `application[-stack[-detail]]`.
+    pub name: String,
+    /// At least one.
+    pub listeners: Vec<Listener>,
+    #[serde(default)]
+    pub health_check: Option<LoadBalancerHealthCheck>,
+    /// Whose rules let connections in; without any, nothing enters.
+    #[serde(default)]
+    pub security_groups: Vec<String>,
+    /// How long a connection may go on after its instance was taken out.
+    #[serde(default = "drain_seconds")]
+    pub drain_seconds: u64,
+}
+
+const fn drain_seconds() -> u64 {
+    30
+}
+
+/// A share of a load balancer's traffic.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Share {
+    pub server_group: String,
+    /// Hundredths of a per cent, 0 to 10,000.
+    pub basis_points: u32,
+}
+
+/// A load balancer as it is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LoadBalancer {
+    pub spec: LoadBalancerSpec,
+    pub created_at: DateTime<Utc>,
+    /// `address:port` of each listener that is open, in the order of the spec.
+    pub bound: Vec<String>,
+    /// Explicit shares; server groups without one divide the rest by healthy instances.
+    pub shares: Vec<Share>,
+    /// Names of the server groups registered with it, enabled or not.
+    pub server_groups: Vec<String>,
+    pub problem: Option<String>,
+}
+
+/// What passed through a load balancer to one server group in one second.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TrafficSecond {
+    /// Unix time.
+    pub second: i64,
+    pub server_group: String,
+    pub requests: u64,
+    /// Answers by class: index 0 for 1xx … 4 for 5xx.
+    pub by_class: [u64; 5],
+    /// Requests that no instance answered.
+    pub failed: u64,
+    /// Requests tried again on another instance.
+    pub retried: u64,
+    /// Latency: (upper bound in microseconds, count), ascending, empty buckets left out.
+    pub latency: Vec<(u64, u64)>,
+}
+
+/// A rule that lets connections in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct InboundRule {
+    pub cidr: IpNet,
+    #[serde(default = "tcp")]
+    pub protocol: Protocol,
+    pub port_from: u16,
+    pub port_to: u16,
+}
+
+const fn tcp() -> Protocol {
+    Protocol::Tcp
+}
+
+/// A security group as wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SecurityGroupSpec {
+    #[serde(flatten)]
+    pub place: Place,
+    /// `application[-stack[-detail]]`.
+    pub name: String,
+    #[serde(default)]
+    pub description: String,
+    /// No rule, no entry.
+    pub inbound: Vec<InboundRule>,
+}
+
+/// A security group as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SecurityGroup {
+    pub spec: SecurityGroupSpec,
+    pub created_at: DateTime<Utc>,
+    /// Names of the load balancers that use it.
+    pub load_balancers: Vec<String>,
+    /// Names of the server groups that use it.
+    pub server_groups: Vec<String>,
+}

@@ -1,0 +1,33 @@
+//! The domain: nouns, ids, names, states and the rules about them. No I/O, no async, and nothing
+//! of ours imported.
+
+mod access;
+mod application;
+mod event;
+mod execution;
+mod ids;
+mod infrastructure;
+pub mod names;
+mod notification;
+mod pipeline;
+mod status;
+
+pub use access::{Action, Actor, AuditRow, Principal, PrincipalKind, Resource, Role, Token};
+pub use application::Application;
+pub use event::{Cursor, Event, EventBody, InvalidCursor, StreamId};
+pub use execution::{
+    Cancel, CancelMode, ChildSpec, Execution, ExecutionKind, Failure, Phase, Progress, Stage, StageSpec, Task,
+    Unwinding, Wake,
+};
+pub use ids::{
+    ApplicationId, AuditId, ExecutionId, IntentId, InvalidId, NotificationId, OwnerId, PipelineId, PrincipalId,
+    StageId, TokenId,
+};
+pub use infrastructure::{
+    Account, Capacity, CapacityError, HealthCheck, HealthSource, HealthState, HttpProbe, InboundRule, Instance,
+    InstanceHealth, Listener, LoadBalancer, LoadBalancerHealthCheck, LoadBalancerSpec, Place, Probe, Protocol,
+    SecurityGroup, SecurityGroupSpec, ServerGroup, ServerGroupSpec, Share, TrafficSecond,
+};
+pub use notification::{Notification, NotificationRule, Occasion};
+pub use pipeline::{Parameter, Pipeline, PipelineDefinition, Revision};
+pub use status::{OnFailure, Status};

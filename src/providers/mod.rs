@@ -1,0 +1,142 @@
+//! Clouds. A provider speaks in `ensure_…`: each call carries a [`Ticket`], finds its own earlier
+//! work by the ticket's operation, and is refused when its fence is lower than one seen before for
+//! the same object. Providers hold no database handle.
+
+pub mod host;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::sync::watch;
+
+use crate::model::{
+    Account, Capacity, LoadBalancer, LoadBalancerSpec, Place, SecurityGroup, SecurityGroupSpec, ServerGroup,
+    ServerGroupSpec, Share, TrafficSecond,
+};
+
+/// What a call carries so that the cloud can know and order it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Operation {
+    /// `<execution>/<stage>/<attempt>/<effect>`: the same means the same call.
+    pub key: String,
+    /// The highest seen per object stands; lower ones are refused.
+    pub fence: i64,
+    /// The call has ended by then.
+    pub deadline: DateTime<Utc>,
+}
+
+/// A provider refused or failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[error("{message}")]
+pub struct Error {
+    pub kind: ErrorKind,
+    /// What failed, on what, and what to do.
+    pub message: String,
+}
+
+/// What sort of failure, and so whether trying again helps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ErrorKind {
+    /// The thing named does not exist.
+    NotFound,
+    /// The name is taken by something that another operation made.
+    Conflict,
+    /// The input does not hold.
+    Invalid,
+    /// The fence is lower than one seen.
+    Fenced,
+    /// A limit is reached: ports, memory, instances.
+    Exhausted,
+    /// The cloud cannot be reached or has failed; try again.
+    Unavailable,
+}
+
+impl ErrorKind {
+    /// Whether the same call may work later.
+    #[must_use]
+    pub const fn is_temporary(self) -> bool {
+        matches!(self, Self::Unavailable)
+    }
+}
+
+/// Everything a provider has in an account, at one instant.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Snapshot {
+    /// Rises with each change.
+    pub revision: u64,
+    pub server_groups: Vec<ServerGroup>,
+    pub load_balancers: Vec<LoadBalancer>,
+    pub security_groups: Vec<SecurityGroup>,
+}
+
+/// What a provider says of itself.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ProviderKind {
+    pub kind: &'static str,
+    pub title: &'static str,
+    pub description: &'static str,
+    /// JSON Schema of [`ServerGroupSpec::launch`].
+    pub schema: Value,
+    /// A launch that passes.
+    pub example: Value,
+}
+
+/// A cloud account.
+#[async_trait]
+pub trait Provider: Send + Sync {
+    fn kind(&self) -> ProviderKind;
+    fn account(&self) -> Account;
+    /// Checks a launch beyond the schema. Error: (JSON pointer, message).
+    ///
+    /// # Errors
+    /// The first fault.
+    fn validate_launch(&self, launch: &Value) -> Result<(), (String, String)>;
+
+    /// Fresh, not cached.
+    async fn snapshot(&self) -> Result<Snapshot, Error>;
+    /// The revision that the provider knows to be newest; woken at each change.
+    fn changes(&self) -> watch::Receiver<u64>;
+
+    /// Makes the server group, or finds it made by the same operation key. `Conflict` when another made it.
+    async fn ensure_server_group(&self, op: &Operation, spec: &ServerGroupSpec) -> Result<ServerGroup, Error>;
+    async fn ensure_capacity(
+        &self,
+        op: &Operation,
+        place: &Place,
+        name: &str,
+        capacity: Capacity,
+    ) -> Result<ServerGroup, Error>;
+    /// In or out of its load balancers; out drains what is open.
+    async fn ensure_enabled(
+        &self,
+        op: &Operation,
+        place: &Place,
+        name: &str,
+        enabled: bool,
+    ) -> Result<ServerGroup, Error>;
+    /// Gone, with its instances stopped by its stop policy. Absent already is fine.
+    async fn ensure_server_group_destroyed(&self, op: &Operation, place: &Place, name: &str) -> Result<(), Error>;
+    async fn ensure_load_balancer(&self, op: &Operation, spec: &LoadBalancerSpec) -> Result<LoadBalancer, Error>;
+    /// Absent already is fine; `Conflict` while server groups are registered with it.
+    async fn ensure_load_balancer_deleted(&self, op: &Operation, place: &Place, name: &str) -> Result<(), Error>;
+    /// All shares of a load balancer at once; an empty list removes them.
+    async fn ensure_shares(
+        &self,
+        op: &Operation,
+        place: &Place,
+        load_balancer: &str,
+        shares: &[Share],
+    ) -> Result<LoadBalancer, Error>;
+    async fn ensure_security_group(&self, op: &Operation, spec: &SecurityGroupSpec) -> Result<SecurityGroup, Error>;
+    /// Absent already is fine; `Conflict` while something uses it.
+    async fn ensure_security_group_deleted(&self, op: &Operation, place: &Place, name: &str) -> Result<(), Error>;
+
+    /// The end of what an instance wrote, at most `bytes` (≤ 64 KiB).
+    async fn log_tail(&self, place: &Place, instance: &str, bytes: usize) -> Result<String, Error>;
+    /// Counters of a load balancer for the seconds from `since` (Unix time) on, at most 600.
+    async fn traffic(&self, place: &Place, load_balancer: &str, since: i64) -> Result<Vec<TrafficSecond>, Error>;
+}
