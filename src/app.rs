@@ -33,8 +33,6 @@ pub enum Error {
     Store(#[from] store::Error),
     #[error("the host in {directory} cannot be used: {message}")]
     Host { directory: String, message: String },
-    #[error("the outgoing HTTP client cannot be made: {0}")]
-    Outbound(String),
     #[error("the first principal cannot be made: {0}")]
     FirstPrincipal(String),
 }
@@ -112,11 +110,15 @@ impl App {
             allow: config.security.outbound_allow.clone(),
             own_listeners: own_listeners(inventory.clone()),
             ..outbound::Options::default()
-        })
-        .map_err(|error| Error::Outbound(error.to_string()))?;
+        });
         let secrets = Secrets::new(config.security.secret_dirs.clone());
-        let registry = stages::registry(stages::Parts { inventory: inventory.clone(), outbound, secrets });
-        let engine = Engine::new(engine::Options::default(), store.clone(), registry.clone(), clock.clone());
+        let registry = stages::registry(stages::Deps { inventory: inventory.clone(), outbound, secrets });
+        let options = engine::Options {
+            // The data directory is locked: every owner of an earlier start is gone.
+            sole_owner: config.data.database_url.is_none(),
+            ..engine::Options::default()
+        };
+        let engine = Engine::new(options, store.clone(), registry.clone(), clock.clone());
         let context = api::Context {
             store: store.clone(),
             commands: engine.commands(),

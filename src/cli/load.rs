@@ -193,11 +193,15 @@ type Connection = SendRequest<Empty<Bytes>>;
 /// One request; the version that answered.
 async fn ask(connection: &mut Option<Connection>, options: &Options) -> Result<String, Fault> {
     tokio::time::timeout(TIMEOUT, async {
-        let sender = match connection.take() {
-            Some(mut sender) if sender.ready().await.is_ok() => connection.insert(sender),
-            // Closed while nothing was under way: every client opens another then.
-            _ => connection.insert(connect(options.target).await?),
+        // One that was closed while nothing was under way is no failure: every client opens another.
+        let usable = match connection.as_mut() {
+            Some(sender) => sender.ready().await.is_ok(),
+            None => false,
         };
+        if !usable {
+            *connection = Some(connect(options.target).await?);
+        }
+        let sender = connection.as_mut().ok_or_else(|| Fault::new("no connection"))?;
         let request = hyper::Request::get(&options.path)
             .header(hyper::header::HOST, options.target.to_string())
             .body(Empty::new())

@@ -17,8 +17,8 @@ pub fn trials() -> Vec<Trial> {
     )]
 }
 
-/// Says where a PostgreSQL server is on which databases may be made.
-const URL: &str = "GENNAKER_TEST_POSTGRES_URL";
+/// Says where a PostgreSQL database is in which schemas may be made.
+const URL: &str = "GENNAKER_TEST_DATABASE_URL";
 
 fn url() -> String {
     std::env::var(URL).unwrap_or_else(|_| "postgres://postgres@127.0.0.1:5432/test".to_owned())
@@ -40,20 +40,18 @@ fn reachable() -> Result<(), String> {
     })
 }
 
-/// A database of the trial's own, removed at its end.
-async fn with_database(run: impl AsyncFnOnce(String) -> Outcome) -> Outcome {
-    let name = format!("gennaker_it_{}", uuid::Uuid::new_v4().simple());
-    let server: DatabaseConnection = Database::connect(url()).await?;
-    server.execute_unprepared(&format!("CREATE DATABASE {name}")).await?;
-    let base = url();
-    let (base, _) = base.rsplit_once('/').unwrap_or((&base, ""));
-    let outcome = run(format!("{base}/{name}")).await;
-    server.execute_unprepared(&format!("DROP DATABASE {name} WITH (FORCE)")).await?;
+/// A schema of the trial's own, removed at its end.
+async fn with_schema(run: impl AsyncFnOnce(String) -> Outcome) -> Outcome {
+    let name = format!("it_{}", uuid::Uuid::new_v4().simple());
+    let admin: DatabaseConnection = Database::connect(url()).await?;
+    admin.execute_unprepared(&format!("CREATE SCHEMA {name}")).await?;
+    let outcome = run(format!("{}?options=-csearch_path%3D{name}", url())).await;
+    admin.execute_unprepared(&format!("DROP SCHEMA {name} CASCADE")).await?;
     outcome
 }
 
 async fn deploy_and_kill() -> Outcome {
-    with_database(async |url| {
+    with_schema(async |url| {
         let mut server = Server::start_with(Options { database_url: Some(url), ..Options::default() }).await?;
         let hello = Hello::create(&server).await?;
         hello.deploy("1.0.0").await?.succeeded()?;

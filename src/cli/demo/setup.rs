@@ -21,10 +21,10 @@ pub const LOCATION: &str = "local";
 /// Follows one execution. Variables: `id`, `after`.
 pub const FOLLOW: &str = "
 subscription Follow($id: ID!, $after: String) {
-  executionEvents(scope: { execution: { id: $id } }, after: $after) {
+  executionEvents(scope: { execution: $id }, after: $after) {
     __typename
     cursor
-    time
+    occurredAt
     ... on ExecutionSnapshot { snapshot: execution { ...execution stages { ...stage } } }
     ... on ExecutionChanged { changed: execution { ...execution } }
     ... on StageChanged { stage { ...stage } }
@@ -99,7 +99,6 @@ pub async fn create_application(client: &Client) -> Result<(), Error> {
 /// When the API refuses.
 pub async fn upsert_security_group(client: &Client, ports: (u16, u16)) -> Result<String, Error> {
     let input = json!({
-        "application": { "name": APPLICATION },
         "account": ACCOUNT,
         "location": LOCATION,
         "name": APPLICATION,
@@ -115,14 +114,13 @@ pub async fn upsert_security_group(client: &Client, ports: (u16, u16)) -> Result
 /// When the API refuses.
 pub async fn upsert_load_balancer(client: &Client, ports: (u16, u16)) -> Result<String, Error> {
     let input = json!({
-        "application": { "name": APPLICATION },
         "account": ACCOUNT,
         "location": LOCATION,
         "name": APPLICATION,
         "listeners": [{ "address": "127.0.0.1", "port": ports.0, "portTo": ports.1 }],
-        "healthCheck": { "protocol": "http", "path": "/health", "intervalMs": 500 },
+        "healthCheck": { "protocol": "HTTP", "path": "/health", "interval": "PT0.5S" },
         "securityGroups": [APPLICATION],
-        "drainSeconds": 10,
+        "drain": "PT10S",
     });
     execution_id(&client.mutate(UPSERT_LOAD_BALANCER, input).await?)
 }

@@ -84,7 +84,7 @@ impl Tree {
     /// Takes an event in; what changed, a line each, for where there is no terminal. An event
     /// that has nothing for the tree changes nothing.
     pub fn apply(&mut self, event: &Value) -> Vec<String> {
-        let at = event["time"].as_str().and_then(|text| text.parse().ok());
+        let at = event["occurredAt"].as_str().and_then(|text| text.parse().ok());
         let mut lines = Vec::new();
         if let Some(execution) = event.get("changed").or_else(|| event.get("snapshot"))
             && let Ok(view) = ExecutionView::deserialize(execution)
@@ -318,7 +318,7 @@ mod tests {
     fn tree() -> Tree {
         let mut tree = Tree::default();
         tree.apply(&json!({
-            "time": "2026-01-01T00:00:00Z",
+            "occurredAt": "2026-01-01T00:00:00Z",
             "snapshot": {
                 "name": "deploy hello", "number": 1, "status": "RUNNING", "startedAt": "2026-01-01T00:00:00Z",
                 "endedAt": null,
@@ -332,7 +332,7 @@ mod tests {
     #[test]
     fn a_change_is_told_once_with_its_path_and_time() {
         let mut tree = tree();
-        let event = json!({"time": "2026-01-01T00:00:02.5Z", "stage": stage("RUNNING", "2 of 3 healthy")});
+        let event = json!({"occurredAt": "2026-01-01T00:00:02.5Z", "stage": stage("RUNNING", "2 of 3 healthy")});
         assert_eq!(
             tree.apply(&event),
             [

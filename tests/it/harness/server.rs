@@ -189,7 +189,7 @@ impl Server {
 
     /// The host's worker: what owns listeners and instances.
     pub fn host_worker(&self) -> Option<i32> {
-        let status = self.command().args(["host", "status", "--json"]).output().ok()?;
+        let status = self.command().args(["host", "status"]).output().ok()?;
         let status: serde_json::Value = serde_json::from_slice(&status.stdout).ok()?;
         i32::try_from(status["pid"].as_i64()?).ok()
     }
