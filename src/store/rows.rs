@@ -136,7 +136,7 @@ impl<'a> Reader<'a> {
 
 /// The pipeline is none once it was deleted.
 pub(super) const EXECUTION: &str = "id, kind, application_id, application_name, \
-    (SELECT p.id FROM pipeline p WHERE p.id = execution.pipeline_id), name, revision, number, status, version, \
+    (SELECT p.id FROM pipeline p WHERE p.id = execution.pipeline_id) AS pipeline, name, revision, number, status, version, \
     event_seq, started_by, started_by_name, format, parameters, notifications, cancel, failure, created_at, \
     started_at, ended_at, deadline";
 
