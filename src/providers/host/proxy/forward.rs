@@ -319,7 +319,7 @@ fn switch(
     let client = Arc::clone(client);
     let tracker = client.balancer.shared.tracker.clone();
     tracker.spawn(async move {
-        let _open = open;
+        let mut cut = open.upstream().cut();
         let through = async {
             if let Some(connection) = channel.into_connection() {
                 let _ = connection.await;
@@ -331,9 +331,11 @@ fn switch(
         };
         tokio::select! {
             _ = async { tokio::join!(through, talk) } => {}
-            // At the latest when its listener's time is over; when the instance's is, the socket is cut.
+            // At the latest when the time of its instance or of its listener is over.
+            _ = cut.changed() => {}
             () = client.killed() => {}
         }
+        drop(open);
     });
     Ok(Answer::Switched(headers))
 }

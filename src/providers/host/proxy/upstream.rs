@@ -21,6 +21,7 @@ use hyper_util::rt::TokioIo;
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, Shutdown, recv, setsockopt, shutdown, sockopt};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 
 use super::body::RequestBody;
 use super::limits::Limits;
@@ -40,6 +41,7 @@ pub(super) struct Upstream {
     group_open: Arc<AtomicUsize>,
     pool: Mutex<Pool>,
     sockets: Arc<Sockets>,
+    cut: watch::Sender<()>,
     /// Passed over until then, if there are others; see [`now_ms`].
     suspect_until: AtomicU64,
 }
@@ -54,6 +56,9 @@ struct Pool {
 #[derive(Default)]
 struct Sockets(Mutex<HashMap<u64, RawFd>>);
 
+/// Told when the drain time is over.
+pub(super) type Cut = watch::Receiver<()>;
+
 impl Upstream {
     pub fn new(group: Arc<str>, address: SocketAddr, group_open: Arc<AtomicUsize>) -> Self {
         static IDS: AtomicU64 = AtomicU64::new(1);
@@ -65,6 +70,7 @@ impl Upstream {
             group_open,
             pool: Mutex::new(Pool { resting: Vec::new(), cut_at: None }),
             sockets: Arc::default(),
+            cut: watch::channel(()).0,
             suspect_until: AtomicU64::new(0),
         }
     }
@@ -177,8 +183,14 @@ impl Upstream {
         };
         drop(gone);
         if cut {
+            self.cut.send_replace(());
             self.sockets.cut();
         }
+    }
+
+    /// For those who would not notice the end of a socket, since they have two.
+    pub fn cut(&self) -> Cut {
+        self.cut.subscribe()
     }
 }
 
