@@ -133,7 +133,11 @@ impl App {
         app.spawn("api", GRACE, |stop| serve(listener, router, stop));
         app.spawn("engine", Duration::from_secs(30), {
             let engine = engine.clone();
-            |stop| async move { engine.run(stop).await }
+            |stop| async move {
+                if let Err(error) = engine.run(stop).await {
+                    error!("the engine cannot run: {error}");
+                }
+            }
         });
         app.spawn("inventory notices", GRACE, {
             let inventory = inventory.clone();

@@ -44,7 +44,7 @@ pub struct Report {
     pub failed: u64,
     /// Requests sent once more; zero unless [`Options::retry_broken`].
     pub retried: u64,
-    /// Per second since the start: version (what the body says) to answers.
+    /// Per second since the start: version to answers.
     pub seconds: BTreeMap<u64, BTreeMap<String, u64>>,
     /// The first failures: milliseconds since the start, and what happened.
     pub failures: Vec<(u64, String)>,
@@ -211,6 +211,7 @@ async fn ask(connection: &mut Option<Connection>, options: &Options) -> Result<S
             .await
             .map_err(|error| Fault { what: format!("connection broken: {}", deepest(&error)), broken: true })?;
         let status = answer.status();
+        let version = answer.headers().get("x-version").and_then(|value| value.to_str().ok()).map(str::to_owned);
         let body = Limited::new(answer.into_body(), BODY_MAX)
             .collect()
             .await
@@ -219,7 +220,7 @@ async fn ask(connection: &mut Option<Connection>, options: &Options) -> Result<S
         if status != hyper::StatusCode::OK {
             return Err(Fault::new(format!("answered {status}: {}", cut(&body))));
         }
-        Ok(version(&body))
+        Ok(version.unwrap_or_else(|| cut(&body)))
     })
     .await
     .unwrap_or_else(|_| Err(Fault::new(format!("no answer within {} s", TIMEOUT.as_secs()))))
@@ -234,14 +235,6 @@ async fn connect(target: SocketAddr) -> Result<Connection, Fault> {
     // Ends by itself when the sender is dropped or the peer closes.
     tokio::spawn(connection);
     Ok(sender)
-}
-
-/// The version in a sample application's answer: `{"version":"1.0.0"}`, or the text itself.
-fn version(body: &[u8]) -> String {
-    serde_json::from_slice::<serde_json::Value>(body)
-        .ok()
-        .and_then(|value| value.get("version").and_then(|version| version.as_str().map(str::to_owned)))
-        .unwrap_or_else(|| cut(body))
 }
 
 fn cut(body: &[u8]) -> String {

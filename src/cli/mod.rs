@@ -91,7 +91,7 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args),
         Command::Host(args) => done(host::run(&args)),
         Command::Shim(args) => done(shim::run(&args)),
-        Command::SampleApp(args) => sample_app::run(args),
+        Command::SampleApp(args) => block_on(async { Ok(sample_app::run(args).await.map(|()| ExitCode::SUCCESS)?) }),
         Command::Token(args) => token::run(args),
         Command::Schema(args) => schema::run(args),
         Command::Migrate(args) => migrate::run(args),
