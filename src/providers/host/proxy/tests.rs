@@ -104,6 +104,8 @@ struct Instance {
 struct Seen {
     requests: AtomicUsize,
     connections: AtomicUsize,
+    /// Requests for /hold.
+    held: AtomicUsize,
     /// While set, /hold does not answer.
     hold: watch::Sender<bool>,
     /// Close after the head of the next request was read.
@@ -192,6 +194,7 @@ async fn answer(
     }
     match request.uri().path() {
         "/hold" => {
+            seen.held.fetch_add(1, Ordering::SeqCst);
             let _ = seen.hold.subscribe().wait_for(|hold| !*hold).await;
             Ok(Response::new(Full::new(group.into())))
         }
@@ -638,7 +641,7 @@ async fn a_proxy_that_takes_over_the_socket_fails_no_request_and_knows_the_count
     load.more(100).await;
     let address = bench.address;
     let slow = tokio::spawn(async move { get(address, "/hold").await });
-    until("the slow request to arrive", || bench.proxy.open_to("v000") >= 1 && instance.requests() > 100).await;
+    until("the slow request to arrive", || instance.seen.held.load(Ordering::SeqCst) == 1).await;
     // As on an upgrade: the next one listens on a copy of the socket before the first one stops.
     let next = Proxy::new(&bench.dir).expect("a proxy");
     next.set_backends("app", vec![instance.backend.clone()]);
