@@ -16,7 +16,7 @@ use crate::engine::contract::{Cause, INVENTORY_TOPIC, Next, Stage, StepContext, 
 use crate::inventory::Inventory;
 use crate::model::{
     Capacity, ChildSpec, Execution, HealthCheck, OnFailure, Phase, Place, ServerGroup, ServerGroupSpec,
-    Stage as StageRow, Status, names,
+    Stage as StageRow, names,
 };
 use crate::providers::Snapshot;
 use crate::strategies::{self, Deployment, Strategy};
