@@ -9,6 +9,7 @@ mod api_errors;
 mod crash;
 mod demo;
 mod deploy;
+mod examples;
 mod harness;
 mod idempotency;
 mod layers;
@@ -28,6 +29,7 @@ fn main() {
         crash::trials(),
         demo::trials(),
         deploy::trials(),
+        examples::trials(),
         idempotency::trials(),
         layers::trials(),
         postgres::trials(),

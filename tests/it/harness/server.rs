@@ -128,6 +128,11 @@ impl Server {
         Client::new(&self.url(), token).expect("a client needs nothing")
     }
 
+    /// The token of `admin`.
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+
     pub fn dir(&self) -> &Path {
         &self.dir
     }
