@@ -16,8 +16,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::model::{ChildSpec, Execution, Place, Stage as StageRow, StageId};
-use crate::store::{ClusterClaim, ClusterKey};
+pub use super::context::StepContext;
+use super::erased::Erased;
+use crate::model::{ChildSpec, Execution, Stage as StageRow};
+use crate::store::ClusterKey;
 
 /// What is to happen after a step.
 #[derive(Debug, Clone, PartialEq)]
@@ -140,88 +142,24 @@ pub enum EffectError<E> {
     NotMade(String),
 }
 
-/// What a step may see and do. Internals belong to the runner.
-pub struct StepContext {
-    #[allow(dead_code)]
-    inner: Arc<()>,
+impl<E> EffectError<E> {
+    /// What the step returns: an error of the call as `call` says, everything else as a retry
+    /// (a call that was not made does not count as one).
+    #[must_use]
+    pub fn into_step(self, call: impl FnOnce(E) -> StepError) -> StepError {
+        match self {
+            Self::Call(error) => call(error),
+            Self::Unknown { what, since } => StepError::Retry(Cause::new(
+                "OUTCOME_UNKNOWN",
+                format!("{what}: begun at {}, and not answered", since.to_rfc3339()),
+            )),
+            Self::NotMade(why) => StepError::Retry(Cause::new(NOT_MADE, why)),
+        }
+    }
 }
 
-#[allow(unused_variables, clippy::unused_async, clippy::todo)]
-impl StepContext {
-    /// The whole execution as of this step.
-    #[must_use]
-    pub fn execution(&self) -> &Execution {
-        todo!()
-    }
-    /// The stage itself as of this step.
-    #[must_use]
-    pub fn stage(&self) -> &StageRow {
-        todo!()
-    }
-    /// The stage's own children so far, in the order they were made.
-    #[must_use]
-    pub fn children(&self) -> Vec<&StageRow> {
-        todo!()
-    }
-    /// The child of that key, if it was spawned.
-    #[must_use]
-    pub fn child(&self, key: &str) -> Option<&StageRow> {
-        todo!()
-    }
-    /// What came with the signal that woke this step; None when the wait ran out or there was none.
-    #[must_use]
-    pub fn signal(&self) -> Option<&Value> {
-        todo!()
-    }
-    /// Whether the wait of the step before ended by its timeout.
-    #[must_use]
-    pub fn timed_out(&self) -> bool {
-        todo!()
-    }
-    /// Now, by the engine's clock.
-    #[must_use]
-    pub fn now(&self) -> DateTime<Utc> {
-        todo!()
-    }
-    /// Says how far the stage is; saved with the step, at most once a second but for the last.
-    pub fn progress(&self, completed: i64, total: i64, unit: &str, message: impl Into<String>) {
-        todo!()
-    }
-    /// Sets the outputs that others may read before the stage is done; merged key by key.
-    pub fn output(&self, key: &str, value: Value) {
-        todo!()
-    }
-
-    /// Records the intent (refused when the lease is lost or, outside an unwind, the execution is
-    /// cancelled), makes the call under its deadline, and keeps the outcome for the step's commit.
-    ///
-    /// # Errors
-    /// See [`EffectError`]. A call that runs into its timeout is `Unknown` for `Repeat::Blind`;
-    /// for `Repeat::Keyed` it is `Unknown` too, and the stage returns it as a `Retry`.
-    pub async fn effect<T, E, F, Fut>(&self, effect: Effect<'_>, call: F) -> Result<T, EffectError<E>>
-    where
-        T: Send,
-        E: std::fmt::Display + Send,
-        F: FnOnce(Ticket) -> Fut + Send,
-        Fut: Future<Output = Result<T, E>> + Send,
-    {
-        todo!()
-    }
-    /// Waits in line for the cluster; the claim belongs to the topmost stage of this stage's
-    /// ancestry (itself included) and is given back when that one ends, unwind included.
-    /// While waiting, poll on [`cluster_topic`].
-    pub async fn claim_cluster(&self, key: &ClusterKey) -> Result<ClusterClaim, StepError> {
-        todo!()
-    }
-    /// The server group name this stage and attempt reserved at the place, if any.
-    pub async fn reserved_name(&self, place: &Place) -> Result<Option<String>, StepError> {
-        todo!()
-    }
-    /// Reserves a name; false when it is another's.
-    pub async fn reserve_name(&self, place: &Place, name: &str) -> Result<bool, StepError> {
-        todo!()
-    }
-}
+/// The code of a cause that says: the call was not made.
+pub(super) const NOT_MADE: &str = "EFFECT_NOT_MADE";
 
 /// The topic on which those who wait for a cluster are woken.
 #[must_use]
@@ -313,9 +251,20 @@ pub trait Stage: Send + Sync + 'static {
 /// A kind of stage with its types erased, for the registry.
 pub trait DynStage: Send + Sync {
     fn kind(&self) -> StageKind;
+    /// At save time: a string that holds an expression counts as any type.
+    ///
     /// # Errors
     /// (JSON pointer, message) of the first fault.
     fn validate(&self, config: &Value) -> Result<(), (String, String)>;
+    /// At the stage's start, expressions evaluated: everything is checked.
+    ///
+    /// # Errors
+    /// (JSON pointer, message) of the first fault.
+    fn validate_resolved(&self, config: &Value) -> Result<(), (String, String)>;
+    /// From start to failure by timeout where the pipeline says nothing.
+    fn timeout(&self) -> Duration;
+    /// What people see where the pipeline gives no name.
+    fn title(&self) -> &'static str;
     fn tasks(&self, config: &Value, cursor: &Value) -> (Vec<&'static str>, usize);
     fn before(&self, config: &Value) -> Vec<ChildSpec>;
     fn after(&self, config: &Value, outputs: &Value) -> Vec<ChildSpec>;
@@ -336,10 +285,13 @@ pub struct Registry {
 
 impl Registry {
     /// Adds a kind; the last of a name stands.
+    ///
+    /// # Panics
+    /// When the kind's schema is not a JSON Schema: a fault of the kind's code.
     #[must_use]
-    #[allow(unused_mut, unused_variables)]
     pub fn with<S: Stage>(mut self, stage: S) -> Self {
-        todo!()
+        self.kinds.insert(S::KIND, Arc::new(Erased::new(stage)));
+        self
     }
     /// The kind of that name.
     #[must_use]
@@ -351,6 +303,3 @@ impl Registry {
         self.kinds.values()
     }
 }
-
-#[allow(dead_code)]
-type Unused = StageId;

@@ -1,5 +1,172 @@
 //! Durable execution: what a stage is ([`contract`]), what may happen next ([`decide`], pure), who
 //! makes it happen ([`runner`]), and what people and triggers may ask for ([`commands`]).
 
+mod apply;
 pub mod commands;
+mod context;
 pub mod contract;
+pub mod decide;
+mod erased;
+mod notices;
+mod recovery;
+mod runner;
+mod timers;
+mod topics;
+mod validate;
+mod worker;
+
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+pub use topics::Topics;
+
+use crate::clock::Clock;
+use crate::model::{ExecutionId, OwnerId};
+use crate::store::Store;
+use runner::Shared;
+
+/// How the engine runs. Times in their names' units where they are not durations.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// An owner whose beat stood still for this long is taken for dead; it beats three times in it.
+    pub lease: Duration,
+    /// Nobody else can use this database (SQLite, whose directory is locked): all owners but this
+    /// one are dead, and their executions free, at once.
+    pub sole_owner: bool,
+    /// Steps that may be under way at once.
+    pub concurrency: usize,
+    /// Executions that may be in memory at once; others wait for a place.
+    pub active_max: usize,
+    /// An execution that has nothing to do for this long leaves the memory.
+    pub idle_after: Duration,
+    /// How often the database is asked for due work; signals only shorten this.
+    pub scan_every: Duration,
+    /// From start to failure by timeout of a whole execution.
+    pub deadline_default: Duration,
+    /// How long a stage's unwind may take.
+    pub unwind_timeout: Duration,
+    /// How long steps under way may go on when the server stops.
+    pub stop_grace: Duration,
+    /// Stages that may wait for one cluster.
+    pub cluster_queue_max: usize,
+    /// Bytes of a stage's config.
+    pub config_max: usize,
+    /// Bytes of a stage's outputs.
+    pub outputs_max: usize,
+    /// Bytes of an event.
+    pub event_max: usize,
+    /// Tests only: asked at the points where a crash hurts most.
+    pub crash: Option<CrashHook>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            lease: Duration::from_secs(15),
+            sole_owner: false,
+            concurrency: 256,
+            active_max: 2_000,
+            idle_after: Duration::from_secs(30),
+            scan_every: Duration::from_secs(1),
+            deadline_default: Duration::from_secs(72 * 3600),
+            unwind_timeout: Duration::from_secs(600),
+            stop_grace: Duration::from_secs(10),
+            cluster_queue_max: 64,
+            config_max: 256 * 1024,
+            outputs_max: 1024 * 1024,
+            event_max: 64 * 1024,
+            crash: None,
+        }
+    }
+}
+
+/// Says whether the engine dies here; for the test that kills every stage at every point.
+#[derive(Clone)]
+pub struct CrashHook(pub Arc<dyn Fn(&CrashPoint) -> bool + Send + Sync>);
+
+impl fmt::Debug for CrashHook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CrashHook")
+    }
+}
+
+/// A place where the engine may die.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CrashPoint {
+    pub execution: ExecutionId,
+    /// The stage's kind.
+    pub kind: String,
+    /// The stage's key.
+    pub stage: String,
+    /// The cursor the step began with.
+    pub cursor: serde_json::Value,
+    /// The effect's key; None at [`Moment::BeforeCommit`].
+    pub effect: Option<String>,
+    pub moment: Moment,
+}
+
+/// When the engine may die.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Moment {
+    /// The intent is committed, the call is not made.
+    AfterIntent,
+    /// The call was answered, its outcome is not committed.
+    AfterEffect,
+    /// The step is over, its outcome is not committed.
+    BeforeCommit,
+}
+
+/// The engine of one server: claims executions and runs their stages. Cheap to clone.
+#[derive(Clone)]
+pub struct Engine {
+    shared: Arc<Shared>,
+}
+
+impl Engine {
+    /// An engine that does nothing until [`Engine::run`].
+    #[must_use]
+    pub fn new(options: Options, store: Store, registry: contract::Registry, clock: Clock) -> Self {
+        Self { shared: Arc::new(Shared::new(options, store, registry, clock)) }
+    }
+
+    /// Where commands are given.
+    #[must_use]
+    pub fn commands(&self) -> commands::Commands {
+        let shared = &self.shared;
+        commands::Commands::new(
+            shared.store.clone(),
+            shared.registry.clone(),
+            shared.clock.clone(),
+            shared.options.clone(),
+        )
+    }
+
+    /// Where notices are given to stages that poll.
+    #[must_use]
+    pub fn topics(&self) -> Topics {
+        self.shared.topics.clone()
+    }
+
+    /// This start of a server, as executions name it.
+    #[must_use]
+    pub fn owner(&self) -> OwnerId {
+        self.shared.owner
+    }
+
+    /// Runs executions until the token is cancelled (steps under way get the grace of
+    /// [`Options::stop_grace`]) or a crash hook says so. Call it once.
+    ///
+    /// # Errors
+    /// When this start of the server cannot be registered in the database.
+    pub async fn run(&self, stop: CancellationToken) -> Result<(), crate::store::Error> {
+        runner::run(&self.shared, stop).await
+    }
+}

@@ -1,0 +1,345 @@
+//! What a step may see and do. Effects go out only through here: the intent is committed first.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde_json::{Map, Value};
+use tokio::sync::Notify;
+
+use super::apply::{cut, delta, ignores_cancel};
+use super::contract::{Cause, Effect, EffectError, NOT_MADE, Repeat, StepError, Ticket};
+use super::decide::topmost;
+use super::runner::Shared;
+use super::worker::Message;
+use super::{CrashPoint, Moment};
+use crate::model::{Execution, IntentId, Phase, Place, Progress, Stage as StageRow, Wake};
+use crate::store::{ClusterClaim, ClusterKey, Commit, CommitError, Guard, Intent, IntentOutcome, Lease, Write};
+
+/// The longest a call may take.
+const EFFECT_TIMEOUT_MAX: Duration = Duration::from_secs(600);
+
+/// What a step may see and do. Internals belong to the runner.
+pub struct StepContext {
+    pub(super) shared: Arc<Shared>,
+    pub(super) lease: Lease,
+    pub(super) execution: Arc<Execution>,
+    /// Of the stage, among the execution's.
+    pub(super) index: usize,
+    pub(super) state: Arc<StepState>,
+    pub(super) worker: tokio::sync::mpsc::UnboundedSender<Message>,
+}
+
+/// What the step and its worker share while the step runs.
+#[derive(Debug, Default)]
+pub(super) struct StepState {
+    gate: Mutex<Gate>,
+    kept: Mutex<Kept>,
+    /// A call was refused before it was made.
+    pub not_made: AtomicBool,
+    /// The step has to end and nothing of it is outside: it ends now.
+    pub kill: Notify,
+    /// The step has to end and its last call has just been answered: it ends soon.
+    pub linger: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Gate {
+    /// No new effect may begin.
+    closed: bool,
+    /// Effects under way.
+    running: usize,
+}
+
+/// What a step has done so far, for its commit.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    pub progress: Option<Progress>,
+    pub outputs: Map<String, Value>,
+    pub intents: Vec<(IntentId, IntentOutcome)>,
+    /// Intents of this stage and attempt that were found open: their outcome is not known.
+    pub open: HashMap<String, Intent>,
+    /// Clusters this stage's topmost ancestor has claimed or waits for.
+    pub clusters: Vec<ClusterKey>,
+}
+
+impl StepState {
+    pub fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn gate(&self) -> MutexGuard<'_, Gate> {
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets no further effect begin and has the step end: at once, or after the call under way.
+    pub fn close(&self) {
+        let mut gate = self.gate();
+        if !gate.closed {
+            gate.closed = true;
+            if gate.running == 0 {
+                self.kill.notify_one();
+            }
+        }
+    }
+
+    fn enter(self: &Arc<Self>) -> Option<Entered> {
+        let mut gate = self.gate();
+        if gate.closed {
+            return None;
+        }
+        gate.running += 1;
+        Some(Entered(Arc::clone(self)))
+    }
+}
+
+/// An effect is under way.
+struct Entered(Arc<StepState>);
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        let mut gate = self.0.gate();
+        gate.running -= 1;
+        if gate.closed && gate.running == 0 {
+            self.0.linger.notify_one();
+        }
+    }
+}
+
+impl StepContext {
+    /// The whole execution as of this step.
+    #[must_use]
+    pub fn execution(&self) -> &Execution {
+        &self.execution
+    }
+
+    /// The stage itself as of this step.
+    #[must_use]
+    pub fn stage(&self) -> &StageRow {
+        &self.execution.stages[self.index]
+    }
+
+    /// The stage's own children so far (those its steps have spawned), in the order they were made.
+    #[must_use]
+    pub fn children(&self) -> Vec<&StageRow> {
+        self.execution.children(self.stage().id).filter(|child| child.phase == Phase::Body).collect()
+    }
+
+    /// The child of that key, if it was spawned.
+    #[must_use]
+    pub fn child(&self, key: &str) -> Option<&StageRow> {
+        self.execution.children(self.stage().id).find(|child| child.phase == Phase::Body && child.key == key)
+    }
+
+    /// What came with the signal that woke this step; None when the wait ran out or there was none.
+    #[must_use]
+    pub fn signal(&self) -> Option<&Value> {
+        match &self.stage().wake {
+            Wake::Signal { payload, .. } => payload.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// Whether the wait of the step before ended by its timeout.
+    #[must_use]
+    pub fn timed_out(&self) -> bool {
+        matches!(&self.stage().wake, Wake::Signal { payload: None, until, .. } if *until <= self.now())
+    }
+
+    /// Now, by the engine's clock.
+    #[must_use]
+    pub fn now(&self) -> DateTime<Utc> {
+        self.shared.clock.now()
+    }
+
+    /// Says how far the stage is; saved with the step, at most once a second but for the last.
+    pub fn progress(&self, completed: i64, total: i64, unit: &str, message: impl Into<String>) {
+        let message = cut(&message.into());
+        let same = |present: &Progress| {
+            present.completed == completed && present.total == total && present.unit == unit && present.message == message
+        };
+        if self.stage().progress.as_ref().is_some_and(same) {
+            self.state.kept().progress = None;
+            return;
+        }
+        let updated_at = self.now();
+        self.state.kept().progress =
+            Some(Progress { completed, total, unit: unit.to_owned(), message, updated_at });
+    }
+
+    /// Sets the outputs that others may read before the stage is done; merged key by key.
+    pub fn output(&self, key: &str, value: Value) {
+        self.state.kept().outputs.insert(key.to_owned(), value);
+    }
+
+    /// Records the intent (refused when the lease is lost or, outside an unwind, the execution is
+    /// cancelled), makes the call under its deadline, and keeps the outcome for the step's commit.
+    ///
+    /// # Errors
+    /// See [`EffectError`]. A call that runs into its timeout is `Unknown` for `Repeat::Blind`;
+    /// for `Repeat::Keyed` it is `Unknown` too, and the stage returns it as a `Retry`.
+    pub async fn effect<T, E, F, Fut>(&self, effect: Effect<'_>, call: F) -> Result<T, EffectError<E>>
+    where
+        T: Send,
+        E: std::fmt::Display + Send,
+        F: FnOnce(Ticket) -> Fut + Send,
+        Fut: Future<Output = Result<T, E>> + Send,
+    {
+        let Some(_entered) = self.state.enter() else {
+            return Err(self.not_made("the stage has to end".to_owned()));
+        };
+        let found = self.state.kept().open.remove(effect.key);
+        if let Some(found) = &found {
+            // Whatever comes next, the old call's outcome stays unknown.
+            self.state.kept().intents.push((found.id, IntentOutcome::Unknown));
+            if effect.repeat == Repeat::Blind {
+                return Err(EffectError::Unknown { what: effect.what, since: found.created_at });
+            }
+        }
+
+        let timeout = effect.timeout.min(EFFECT_TIMEOUT_MAX);
+        let now = self.now();
+        let intent = self.intent(&effect, now, now + delta(timeout));
+        let ticket = Ticket {
+            operation: format!("{}/{}/{}/{}", intent.execution, intent.stage, intent.attempt, intent.key),
+            fence: self.lease.number,
+            deadline: intent.deadline,
+        };
+        let id = intent.id;
+        self.record(intent).await?;
+        self.crash(Moment::AfterIntent, effect.key).await;
+
+        let answer = tokio::select! {
+            biased;
+            answer = call(ticket) => Some(answer),
+            () = self.shared.clock.sleep(timeout) => None,
+        };
+        self.crash(Moment::AfterEffect, effect.key).await;
+        let outcome = match &answer {
+            Some(Ok(_)) => IntentOutcome::Done,
+            Some(Err(error)) => IntentOutcome::Failed { message: cut(&error.to_string()) },
+            None => IntentOutcome::Unknown,
+        };
+        self.state.kept().intents.push((id, outcome));
+        match answer {
+            Some(Ok(value)) => Ok(value),
+            Some(Err(error)) => Err(EffectError::Call(error)),
+            None => Err(EffectError::Unknown { what: effect.what, since: now }),
+        }
+    }
+
+    fn intent(&self, effect: &Effect<'_>, now: DateTime<Utc>, deadline: DateTime<Utc>) -> Intent {
+        let stage = self.stage();
+        Intent {
+            id: IntentId::new(),
+            execution: self.execution.id,
+            stage: stage.id,
+            attempt: stage.attempt,
+            key: effect.key.to_owned(),
+            what: cut(&effect.what),
+            lease_number: self.lease.number,
+            created_at: now,
+            deadline,
+            closed_at: None,
+            outcome: None,
+        }
+    }
+
+    /// Commits the intent, or says why the call must not be made.
+    async fn record<E>(&self, intent: Intent) -> Result<(), EffectError<E>> {
+        let execution = self.execution.id;
+        let mut guards =
+            vec![Guard::Lease { execution, owner: self.lease.owner, number: self.lease.number }];
+        if !ignores_cancel(&self.execution, self.stage()) {
+            guards.push(Guard::NotCancelled { execution });
+        }
+        let id = intent.id;
+        let commit = Commit { guards, writes: vec![Write::InsertIntent(intent)], events: Vec::new() };
+        self.shared.alive().await;
+        let error = match self.shared.store.commit(commit).await {
+            Ok(_) => return Ok(()),
+            Err(error) => error,
+        };
+        if let CommitError::Unknown(_) = &error {
+            // If it is there, it says of a call that was not made.
+            let outcome = IntentOutcome::Failed { message: "the call was not made".to_owned() };
+            self.state.kept().intents.push((id, outcome));
+        }
+        if let CommitError::Refused(_) = &error {
+            // The execution has changed hands or is cancelled: the worker reads it anew.
+            let _ = self.worker.send(Message::Changed);
+        }
+        Err(self.not_made(error.to_string()))
+    }
+
+    fn not_made<E>(&self, why: String) -> EffectError<E> {
+        self.state.not_made.store(true, Ordering::Release);
+        EffectError::NotMade(why)
+    }
+
+    async fn crash(&self, moment: Moment, effect: &str) {
+        if let Some(hook) = &self.shared.options.crash {
+            let stage = self.stage();
+            let point = CrashPoint {
+                execution: self.execution.id,
+                kind: stage.kind.clone(),
+                stage: stage.key.clone(),
+                cursor: stage.cursor.clone(),
+                effect: Some(effect.to_owned()),
+                moment,
+            };
+            if hook.0(&point) {
+                self.shared.die();
+            }
+        }
+        self.shared.alive().await;
+    }
+
+    /// Waits in line for the cluster; the claim belongs to the topmost stage of this stage's
+    /// ancestry (itself included) and is given back when that one ends, unwind included.
+    /// While waiting, poll on [`super::contract::cluster_topic`].
+    ///
+    /// # Errors
+    /// A retry, when the database could not say.
+    pub async fn claim_cluster(&self, key: &ClusterKey) -> Result<ClusterClaim, StepError> {
+        let top = topmost(&self.execution, self.stage()).id;
+        self.state.kept().clusters.push(key.clone());
+        let max = self.shared.options.cluster_queue_max;
+        let claim = self.shared.store.cluster_claim(self.lease, key, top, max).await;
+        claim.map_err(|error| self.refused(&error, format!("claim of cluster `{}`", key.cluster)))
+    }
+
+    /// The server group name this stage and attempt reserved at the place, if any.
+    ///
+    /// # Errors
+    /// A retry, when the database could not say.
+    pub async fn reserved_name(&self, place: &Place) -> Result<Option<String>, StepError> {
+        let stage = self.stage();
+        let name = self.shared.store.name_reserved(place, stage.id, stage.attempt).await;
+        name.map_err(|error| {
+            StepError::Retry(Cause::new("DATABASE_UNAVAILABLE", "reserved name could not be read").because(error))
+        })
+    }
+
+    /// Reserves a name; false when it is another's.
+    ///
+    /// # Errors
+    /// A retry, when the database could not say.
+    pub async fn reserve_name(&self, place: &Place, name: &str) -> Result<bool, StepError> {
+        let stage = self.stage();
+        let reserved = self.shared.store.name_reserve(self.lease, place, name, stage.id, stage.attempt).await;
+        reserved.map_err(|error| self.refused(&error, format!("reservation of the name `{name}`")))
+    }
+
+    fn refused(&self, error: &CommitError, what: String) -> StepError {
+        if let CommitError::Refused(_) = error {
+            self.state.not_made.store(true, Ordering::Release);
+            let _ = self.worker.send(Message::Changed);
+            return StepError::Retry(Cause::new(NOT_MADE, what).because(error));
+        }
+        StepError::Retry(Cause::new("DATABASE_UNAVAILABLE", format!("{what} did not work out")).because(error))
+    }
+}

@@ -1,0 +1,237 @@
+//! Makes it happen: registers this start of the server, claims what is due, and gives each
+//! claimed execution a worker. The periodic scan is the truth; signals and timers shorten waits.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use chrono::{DateTime, Utc};
+use tokio::sync::Semaphore;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::contract::Registry;
+use super::timers::Timers;
+use super::worker::{self, Message, Sender};
+use super::{Options, Topics, recovery};
+use crate::clock::Clock;
+use crate::model::{ExecutionId, OwnerId};
+use crate::store::{Error, Store};
+
+/// What all workers of an engine share.
+pub(super) struct Shared {
+    pub options: Options,
+    pub store: Store,
+    pub registry: Registry,
+    pub clock: Clock,
+    pub owner: OwnerId,
+    pub topics: Topics,
+    /// Steps under way.
+    pub permits: Semaphore,
+    /// No new steps; those under way may end.
+    pub stopping: CancellationToken,
+    /// A crash hook has spoken: nothing is written or called any more.
+    pub dead: CancellationToken,
+    active: Mutex<HashMap<ExecutionId, Handle>>,
+    serial: AtomicU64,
+}
+
+/// A worker as others see it.
+#[derive(Clone)]
+pub(super) struct Handle {
+    pub serial: u64,
+    pub sender: Sender,
+    /// What the worker wrote as the execution's `wake_at`, in microseconds.
+    wake: Arc<AtomicI64>,
+}
+
+impl Handle {
+    /// Remembers what was written.
+    pub fn wakes(&self, at: Option<DateTime<Utc>>) {
+        self.wake.store(at.map_or(i64::MAX, |at| at.timestamp_micros()), Ordering::Relaxed);
+    }
+}
+
+impl Shared {
+    pub fn new(options: Options, store: Store, registry: Registry, clock: Clock) -> Self {
+        Self {
+            permits: Semaphore::new(options.concurrency.max(1)),
+            options,
+            store,
+            registry,
+            clock,
+            owner: OwnerId::new(),
+            topics: Topics::default(),
+            stopping: CancellationToken::new(),
+            dead: CancellationToken::new(),
+            active: Mutex::default(),
+            serial: AtomicU64::new(0),
+        }
+    }
+
+    /// The executions in memory.
+    pub fn active(&self) -> MutexGuard<'_, HashMap<ExecutionId, Handle>> {
+        self.active.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The worker of that serial number has left.
+    pub fn forget(&self, id: ExecutionId, serial: u64) {
+        let mut active = self.active();
+        if active.get(&id).is_some_and(|handle| handle.serial == serial) {
+            active.remove(&id);
+        }
+    }
+
+    /// From here on the engine does nothing, as if it were killed.
+    pub fn die(&self) {
+        self.dead.cancel();
+    }
+
+    /// Returns at once while the engine lives, never afterwards.
+    pub async fn alive(&self) {
+        if self.dead.is_cancelled() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// See [`super::Engine::run`].
+pub(super) async fn run(shared: &Arc<Shared>, stop: CancellationToken) -> Result<(), Error> {
+    let mut work = shared.store.work();
+    shared.store.owner_register(shared.owner).await?;
+    recovery::at_start(shared).await?;
+
+    let mut runner =
+        Runner { shared: Arc::clone(shared), workers: JoinSet::new(), tasks: HashMap::new(), timers: Timers::default() };
+    let mut owners = JoinSet::new();
+    owners.spawn(recovery::watch(Arc::clone(shared)));
+    let mut scan = tokio::time::interval(shared.options.scan_every);
+    scan.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let next = runner.timers.next();
+        tokio::select! {
+            () = shared.dead.cancelled() => break,
+            () = stop.cancelled() => break,
+            heard = work.recv() => match heard {
+                Ok(id) => runner.wake(id, false),
+                Err(RecvError::Lagged(_)) => scan.reset_immediately(),
+                Err(RecvError::Closed) => tokio::time::sleep(shared.options.scan_every).await,
+            },
+            () = sleep_until(shared, next) => {
+                let now = shared.clock.now();
+                while let Some(id) = runner.timers.due(now) {
+                    runner.wake(id, false);
+                }
+            }
+            _ = scan.tick() => runner.scan().await,
+            Some(joined) = runner.workers.join_next_with_id() => {
+                if runner.left(joined) {
+                    scan.reset_immediately();
+                }
+            }
+            _ = owners.join_next(), if !owners.is_empty() => {
+                // It ends only when it is aborted or by a panic: beat again rather than be taken for dead.
+                owners.spawn(recovery::watch(Arc::clone(shared)));
+            }
+        }
+    }
+    if shared.dead.is_cancelled() {
+        // As if killed: the tasks are dropped where they are.
+        runner.workers.abort_all();
+        while runner.workers.join_next().await.is_some() {}
+        return Ok(());
+    }
+    shared.stopping.cancel();
+    let ended = async { while runner.workers.join_next().await.is_some() {} };
+    let in_time = tokio::select! {
+        ended = tokio::time::timeout(shared.options.stop_grace, ended) => ended.is_ok(),
+        () = shared.dead.cancelled() => false,
+    };
+    runner.workers.abort_all();
+    while runner.workers.join_next().await.is_some() {}
+    if !in_time {
+        tracing::warn!("steps under way did not end in time; they are taken up again at the next start");
+    }
+    if !shared.dead.is_cancelled()
+        && let Err(error) = shared.store.owner_forget(shared.owner).await
+    {
+        tracing::warn!("the executions are free only when the lease is over: {error}");
+    }
+    Ok(())
+}
+
+async fn sleep_until(shared: &Shared, at: Option<DateTime<Utc>>) {
+    match at {
+        Some(at) => shared.clock.sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+type Joined = Result<(tokio::task::Id, (ExecutionId, Option<DateTime<Utc>>)), tokio::task::JoinError>;
+
+struct Runner {
+    shared: Arc<Shared>,
+    workers: JoinSet<(ExecutionId, Option<DateTime<Utc>>)>,
+    tasks: HashMap<tokio::task::Id, (ExecutionId, u64)>,
+    timers: Timers,
+}
+
+impl Runner {
+    /// Tells the execution's worker, or makes one. `due`: the scan found it, which says nothing new
+    /// of one in memory that has something to do anyway.
+    fn wake(&mut self, id: ExecutionId, due: bool) {
+        let shared = Arc::clone(&self.shared);
+        let mut active = shared.active();
+        if let Some(handle) = active.get(&id) {
+            let now = if due { shared.clock.now().timestamp_micros() } else { i64::MIN };
+            if handle.wake.load(Ordering::Relaxed) > now || !due {
+                // A worker that is leaving is found gone by the next scan.
+                let _ = handle.sender.send(Message::Changed);
+            }
+            return;
+        }
+        if active.len() >= shared.options.active_max {
+            return; // the scan finds it when there is a place
+        }
+        let (sender, inbox) = mpsc::unbounded_channel();
+        let serial = shared.serial.fetch_add(1, Ordering::Relaxed);
+        let handle = Handle { serial, sender, wake: Arc::new(AtomicI64::new(i64::MIN)) };
+        active.insert(id, handle.clone());
+        drop(active);
+        let work = worker::run(shared, id, handle, inbox);
+        let task = self.workers.spawn(async move { (id, work.await) });
+        self.tasks.insert(task.id(), (id, serial));
+    }
+
+    async fn scan(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        let active = shared.active().len();
+        let limit = u64::try_from(active + 256).unwrap_or(u64::MAX);
+        match shared.store.executions_due(shared.owner, shared.clock.now(), limit).await {
+            Ok(due) => due.into_iter().for_each(|id| self.wake(id, true)),
+            Err(error) => tracing::warn!("due executions could not be read: {error}"),
+        }
+    }
+
+    /// A worker has ended. True: others may be waiting for its place.
+    fn left(&mut self, joined: Joined) -> bool {
+        let full = self.shared.active().len() + 1 >= self.shared.options.active_max;
+        match joined {
+            Ok((task, (id, at))) => {
+                self.tasks.remove(&task);
+                if let Some(at) = at {
+                    self.timers.add(at, id);
+                }
+            }
+            Err(error) => {
+                if let Some((id, serial)) = self.tasks.remove(&error.id()) {
+                    tracing::error!(execution.id = %id, "the worker of an execution ended by a fault: {error}");
+                    self.shared.forget(id, serial);
+                }
+            }
+        }
+        full
+    }
+}
