@@ -334,6 +334,7 @@ fn switch(
             // At the latest when the time of its instance or of its listener is over.
             _ = cut.changed() => {}
             () = client.killed() => {}
+            () = client.stalled() => {}
         }
         drop(open);
     });

@@ -13,6 +13,8 @@ pub struct Limits {
     pub header_read: Duration,
     /// How long a kept-alive client connection may rest.
     pub client_idle: Duration,
+    /// How long nothing may move between a client and the proxy while a request or a tunnel is open.
+    pub client_stall: Duration,
     /// Open requests per instance and load balancer; one with as many is passed over.
     pub instance_requests: usize,
     /// Resting connections kept per instance.
@@ -41,6 +43,7 @@ impl Default for Limits {
             header_bytes: 64 * 1024,
             header_read: Duration::from_secs(30),
             client_idle: Duration::from_secs(75),
+            client_stall: Duration::from_secs(900),
             instance_requests: 4_096,
             instance_idle: 256,
             connect: Duration::from_secs(2),
@@ -51,5 +54,13 @@ impl Default for Limits {
             suspect: Duration::from_secs(1),
             replay_bytes: 64 * 1024,
         }
+    }
+}
+
+impl Limits {
+    /// How often a connection is looked at for having rested, dawdled or stalled.
+    pub(super) fn look(&self) -> Duration {
+        let shortest = self.header_read.min(self.client_idle).min(self.client_stall);
+        (shortest / 3).clamp(Duration::from_millis(10), Duration::from_secs(10))
     }
 }

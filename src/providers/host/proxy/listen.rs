@@ -23,8 +23,6 @@ use super::forward;
 use super::upstream::now_ms;
 use super::watched::{Watch, Watched};
 
-/// How often a connection is looked at for having rested or dawdled too long.
-const LOOK: Duration = Duration::from_secs(10);
 /// Pause after the system refused to accept (too many open files).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -136,7 +134,7 @@ async fn serve(stream: TcpStream, client: Arc<Client>) {
         .serve_connection(io, service)
         .with_upgrades();
     tokio::pin!(connection);
-    let timer = sleep_until(Instant::now() + LOOK);
+    let timer = sleep_until(Instant::now() + limits.look());
     tokio::pin!(timer);
     let mut kill: Option<Instant> = None;
     let mut asked = false;
@@ -161,15 +159,15 @@ async fn serve(stream: TcpStream, client: Arc<Client>) {
                     timer.as_mut().reset(end);
                 }
                 None => {
-                    let (phase, since) = client.phase();
-                    let lasted = Duration::from_millis(now_ms().saturating_sub(since));
-                    if phase == Phase::Head && lasted >= limits.header_read {
-                        return;
+                    match client.phase() {
+                        (Phase::Head, lasted) if lasted >= limits.header_read => return,
+                        (Phase::Busy, _) if client.is_stalled() => return,
+                        (Phase::Rest, lasted) if lasted >= limits.client_idle => {
+                            connection.as_mut().graceful_shutdown();
+                        }
+                        _ => {}
                     }
-                    if phase == Phase::Rest && lasted >= limits.client_idle {
-                        connection.as_mut().graceful_shutdown();
-                    }
-                    timer.as_mut().reset(Instant::now() + LOOK);
+                    timer.as_mut().reset(Instant::now() + limits.look());
                 }
             },
         }
@@ -185,6 +183,8 @@ pub(super) struct Client {
     pub forwarded_for: HeaderValue,
     /// [`Phase`] in the two lowest bits, above them since when ([`now_ms`]).
     phase: AtomicU64,
+    /// When a byte last passed.
+    moved: AtomicU64,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -204,8 +204,9 @@ impl Client {
         let peer = peer.to_canonical();
         let forwarded_for =
             HeaderValue::from_str(&peer.to_string()).unwrap_or_else(|_| HeaderValue::from_static("unknown"));
-        let phase = AtomicU64::new(now_ms() << 2);
-        Arc::new(Self { balancer, listener, peer, forwarded_for, phase, _permit: permit })
+        let now = now_ms();
+        let (phase, moved) = (AtomicU64::new(now << 2), AtomicU64::new(now));
+        Arc::new(Self { balancer, listener, peer, forwarded_for, phase, moved, _permit: permit })
     }
 
     /// Whether it should be asked to connect anew.
@@ -213,7 +214,7 @@ impl Client {
         self.listener.closing.load(Ordering::Relaxed)
     }
 
-    /// Waits until the connection must end.
+    /// Waits until the listener's time is over.
     pub async fn killed(&self) {
         let mut stage = self.listener.stage.subscribe();
         let end = match stage.wait_for(|stage| matches!(stage, Stage::Closing(..))).await.as_deref() {
@@ -223,29 +224,46 @@ impl Client {
         sleep_until(end).await;
     }
 
+    /// Waits until nothing has moved for too long.
+    pub async fn stalled(&self) {
+        while !self.is_stalled() {
+            tokio::time::sleep(self.balancer.shared.limits.look()).await;
+        }
+    }
+
+    fn is_stalled(&self) -> bool {
+        let lasted = now_ms().saturating_sub(self.moved.load(Ordering::Relaxed));
+        Duration::from_millis(lasted) >= self.balancer.shared.limits.client_stall
+    }
+
     fn set(&self, phase: Phase) {
         self.phase.store(now_ms() << 2 | phase as u64, Ordering::Relaxed);
     }
 
-    fn phase(&self) -> (Phase, u64) {
+    /// And for how long.
+    fn phase(&self) -> (Phase, Duration) {
         let packed = self.phase.load(Ordering::Relaxed);
         let phase = match packed & 3 {
             0 => Phase::Head,
             1 => Phase::Busy,
             _ => Phase::Rest,
         };
-        (phase, packed >> 2)
+        (phase, Duration::from_millis(now_ms().saturating_sub(packed >> 2)))
     }
 }
 
-/// Sees the first bytes of a head come.
+/// Sees bytes pass, and the first ones of a head come.
 struct Reading(Arc<Client>);
 
 impl Watch for Reading {
     fn received(&self, _bytes: usize) {
+        self.sent();
         if self.0.phase.load(Ordering::Relaxed) & 3 == Phase::Rest as u64 {
             self.0.set(Phase::Head);
         }
+    }
+    fn sent(&self) {
+        self.0.moved.store(now_ms(), Ordering::Relaxed);
     }
 }
 

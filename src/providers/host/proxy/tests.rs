@@ -446,7 +446,7 @@ async fn shares_are_exact_and_switch_in_one_step() {
 async fn connections_to_instances_are_used_again() {
     let bench = Bench::start();
     let instance = Instance::start("v000", "a").await;
-    bench.backends(&[instance.backend.clone()]);
+    bench.backends(std::slice::from_ref(&instance.backend));
     let mut client = Client::new(bench.address);
     for _ in 0..100 {
         assert_eq!(client.get("/").await, ok("v000"));
@@ -463,7 +463,7 @@ async fn connections_to_instances_are_used_again() {
 async fn who_is_not_let_in_is_closed_before_a_byte_is_read() {
     let mut bench = Bench::start();
     let instance = Instance::start("v000", "a").await;
-    bench.backends(&[instance.backend.clone()]);
+    bench.backends(std::slice::from_ref(&instance.backend));
     let mut inside = Client::new(bench.address);
     assert_eq!(inside.get("/").await, ok("v000"));
     let port = bench.address.port();
@@ -490,7 +490,7 @@ async fn a_websocket_goes_through_and_is_cut_after_the_drain_time() {
     bench.proxy.update(bench.config.clone());
     let instance = Instance::start("v000", "a").await;
     let other = Instance::start("v001", "b").await;
-    bench.backends(&[instance.backend.clone()]);
+    bench.backends(std::slice::from_ref(&instance.backend));
     let (mut socket, _) =
         tokio_tungstenite::connect_async(format!("ws://{}/ws", bench.address)).await.expect("a websocket");
     for text in ["one", "two"] {
@@ -555,7 +555,7 @@ async fn a_connection_that_the_instance_closed_fails_nothing() {
     let bench = Bench::start();
     let first = Instance::start("v000", "a").await;
     let address = first.backend.address;
-    bench.backends(&[first.backend.clone()]);
+    bench.backends(std::slice::from_ref(&first.backend));
     let mut client = Client::new(bench.address);
     assert_eq!(client.get("/").await, ok("v000"));
     first.kill();
@@ -594,7 +594,7 @@ async fn without_an_instance_the_answer_says_so_and_when_to_come_again() {
 async fn an_instance_gets_what_it_should_know_and_no_more() {
     let bench = Bench::start();
     let instance = Instance::start("v000", "a").await;
-    bench.backends(&[instance.backend.clone()]);
+    bench.backends(std::slice::from_ref(&instance.backend));
     let mut stream = TcpStream::connect(bench.address).await.expect("listens");
     stream
         .write_all(
@@ -618,7 +618,7 @@ async fn an_instance_that_is_taken_out_finishes_what_it_has() {
     let bench = Bench::start();
     let (old, new) = (Instance::start("v000", "a").await, Instance::start("v001", "b").await);
     old.seen.hold.send_replace(true);
-    bench.backends(&[old.backend.clone()]);
+    bench.backends(std::slice::from_ref(&old.backend));
     let slow = tokio::spawn(async move { get(bench.address, "/hold").await });
     until("the request to arrive", || old.requests() == 1).await;
     assert_eq!(bench.proxy.open_to("v000"), 1);
@@ -636,7 +636,7 @@ async fn a_proxy_that_takes_over_the_socket_fails_no_request_and_knows_the_count
     let bench = Bench::start();
     let instance = Instance::start("v000", "a").await;
     instance.seen.hold.send_replace(true);
-    bench.backends(&[instance.backend.clone()]);
+    bench.backends(std::slice::from_ref(&instance.backend));
     let load = Load::start(bench.address, 4);
     load.more(100).await;
     let address = bench.address;
@@ -669,7 +669,7 @@ async fn a_proxy_that_takes_over_the_socket_fails_no_request_and_knows_the_count
 async fn a_listener_that_is_still_wanted_goes_on_and_one_that_is_not_closes() {
     let mut bench = Bench::start();
     let instance = Instance::start("v000", "a").await;
-    bench.backends(&[instance.backend.clone()]);
+    bench.backends(std::slice::from_ref(&instance.backend));
     let mut client = Client::new(bench.address);
     assert_eq!(client.get("/").await, ok("v000"));
     let second = StdListener::bind("127.0.0.1:0").expect("a port");
@@ -695,7 +695,7 @@ async fn a_listener_that_is_still_wanted_goes_on_and_one_that_is_not_closes() {
 }
 
 #[tokio::test]
-async fn a_client_that_stays_silent_is_closed_and_one_too_many_waits() {
+async fn an_answer_that_takes_too_long_is_given_up_and_a_client_too_many_waits() {
     let limits = Limits {
         client_connections: 1,
         response_head: Duration::from_millis(100),
@@ -705,7 +705,7 @@ async fn a_client_that_stays_silent_is_closed_and_one_too_many_waits() {
     let bench = Bench::with(limits);
     let instance = Instance::start("v000", "a").await;
     instance.seen.hold.send_replace(true);
-    bench.backends(&[instance.backend.clone()]);
+    bench.backends(std::slice::from_ref(&instance.backend));
     let mut first = Client::new(bench.address);
     assert_eq!(first.get("/hold").await.expect("an answer").0, StatusCode::GATEWAY_TIMEOUT);
     let mut second = Client::new(bench.address);
@@ -720,7 +720,7 @@ async fn a_client_that_stays_silent_is_closed_and_one_too_many_waits() {
 async fn a_large_body_streams_both_ways_and_a_broken_one_breaks_the_answer() {
     let bench = Bench::start();
     let instance = Instance::start("v000", "a").await;
-    bench.backends(&[instance.backend.clone()]);
+    bench.backends(std::slice::from_ref(&instance.backend));
     let text = "0123456789".repeat(500_000);
     assert_eq!(Client::new(bench.address).send(request(Method::PUT, "/echo", &text)).await, ok(&text));
     // An instance that promises more than it sends.
@@ -736,4 +736,71 @@ async fn a_large_body_streams_both_ways_and_a_broken_one_breaks_the_answer() {
     bench.backends(&[backend]);
     get(bench.address, "/").await.expect_err("a cut body is not taken for a whole one");
     assert_eq!(bench.proxy.open_to("v000"), 0);
+}
+
+#[tokio::test]
+async fn a_client_that_dawdles_rests_or_stalls_is_closed() {
+    let span = Duration::from_millis(150);
+    let limits = Limits { header_read: span, client_idle: span, client_stall: span, ..Limits::default() };
+    let bench = Bench::with(limits);
+    let instance = Instance::start("v000", "a").await;
+    instance.seen.hold.send_replace(true);
+    bench.backends(std::slice::from_ref(&instance.backend));
+    for (sent, answer) in [
+        ("", ""),
+        ("GET / HTTP/1.1\r\nhost:", ""),
+        ("GET / HTTP/1.1\r\nhost: a\r\n\r\n", "HTTP/1.1 200 OK\r\n"),
+        ("GET / HTTP/1.1\r\nhost: a\r\n\r\nGET", "HTTP/1.1 200 OK\r\n"),
+        ("POST /echo HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\nhalf", ""),
+        ("GET /hold HTTP/1.1\r\nhost: a\r\n\r\n", ""),
+    ] {
+        let mut stream = TcpStream::connect(bench.address).await.expect("listens");
+        stream.write_all(sent.as_bytes()).await.expect("sent");
+        let mut text = String::new();
+        timeout(SOON, stream.read_to_string(&mut text)).await.expect("closed in time").expect("read");
+        assert!(text.starts_with(answer) && text.is_empty() == answer.is_empty(), "{sent:?}: {text:?}");
+    }
+    until("nothing to be open", || bench.proxy.open_to("v000") == 0).await;
+}
+
+#[tokio::test]
+async fn a_head_that_is_too_large_is_refused() {
+    let bench = Bench::start();
+    let instance = Instance::start("v000", "a").await;
+    bench.backends(std::slice::from_ref(&instance.backend));
+    for (size, status) in [(60 * 1024, "200"), (70 * 1024, "431")] {
+        let mut stream = TcpStream::connect(bench.address).await.expect("listens");
+        let head = format!("GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\nx: {}\r\n\r\n", "x".repeat(size));
+        stream.write_all(head.as_bytes()).await.expect("sent");
+        let mut start = [0; 12];
+        stream.read_exact(&mut start).await.expect("read");
+        assert_eq!(String::from_utf8_lossy(&start), format!("HTTP/1.1 {status}"));
+    }
+    assert_eq!(instance.requests(), 1);
+}
+
+#[tokio::test]
+async fn an_instance_that_is_taken_out_is_cut_after_the_drain_time_and_not_if_it_comes_back() {
+    let mut bench = Bench::start();
+    bench.config.spec.drain_seconds = 1;
+    bench.proxy.update(bench.config.clone());
+    let instance = Instance::start("v000", "a").await;
+    instance.seen.hold.send_replace(true);
+    let out = Backend { enabled: false, ..instance.backend.clone() };
+    let address = bench.address;
+    let hold = || tokio::spawn(async move { get(address, "/hold").await });
+    bench.backends(std::slice::from_ref(&instance.backend));
+    let slow = hold();
+    until("the request to arrive", || instance.seen.held.load(Ordering::SeqCst) == 1).await;
+    bench.backends(std::slice::from_ref(&out));
+    bench.backends(std::slice::from_ref(&instance.backend));
+    let later = hold();
+    until("the request to arrive", || instance.seen.held.load(Ordering::SeqCst) == 2).await;
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    assert_eq!(bench.proxy.open_to("v000"), 2, "it came back, so nothing is cut");
+    bench.backends(std::slice::from_ref(&out));
+    until("what was open to be cut", || bench.proxy.open_to("v000") == 0).await;
+    for request in [slow, later] {
+        assert_eq!(request.await.expect("no panic").expect("an answer").0, StatusCode::BAD_GATEWAY);
+    }
 }

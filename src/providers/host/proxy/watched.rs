@@ -1,4 +1,4 @@
-//! A TCP stream that tells someone of the bytes it receives.
+//! A TCP stream that tells someone of the bytes that pass.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -7,9 +7,10 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// Told of received bytes; lives exactly as long as the stream.
+/// Told of bytes that pass; lives exactly as long as the stream.
 pub(super) trait Watch: Unpin {
     fn received(&self, bytes: usize);
+    fn sent(&self) {}
 }
 
 /// A stream and who watches it. The watcher is dropped before the socket is closed.
@@ -39,7 +40,12 @@ impl<W: Watch> AsyncRead for Watched<W> {
 
 impl<W: Watch> AsyncWrite for Watched<W> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.stream).poll_write(cx, buf);
+        if polled.is_ready() {
+            this.watch.sent();
+        }
+        polled
     }
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().stream).poll_flush(cx)
@@ -55,6 +61,11 @@ impl<W: Watch> AsyncWrite for Watched<W> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bufs)
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
+        if polled.is_ready() {
+            this.watch.sent();
+        }
+        polled
     }
 }
