@@ -16,7 +16,7 @@ use crate::engine::contract::{Cause, INVENTORY_TOPIC, Next, Stage, StepContext, 
 use crate::inventory::Inventory;
 use crate::model::{
     Capacity, ChildSpec, Execution, HealthCheck, OnFailure, Phase, Place, ServerGroup, ServerGroupSpec,
-    Stage as StageRow, Status, names,
+    Stage as StageRow, names,
 };
 use crate::providers::Snapshot;
 use crate::strategies::{self, Deployment, Strategy};
@@ -470,8 +470,8 @@ fn deployment<'a>(
 fn strategy_unwind(config: &Config, chosen: &Chosen, execution: &Execution, stage: &StageRow) -> Vec<ChildSpec> {
     let Ok(strategy) = config.strategy() else { return Vec::new() };
     let (place, options) = (config.place(), Value::Object(config.strategy.options.clone()));
-    let has_begun =
-        |child: &&StageRow| child.phase == Phase::Body && !matches!(child.status, Status::NotStarted | Status::Skipped);
+    // One that was cancelled before it began has a status, but no start.
+    let has_begun = |child: &&StageRow| child.phase == Phase::Body && child.started_at.is_some();
     let begun: Vec<_> = execution.children(stage.id).filter(has_begun).collect();
     strategy.unwind(&deployment(&place, chosen, &options, &begun), execution)
 }

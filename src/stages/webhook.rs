@@ -337,10 +337,7 @@ impl Webhook {
                 let message = format!("`{what}` was begun at {} and its answer was lost", since.format("%F %T UTC"));
                 unknown(config, attempt, &target, &message)
             }
-            Err(EffectError::NotMade(why)) => {
-                Err(StepError::Retry(Cause::new("NOT_MADE", format!("cannot call {target}: {why}"))))
-            }
-            Err(EffectError::Call(error)) => Err(failed(&error)),
+            Err(error) => Err(error.into_step(|error| failed(&error))),
         }
     }
 
