@@ -12,14 +12,14 @@ use tracing::{error, info, warn};
 use crate::api;
 use crate::auth::token;
 use crate::clock::Clock;
-use crate::config::{Config, HostConfig};
+use crate::config::Config;
 use crate::engine::contract::INVENTORY_TOPIC;
 use crate::engine::{self, Engine};
 use crate::inventory::Inventory;
 use crate::model::{Actor, Principal, PrincipalId, PrincipalKind, Role};
 use crate::outbound::{self, Outbound};
 use crate::providers::Provider;
-use crate::providers::host::client::HostProvider;
+use crate::providers::host::client::{self, HostProvider};
 use crate::secrets::Secrets;
 use crate::stages;
 use crate::store::{self, Commit, CommitError, Guard, Store, Write};
@@ -104,7 +104,7 @@ impl App {
         clock: Clock,
     ) -> Result<Self, Error> {
         let first_token = first_principal(&store, &clock).await?;
-        let host: Arc<dyn Provider> = Arc::new(connect_host(&config.host).await?);
+        let host: Arc<dyn Provider> = Arc::new(connect_host(config).await?);
         let inventory = Inventory::new(vec![host]);
         let outbound = Outbound::new(outbound::Options {
             allow: config.security.outbound_allow.clone(),
@@ -315,9 +315,17 @@ fn own_listeners(inventory: Inventory) -> outbound::OwnListeners {
     })
 }
 
-async fn connect_host(config: &HostConfig) -> Result<HostProvider, Error> {
-    let _ = config;
-    unreachable!()
+/// Connects to the host of the directory, or starts one there.
+async fn connect_host(config: &Config) -> Result<HostProvider, Error> {
+    let host = &config.host;
+    let failed = |message: String| Error::Host { directory: host.dir.display().to_string(), message };
+    let options = client::Options {
+        artifact_roots: host.artifact_roots.clone(),
+        secret_roots: config.security.secret_dirs.clone(),
+        ports: host.port_range,
+        ..client::Options::new(&host.dir).map_err(|error| failed(error.to_string()))?
+    };
+    HostProvider::connect(options).await.map_err(|error| failed(error.message))
 }
 
 /// The actor behind commands given on the machine itself: whoever may use the data directory

@@ -42,10 +42,10 @@ enum Command {
     /// Deploy a real application from one version to the next under traffic, and watch
     Demo(demo::Args),
     /// The daemon that owns instances and load balancers of this machine
-    Host(host::Arguments),
+    Host(host::Args),
     /// The parent of one instance; started by the host
     #[command(hide = true)]
-    Shim(shim::Arguments),
+    Shim(shim::Args),
     /// A small HTTP server to deploy: shows its version, and fails in chosen ways
     SampleApp(sample_app::Args),
     /// Create, list and revoke the tokens that let programs and people in
@@ -89,8 +89,8 @@ pub fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Serve(args) => serve::run(args),
         Command::Demo(args) => demo::run(args),
-        Command::Host(args) => done(host::run(&args)),
-        Command::Shim(args) => done(shim::run(&args)),
+        Command::Host(args) => host::run(args),
+        Command::Shim(args) => shim::run(args),
         Command::SampleApp(args) => block_on(async { Ok(sample_app::run(args).await.map(|()| ExitCode::SUCCESS)?) }),
         Command::Token(args) => token::run(args),
         Command::Schema(args) => schema::run(args),
@@ -101,10 +101,6 @@ pub fn main() -> ExitCode {
         Err(Failure::Input(error)) => complain(&error, 2),
         Err(Failure::Failed(error)) => complain(&error, 1),
     }
-}
-
-fn done(result: anyhow::Result<()>) -> Outcome {
-    result.map(|()| ExitCode::SUCCESS).map_err(Failure::Failed)
 }
 
 fn complain(error: &anyhow::Error, code: u8) -> ExitCode {

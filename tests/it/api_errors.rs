@@ -96,10 +96,10 @@ async fn definitions() -> Outcome {
     }
     let data = hello
         .client
-        .query("{ application(name: \"hello\") { pipelines(first: 10) { nodes { name revision } } } }", json!({}))
+        .query("{ application(name: \"hello\") { pipelines(first: 10) { nodes { name revisionNumber } } } }", json!({}))
         .await?;
     let nodes = &data["application"]["pipelines"]["nodes"];
-    anyhow::ensure!(*nodes == json!([{ "name": setup::PIPELINE, "revision": 1 }]), "nothing was saved: {nodes}");
+    anyhow::ensure!(*nodes == json!([{ "name": setup::PIPELINE, "revisionNumber": 1 }]), "nothing was saved: {nodes}");
     Ok(())
 }
 

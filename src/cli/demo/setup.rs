@@ -60,7 +60,7 @@ mutation UpsertLoadBalancer($input: UpsertLoadBalancerInput!) {
 
 const SAVE_PIPELINE: &str = "
 mutation SavePipeline($input: SavePipelineInput!) {
-  savePipeline(input: $input) { pipeline { id name revision } userErrors { message field } }
+  savePipeline(input: $input) { pipeline { id name } userErrors { message field } }
 }";
 
 const START_PIPELINE: &str = "
@@ -167,7 +167,9 @@ pub fn pipeline(executable: &Path, load_balancer: SocketAddr) -> Value {
                         "launch": {
                             "artifact": { "path": executable },
                             "command": [
-                                format!("./{file}"), "sample-app", "--version", "${ parameters.version }"
+                                format!("./{file}"), "sample-app", "--version", "${ parameters.version }",
+                                // A little, as real programs do, so that there is something to see.
+                                "--start-delay-ms", "1000"
                             ],
                         },
                     }],

@@ -29,7 +29,6 @@ struct StageView {
     #[serde(default)]
     parent_id: Option<String>,
     name: String,
-    kind: String,
     status: Status,
     position: i64,
     started_at: Option<DateTime<Utc>>,
@@ -89,7 +88,9 @@ impl Tree {
         if let Some(execution) = event.get("changed").or_else(|| event.get("snapshot"))
             && let Ok(view) = ExecutionView::deserialize(execution)
         {
-            let line = self.execution.as_ref().is_none_or(|old| old.status != view.status).then(|| {
+            let line = (self.execution.as_ref().is_none_or(|old| old.status != view.status)
+                && view.status != Status::NotStarted)
+            .then(|| {
                 let failure = view.failure.as_ref().map(|f| format!(": {}", f.message)).unwrap_or_default();
                 format!("{} #{} {}{failure}", view.name, view.number, word(view.status))
             });
@@ -110,12 +111,6 @@ impl Tree {
     #[must_use]
     pub fn ended(&self) -> Option<Status> {
         self.execution.as_ref().map(|execution| execution.status).filter(|status| status.is_complete())
-    }
-
-    /// From start to end, or to now.
-    #[must_use]
-    pub fn elapsed(&self, now: DateTime<Utc>) -> String {
-        self.execution.as_ref().map_or_else(String::new, |e| elapsed(e.started_at, e.ended_at, now))
     }
 
     /// Why the execution failed, if it did.
@@ -173,9 +168,9 @@ impl Tree {
     fn changes(&self, old: Option<&StageView>, new: &StageView) -> Vec<String> {
         let path = self.path(new);
         let mut lines = Vec::new();
-        if old.map_or(new.status != Status::NotStarted, |old| old.status != new.status) {
-            let failure = new.failure.as_ref().map(|f| format!(": {}", f.message)).unwrap_or_default();
-            lines.push(format!("{path} {}{failure}", word(new.status)));
+        let changed = old.map_or(new.status != Status::NotStarted, |old| old.status != new.status);
+        if changed && !new.status.is_complete() {
+            lines.push(format!("{path} {}", word(new.status)));
         }
         for task in &new.tasks {
             let before = old.and_then(|old| old.tasks.iter().find(|t| t.name == task.name)).map(|t| t.status);
@@ -187,6 +182,10 @@ impl Tree {
             && old.and_then(|old| old.progress.as_ref()) != Some(progress)
         {
             lines.push(format!("{path}: {}", sentence(progress)));
+        }
+        if changed && new.status.is_complete() {
+            let failure = new.failure.as_ref().map(|f| format!(": {}", f.message)).unwrap_or_default();
+            lines.push(format!("{path} {}{failure}", word(new.status)));
         }
         lines
     }
@@ -367,6 +366,7 @@ mod tests {
         }}));
         assert_eq!(tree.ended(), Some(Status::Failed));
         assert_eq!(tree.failure().map(|failure| failure.message.as_str()), Some("too late"));
-        assert_eq!(tree.elapsed(DateTime::default()), "1:30 min");
+        let picture = tree.draw(DateTime::default(), Paint(false));
+        assert!(picture[0].ends_with("1:30 min"), "{}", picture[0]);
     }
 }

@@ -87,7 +87,7 @@ impl Hello {
 
 const SAVE_PIPELINE: &str = "
 mutation SavePipeline($input: SavePipelineInput!) {
-  savePipeline(input: $input) { pipeline { id name revision } userErrors { message field code } }
+  savePipeline(input: $input) { pipeline { id name } userErrors { message field code } }
 }";
 
 const START_PIPELINE: &str = "
