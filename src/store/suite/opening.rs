@@ -120,6 +120,30 @@ async fn a_full_disk_is_told_and_survived() {
     place.end().await;
 }
 
+/// Without a gap between commits, and so without an end to the log of its own accord.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_does_not_grow_for_ever() {
+    let place = Home::sqlite().await;
+    let store = &place.store;
+    let (mut hello, _) = ground(store, "hello").await;
+    hello.description = "x".repeat(1 << 18);
+    let log = place.options.data_dir.join("gennaker.db-wal");
+    let size = || std::fs::metadata(&log).expect("is there").len();
+    let mut most = 0;
+    for _ in 0..8 {
+        let commits = (0..100).map(|_| store.commit(write(vec![Write::UpdateApplication(hello.clone())])));
+        for result in futures_util::future::join_all(commits).await {
+            result.expect("committed");
+        }
+        most = size().max(most);
+    }
+    assert!(most < 160 << 20, "{most} bytes");
+    store.close().await;
+    // Nothing is left to carry over at the next start.
+    assert!(!log.exists() || size() == 0);
+    place.end().await;
+}
+
 #[tokio::test]
 async fn pruning_gives_pages_back() {
     let place = Home::sqlite().await;
@@ -240,18 +264,18 @@ async fn commits_outlive_lost_connections() {
         tasks.spawn(async move {
             let mut unknown = 0;
             for _ in 0..30 {
-                let (commit, after) = next(&stored, |execution| execution.status = Status::Running);
+                let (commit, _) = next(&stored, |execution| execution.status = Status::Running);
                 match store.commit(commit).await {
                     Ok(_) => {}
                     // Cut between COMMIT and its answer: the row tells.
                     Err(CommitError::Unknown(_)) => unknown += 1,
                     Err(error) => panic!("{error}"),
                 }
-                stored = match store.execution(stored.id).await {
-                    Ok(Some(read)) => read,
-                    Ok(None) => panic!("it is gone"),
-                    // A reader's connection was cut.
-                    Err(_) => after,
+                // A reader's connection may be cut too.
+                stored = loop {
+                    if let Ok(read) = store.execution(stored.id).await {
+                        break read.expect("is there");
+                    }
                 };
             }
             (stored, unknown)
