@@ -125,23 +125,83 @@ async fn a_full_disk_is_told_and_survived() {
 async fn the_log_does_not_grow_for_ever() {
     let place = Home::sqlite().await;
     let store = &place.store;
-    let (mut hello, _) = ground(store, "hello").await;
-    hello.description = "x".repeat(1 << 18);
+    let many: Vec<Application> = (0..100).map(|n| application(&format!("a{n}"))).collect();
+    store.commit(write(many.iter().cloned().map(Write::InsertApplication).collect())).await.expect("committed");
     let log = place.options.data_dir.join("gennaker.db-wal");
     let size = || std::fs::metadata(&log).expect("is there").len();
     let mut most = 0;
-    for _ in 0..8 {
-        let commits = (0..100).map(|_| store.commit(write(vec![Write::UpdateApplication(hello.clone())])));
+    // 25 MiB in each round.
+    for round in 0..10 {
+        let commits = many.iter().map(|application| {
+            let description = format!("{round}").repeat(1 << 18);
+            store.commit(write(vec![Write::UpdateApplication(Application { description, ..application.clone() })]))
+        });
         for result in futures_util::future::join_all(commits).await {
             result.expect("committed");
         }
         most = size().max(most);
     }
+    assert!(most > 64 << 20, "the limit was not met: {most} bytes");
     assert!(most < 160 << 20, "{most} bytes");
     store.close().await;
     // Nothing is left to carry over at the next start.
     assert!(!log.exists() || size() == 0);
     place.end().await;
+}
+
+/// What was answered is there after `kill -9`, and what is there is whole.
+#[tokio::test]
+async fn what_was_answered_outlives_a_killed_process() {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Command, Stdio};
+    let dir = directory();
+    let mut child = Command::new(std::env::current_exe().expect("this test's program"))
+        .args(["--exact", "store::suite::opening::writes_until_killed", "--ignored", "--nocapture"])
+        .env(CHILD_DIR, &dir)
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("a process");
+    let lines = BufReader::new(child.stdout.take().expect("its output")).lines();
+    let mut answered = Vec::new();
+    for line in lines.map_while(Result::ok) {
+        answered.extend(line.strip_prefix("answered ").map(str::to_owned));
+        if answered.len() == 100 {
+            child.kill().expect("killed");
+        }
+    }
+    child.wait().expect("ended");
+    assert!(answered.len() >= 100);
+    let options = Options { database_url: None, data_dir: dir.clone(), durability: Durability::Normal, queue_max: 64 };
+    let store = Store::open(&options, Clock::manual(start())).await.expect("opens: the dead hold no lock");
+    for name in &answered {
+        assert!(store.application_by_name(name).await.expect("read").is_some(), "{name} was lost");
+    }
+    let names = store.application_names().await.expect("read");
+    for name in names {
+        let application = store.application_by_name(&name).await.expect("read").expect("there");
+        assert_eq!(store.pipeline_names(application.id).await.expect("read"), ["release"], "{name} is not whole");
+    }
+    store.close().await;
+    std::fs::remove_dir_all(dir).expect("removed");
+}
+
+const CHILD_DIR: &str = "GENNAKER_TEST_STORE_DIR";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "the process that what_was_answered_outlives_a_killed_process kills"]
+async fn writes_until_killed() {
+    let Some(dir) = std::env::var_os(CHILD_DIR) else { return };
+    let options = Options { database_url: None, data_dir: dir.into(), durability: Durability::Normal, queue_max: 64 };
+    let store = Store::open(&options, Clock::manual(start())).await.expect("opens");
+    let writers = (0..8).map(async |writer| {
+        // Ends by itself should nobody kill it.
+        for n in 0..2000 {
+            let name = format!("a{writer}.{n}");
+            ground(&store, &name).await;
+            println!("answered {name}");
+        }
+    });
+    futures_util::future::join_all(writers).await;
 }
 
 #[tokio::test]
