@@ -2,8 +2,9 @@
 //! PostgreSQL: one transaction per commit, tried again where the database says so. Callers hear
 //! only after COMMIT.
 
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use sea_orm::{
@@ -170,20 +171,22 @@ pub(super) struct File<G> {
     pub db: DatabaseConnection,
     /// Another one, on which the log is carried into the file without holding up the writer.
     pub checkpoints: DatabaseConnection,
+    /// Where the write-ahead log is.
+    pub log: PathBuf,
     /// Kept (it holds the lock on the data directory) until the writer has ended.
     pub guard: G,
 }
 
 /// The writer's task: ends when it is told to and nothing is queued, or when the store is gone.
 pub(super) async fn run<G>(
-    File { db, checkpoints, guard }: File<G>,
+    File { db, checkpoints, log, guard }: File<G>,
     mut queue: mpsc::Receiver<Request>,
     notices: Notices,
     latency: Arc<Latency>,
     stop: CancellationToken,
 ) {
-    let log = Arc::new(Log::default());
-    let checkpointer = tokio::spawn(carry(checkpoints.clone(), Arc::clone(&log)));
+    let mut log = Log { path: log, wake: Arc::default(), commits: 0 };
+    let checkpointer = tokio::spawn(carry(checkpoints.clone(), Arc::clone(&log.wake)));
     let mut batch = Vec::with_capacity(BATCH_MAX);
     loop {
         tokio::select! {
@@ -240,49 +243,43 @@ pub(super) async fn run<G>(
 
 /// Commits after which the log is carried into the file.
 const CARRY_AFTER: usize = 256;
-/// Pages in the log (64 MiB) at which the writer itself makes it begin anew.
-const LOG_PAGES_MAX: i64 = 16 * 1024;
+/// Bytes of log at which the writer itself makes it begin anew; above what the file is cut to
+/// then (`journal_size_limit`, 64 MiB).
+pub(super) const LOG_MAX: u64 = 96 << 20;
 
 /// How far the log runs ahead of the file. SQLite would carry it over within a commit, which then
 /// takes as long as writing a thousand pages; so it is done beside the writer.
-#[derive(Default)]
 struct Log {
-    wake: Notify,
-    commits: AtomicUsize,
-    too_long: AtomicBool,
+    path: PathBuf,
+    wake: Arc<Notify>,
+    commits: usize,
 }
 
 impl Log {
-    async fn grew(&self, db: &DatabaseConnection, commits: usize) {
-        if self.commits.fetch_add(commits, Ordering::Relaxed) + commits >= CARRY_AFTER {
-            self.commits.store(0, Ordering::Relaxed);
+    async fn grew(&mut self, db: &DatabaseConnection, commits: usize) {
+        self.commits += commits;
+        if self.commits >= CARRY_AFTER {
+            self.commits = 0;
             self.wake.notify_one();
         }
         // While commits follow each other without a gap, only their writer can begin the log anew.
-        if self.too_long.swap(false, Ordering::Relaxed) {
+        if std::fs::metadata(&self.path).is_ok_and(|log| log.len() > LOG_MAX) {
             checkpoint(db, "PRAGMA wal_checkpoint(RESTART)").await;
         }
     }
 }
 
-async fn carry(db: DatabaseConnection, log: Arc<Log>) {
+async fn carry(db: DatabaseConnection, wake: Arc<Notify>) {
     loop {
-        log.wake.notified().await;
-        if checkpoint(&db, "PRAGMA wal_checkpoint(PASSIVE)").await > LOG_PAGES_MAX {
-            log.too_long.store(true, Ordering::Relaxed);
-        }
+        wake.notified().await;
+        checkpoint(&db, "PRAGMA wal_checkpoint(PASSIVE)").await;
     }
 }
 
-/// The pages in the log. A checkpoint that fails is made up for by the next.
-async fn checkpoint(db: &DatabaseConnection, pragma: &str) -> i64 {
-    match sql::one(db, pragma, Vec::new()).await {
-        Ok(Some(row)) => row.try_get_by_index::<i32>(1).map_or(0, i64::from),
-        Ok(None) => 0,
-        Err(error) => {
-            tracing::warn!(error = %sql::describe(&error), "the log was not carried into the file");
-            0
-        }
+/// A checkpoint that fails is made up for by the next.
+async fn checkpoint(db: &DatabaseConnection, pragma: &str) {
+    if let Err(error) = sql::one(db, pragma, Vec::new()).await {
+        tracing::warn!(error = %sql::describe(&error), "the log was not carried into the file");
     }
 }
 

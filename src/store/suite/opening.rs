@@ -141,8 +141,9 @@ async fn the_log_does_not_grow_for_ever() {
         }
         most = size().max(most);
     }
-    assert!(most > 64 << 20, "the limit was not met: {most} bytes");
-    assert!(most < 160 << 20, "{most} bytes");
+    // One round and its pages' headers may come on top.
+    assert!(most < writer::LOG_MAX + (40 << 20), "{most} bytes");
+    assert!(most > 64 << 20, "the limit was not put to the test: {most} bytes");
     store.close().await;
     // Nothing is left to carry over at the next start.
     assert!(!log.exists() || size() == 0);
