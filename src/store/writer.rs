@@ -2,6 +2,7 @@
 //! PostgreSQL: one transaction per commit, tried again where the database says so. Callers hear
 //! only after COMMIT.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use sea_orm::{
     DatabaseConnection, DatabaseTransaction, DbErr, SqliteTransactionMode, TransactionOptions, TransactionTrait,
 };
-use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
+use tokio::sync::{Notify, Semaphore, broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::apply::{Batch, Outcome};
@@ -164,16 +165,28 @@ type Outcomes = Vec<Result<Outcome, Refusal>>;
 
 // --- SQLite --------------------------------------------------------------------------------------
 
+/// A SQLite file with what its writer needs.
+pub(super) struct File<G> {
+    /// The only connection that writes.
+    pub db: DatabaseConnection,
+    /// Another one, on which the log is carried into the file without holding up the writer.
+    pub checkpoints: DatabaseConnection,
+    /// Where the write-ahead log is.
+    pub log: PathBuf,
+    /// Kept (it holds the lock on the data directory) until the writer has ended.
+    pub guard: G,
+}
+
 /// The writer's task: ends when it is told to and nothing is queued, or when the store is gone.
-/// `guard` is kept (and with it the lock on the data directory) until then.
 pub(super) async fn run<G>(
-    db: DatabaseConnection,
+    File { db, checkpoints, log, guard }: File<G>,
     mut queue: mpsc::Receiver<Request>,
     notices: Notices,
     latency: Arc<Latency>,
     stop: CancellationToken,
-    guard: G,
 ) {
+    let mut log = Log { path: log, wake: Arc::default(), commits: 0 };
+    let checkpointer = tokio::spawn(carry(checkpoints.clone(), Arc::clone(&log.wake)));
     let mut batch = Vec::with_capacity(BATCH_MAX);
     loop {
         tokio::select! {
@@ -186,6 +199,7 @@ pub(super) async fn run<G>(
         }
         let waiting = std::mem::take(&mut batch);
         let prepared: Vec<&Prepared> = waiting.iter().map(|request| &request.prepared).collect();
+        let count = waiting.len();
         match write_batch(&db, &prepared).await {
             Ok(outcomes) => {
                 for (request, outcome) in waiting.into_iter().zip(outcomes) {
@@ -211,11 +225,62 @@ pub(super) async fn run<G>(
                 }
             }
         }
+        log.grew(&db, count).await;
     }
+    checkpointer.abort();
+    // Cancelled, which is what was asked for; its connection may still be at work.
+    let _ = checkpointer.await;
+    if let Err(error) = checkpoints.close().await {
+        tracing::warn!(%error, "the connection for checkpoints did not close");
+    }
+    // Carried over as a whole, so that the next start finds an empty log. A reader may be in the way.
+    checkpoint(&db, "PRAGMA wal_checkpoint(TRUNCATE)").await;
     if let Err(error) = db.close().await {
         tracing::warn!(%error, "the database's file did not close");
     }
     drop(guard);
+}
+
+/// Commits after which the log is carried into the file.
+const CARRY_AFTER: usize = 256;
+/// Bytes of log at which the writer itself makes it begin anew; above what the file is cut to
+/// then (`journal_size_limit`, 64 MiB).
+pub(super) const LOG_MAX: u64 = 96 << 20;
+
+/// How far the log runs ahead of the file. SQLite would carry it over within a commit, which then
+/// takes as long as writing a thousand pages; so it is done beside the writer.
+struct Log {
+    path: PathBuf,
+    wake: Arc<Notify>,
+    commits: usize,
+}
+
+impl Log {
+    async fn grew(&mut self, db: &DatabaseConnection, commits: usize) {
+        self.commits += commits;
+        if self.commits >= CARRY_AFTER {
+            self.commits = 0;
+            self.wake.notify_one();
+        }
+        // While commits follow each other without a gap, only their writer can begin the log anew.
+        if std::fs::metadata(&self.path).is_ok_and(|log| log.len() > LOG_MAX) {
+            checkpoint(db, "PRAGMA wal_checkpoint(RESTART)").await;
+        }
+    }
+}
+
+async fn carry(db: DatabaseConnection, wake: Arc<Notify>) {
+    loop {
+        wake.notified().await;
+        checkpoint(&db, "PRAGMA wal_checkpoint(PASSIVE)").await;
+    }
+}
+
+/// A checkpoint that fails is made up for by the next.
+async fn checkpoint(db: &DatabaseConnection, pragma: &str) {
+    if let Err(error) = sql::one(db, pragma, Vec::new()).await {
+        tracing::warn!(error = %sql::describe(&error), "the log was not carried into the file");
+    }
 }
 
 fn answer(request: Request, result: Result<Outcome, CommitError>, notices: &Notices, latency: &Latency) {

@@ -120,6 +120,91 @@ async fn a_full_disk_is_told_and_survived() {
     place.end().await;
 }
 
+/// Without a gap between commits, and so without an end to the log of its own accord.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_does_not_grow_for_ever() {
+    let place = Home::sqlite().await;
+    let store = &place.store;
+    let many: Vec<Application> = (0..100).map(|n| application(&format!("a{n}"))).collect();
+    store.commit(write(many.iter().cloned().map(Write::InsertApplication).collect())).await.expect("committed");
+    let log = place.options.data_dir.join("gennaker.db-wal");
+    let size = || std::fs::metadata(&log).expect("is there").len();
+    let mut most = 0;
+    // 25 MiB in each round.
+    for round in 0..10 {
+        let commits = many.iter().map(|application| {
+            let description = format!("{round}").repeat(1 << 18);
+            store.commit(write(vec![Write::UpdateApplication(Application { description, ..application.clone() })]))
+        });
+        for result in futures_util::future::join_all(commits).await {
+            result.expect("committed");
+        }
+        most = size().max(most);
+    }
+    // One round and its pages' headers may come on top.
+    assert!(most < writer::LOG_MAX + (40 << 20), "{most} bytes");
+    assert!(most > 64 << 20, "the limit was not put to the test: {most} bytes");
+    store.close().await;
+    // Nothing is left to carry over at the next start.
+    assert!(!log.exists() || size() == 0);
+    place.end().await;
+}
+
+/// What was answered is there after `kill -9`, and what is there is whole.
+#[tokio::test]
+async fn what_was_answered_outlives_a_killed_process() {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Command, Stdio};
+    let dir = directory();
+    let mut child = Command::new(std::env::current_exe().expect("this test's program"))
+        .args(["--exact", "store::suite::opening::writes_until_killed", "--ignored", "--nocapture"])
+        .env(CHILD_DIR, &dir)
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("a process");
+    let lines = BufReader::new(child.stdout.take().expect("its output")).lines();
+    let mut answered = Vec::new();
+    for line in lines.map_while(Result::ok) {
+        answered.extend(line.strip_prefix("answered ").map(str::to_owned));
+        if answered.len() == 100 {
+            child.kill().expect("killed");
+        }
+    }
+    child.wait().expect("ended");
+    assert!(answered.len() >= 100);
+    let options = Options { database_url: None, data_dir: dir.clone(), durability: Durability::Normal, queue_max: 64 };
+    let store = Store::open(&options, Clock::manual(start())).await.expect("opens: the dead hold no lock");
+    for name in &answered {
+        assert!(store.application_by_name(name).await.expect("read").is_some(), "{name} was lost");
+    }
+    let names = store.application_names().await.expect("read");
+    for name in names {
+        let application = store.application_by_name(&name).await.expect("read").expect("there");
+        assert_eq!(store.pipeline_names(application.id).await.expect("read"), ["release"], "{name} is not whole");
+    }
+    store.close().await;
+    std::fs::remove_dir_all(dir).expect("removed");
+}
+
+const CHILD_DIR: &str = "GENNAKER_TEST_STORE_DIR";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "the process that what_was_answered_outlives_a_killed_process kills"]
+async fn writes_until_killed() {
+    let Some(dir) = std::env::var_os(CHILD_DIR) else { return };
+    let options = Options { database_url: None, data_dir: dir.into(), durability: Durability::Normal, queue_max: 64 };
+    let store = Store::open(&options, Clock::manual(start())).await.expect("opens");
+    let writers = (0..8).map(async |writer| {
+        // Ends by itself should nobody kill it.
+        for n in 0..2000 {
+            let name = format!("a{writer}.{n}");
+            ground(&store, &name).await;
+            println!("answered {name}");
+        }
+    });
+    futures_util::future::join_all(writers).await;
+}
+
 #[tokio::test]
 async fn pruning_gives_pages_back() {
     let place = Home::sqlite().await;
@@ -240,18 +325,18 @@ async fn commits_outlive_lost_connections() {
         tasks.spawn(async move {
             let mut unknown = 0;
             for _ in 0..30 {
-                let (commit, after) = next(&stored, |execution| execution.status = Status::Running);
+                let (commit, _) = next(&stored, |execution| execution.status = Status::Running);
                 match store.commit(commit).await {
                     Ok(_) => {}
                     // Cut between COMMIT and its answer: the row tells.
                     Err(CommitError::Unknown(_)) => unknown += 1,
                     Err(error) => panic!("{error}"),
                 }
-                stored = match store.execution(stored.id).await {
-                    Ok(Some(read)) => read,
-                    Ok(None) => panic!("it is gone"),
-                    // A reader's connection was cut.
-                    Err(_) => after,
+                // A reader's connection may be cut too.
+                stored = loop {
+                    if let Ok(read) = store.execution(stored.id).await {
+                        break read.expect("is there");
+                    }
                 };
             }
             (stored, unknown)
