@@ -181,7 +181,9 @@ fn advance(
         Next::Goto(cursor) => go_to(stage, cursor, Wake::Now, index, changes),
         Next::Poll { cursor, after, topic } => {
             let at = now + delta((*after).max(POLL_MIN));
-            let same = stage.cursor == *cursor
+            // One that waits longer than executions stay in memory has to be in the row.
+            let same = *after < setting.options.idle_after
+                && stage.cursor == *cursor
                 && stage.retries == 0
                 && matches!(&stage.wake, Wake::At { topic: present, .. } if present == topic);
             if same {
@@ -284,7 +286,8 @@ fn merge_outputs(stage: &mut Stage, new: &Map<String, Value>, setting: &Setting,
 
 fn fail(stage: &mut Stage, failure: Failure, index: usize, changes: &mut Changes) {
     if stage.failure.is_none() {
-        stage.failure = Some(failure);
+        let attempt = if failure.stage == Some(stage.id) { stage.attempt } else { failure.attempt };
+        stage.failure = Some(Failure { attempt, ..failure });
         changes.seen(index);
     }
 }

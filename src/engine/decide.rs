@@ -349,7 +349,9 @@ impl<'a> Pass<'a> {
     }
 
     fn until(&mut self, at: DateTime<Utc>) {
-        self.out.push(Decision::WaitUntil(at));
+        if at > self.now {
+            self.out.push(Decision::WaitUntil(at));
+        }
     }
 }
 

@@ -473,8 +473,19 @@ impl Worker {
     }
 
     fn saved(&mut self, changes: &Changes, now: DateTime<Utc>) {
+        let execution = &self.execution;
+        if changes.execution {
+            tracing::info!(
+                execution.id = %execution.id, application = execution.application_name,
+                "execution `{}` #{} is {}", execution.name, execution.number, execution.status.as_str()
+            );
+        }
         for index in changes.stages.keys() {
             let stage = &self.execution.stages[*index];
+            tracing::debug!(
+                execution.id = %stage.execution, stage.id = %stage.id, stage.kind = stage.kind,
+                "stage `{}` is {}", stage.key, stage.status.as_str()
+            );
             if stage.status.is_complete() {
                 self.progress.remove(&stage.id);
                 self.open.remove(&(stage.id, stage.attempt));
@@ -594,7 +605,8 @@ impl Worker {
     /// Nothing runs, nothing is due soon, nobody is listened to.
     fn idle(&self, next: Option<DateTime<Utc>>) -> bool {
         let soon = self.shared.clock.now() + apply::delta(self.shared.options.idle_after);
-        self.steps.is_empty() && self.topics.is_empty() && next.is_none_or(|at| at > soon)
+        let rows_say_all = self.topics.is_empty() && self.facts.not_before.is_empty();
+        self.steps.is_empty() && rows_say_all && next.is_none_or(|at| at > soon)
     }
 
     /// Takes itself off the list of those in memory, unless there is a message.
