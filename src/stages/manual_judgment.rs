@@ -1,0 +1,163 @@
+//! Waits for a person's word: go on, or stop.
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::schema;
+use crate::engine::contract::{Cause, Next, Stage, StepContext, StepError};
+
+pub(super) struct ManualJudgment;
+
+/// The signal by which the word comes.
+pub(super) const SIGNAL: &str = "judge";
+/// Where the pipeline says nothing.
+pub(super) const PATIENCE: Duration = Duration::from_secs(3 * 24 * 60 * 60);
+
+#[derive(Deserialize)]
+pub(super) struct Config {
+    #[serde(default)]
+    instructions: String,
+    #[serde(default)]
+    inputs: Vec<String>,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(tag = "at", rename_all = "camelCase")]
+pub(super) enum Cursor {
+    /// The question is not asked yet.
+    #[default]
+    Ask,
+    Waiting {
+        until: DateTime<Utc>,
+    },
+}
+
+/// What comes with the signal.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub(super) struct Judgment {
+    pub proceed: bool,
+    #[serde(default)]
+    pub input: Option<String>,
+    #[serde(default)]
+    pub comment: Option<String>,
+    /// The principal's name.
+    #[serde(default)]
+    pub by: String,
+}
+
+impl Judgment {
+    /// The word that woke this step, if there was one.
+    pub fn of(cx: &StepContext) -> Result<Option<Self>, StepError> {
+        let Some(payload) = cx.signal() else { return Ok(None) };
+        let judgment = Self::deserialize(payload).map_err(|error| {
+            StepError::Fail(Cause::new("INVALID", "the judgment that came is not readable").because(error))
+        })?;
+        Ok(Some(judgment))
+    }
+
+    /// The failure of a stage that was told to stop.
+    pub fn stopped(&self) -> StepError {
+        let comment = match self.comment.as_deref().map(str::trim) {
+            Some(comment) if !comment.is_empty() => format!(": {comment}"),
+            _ => String::new(),
+        };
+        let by = if self.by.is_empty() { "somebody" } else { &self.by };
+        StepError::Fail(
+            Cause::new("JUDGMENT_STOPPED", format!("{by} decided to stop{comment}"))
+                .hint("start the pipeline again once what stood against it is settled"),
+        )
+    }
+}
+
+impl Stage for ManualJudgment {
+    const KIND: &'static str = "manualJudgment";
+    const TITLE: &'static str = "Manual judgment";
+    const DESCRIPTION: &'static str =
+        "Waits until a person says whether to go on or to stop, for three days unless the stage has another timeout.";
+    // A little longer than the wait itself, whose end says more.
+    const TIMEOUT: Duration = Duration::from_secs(3 * 24 * 60 * 60 + 60);
+    const SIGNALS: &'static [&'static str] = &[SIGNAL];
+    type Config = Config;
+    type Cursor = Cursor;
+
+    fn schema(&self) -> Value {
+        schema::object(
+            json!({
+                "instructions": {
+                    "type": "string", "maxLength": 10_000, "default": "",
+                    "description": "What the person should look at before deciding."
+                },
+                "inputs": {
+                    "type": "array",
+                    "items": {"type": "string", "minLength": 1, "maxLength": 200},
+                    "maxItems": 50, "uniqueItems": true, "default": [],
+                    "description": "Answers to choose one from when going on; later stages read it as `outputs.input`."
+                }
+            }),
+            &[],
+        )
+    }
+    fn example(&self) -> Value {
+        json!({"instructions": "Look at the error rate of the new version.", "inputs": ["all regions", "one region"]})
+    }
+    fn tasks(&self, _: &Config) -> Vec<&'static str> {
+        vec!["Wait for judgment"]
+    }
+    fn task(&self, _: &Cursor) -> usize {
+        0
+    }
+
+    async fn step(&self, cx: &StepContext, config: &Config, cursor: Cursor) -> Result<Next<Cursor>, StepError> {
+        let asked = if config.instructions.is_empty() { "waiting for a judgment" } else { &config.instructions };
+        let until = match cursor {
+            Cursor::Ask => {
+                let until = patience_until(cx);
+                cx.progress(0, 1, "judgments", asked);
+                return Ok(wait(cx, until));
+            }
+            Cursor::Waiting { until } => until,
+        };
+        let Some(judgment) = Judgment::of(cx)? else {
+            if cx.timed_out() || cx.now() >= until {
+                return Err(StepError::Fail(
+                    Cause::new("JUDGMENT_TIMED_OUT", "nobody has decided in time")
+                        .hint("start the pipeline again, or give the stage a longer timeout"),
+                ));
+            }
+            return Ok(wait(cx, until));
+        };
+        if !judgment.proceed {
+            return Err(judgment.stopped());
+        }
+        let fits =
+            config.inputs.is_empty() || judgment.input.as_ref().is_some_and(|input| config.inputs.contains(input));
+        if !fits {
+            let given = judgment.input.as_deref().unwrap_or_default();
+            let message = format!("`{given}` is not one of the answers ({}); {asked}", config.inputs.join(", "));
+            cx.progress(0, 1, "judgments", message);
+            return Ok(wait(cx, until));
+        }
+        cx.progress(1, 1, "judgments", format!("{} decided to go on", judgment.by));
+        Ok(Next::Done(json!({
+            "judgment": "proceed",
+            "input": judgment.input,
+            "comment": judgment.comment,
+            "by": judgment.by,
+        })))
+    }
+}
+
+/// Until when a person's word is waited for: a moment before the stage's own deadline at the latest,
+/// since this end says more than that one.
+pub(super) fn patience_until(cx: &StepContext) -> DateTime<Utc> {
+    let until = cx.now() + TimeDelta::from_std(PATIENCE).unwrap_or(TimeDelta::MAX);
+    cx.stage().deadline.map_or(until, |deadline| until.min(deadline - TimeDelta::seconds(1)))
+}
+
+fn wait(cx: &StepContext, until: DateTime<Utc>) -> Next<Cursor> {
+    let timeout = (until - cx.now()).to_std().unwrap_or_default();
+    Next::Wait { cursor: Cursor::Waiting { until }, signal: SIGNAL, timeout }
+}
