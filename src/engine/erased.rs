@@ -161,7 +161,8 @@ fn pointer(path: &serde_path_to_error::Path) -> String {
         let name = match segment {
             Segment::Seq { index } => index.to_string(),
             Segment::Map { key } => key.replace('~', "~0").replace('/', "~1"),
-            Segment::Enum { .. } | Segment::Unknown => continue,
+            Segment::Enum { variant } => variant.replace('~', "~0").replace('/', "~1"),
+            Segment::Unknown => continue,
         };
         out.push('/');
         out.push_str(&name);
