@@ -743,6 +743,17 @@ async fn a_name_is_reserved_once(at: &Home) {
     assert_eq!(at.store.name_reserved(&place(), stage, 2).await.expect("read"), None);
     let elsewhere = Place { account: "other".to_owned(), ..place() };
     assert_eq!(at.store.name_reserved(&elsewhere, stage, 1).await.expect("read"), None);
+
+    // Once the holder's execution is over the name is free again.
+    let (_, lease_of_another, another) = *results.iter().find(|(mine, ..)| !*mine).expect("nineteen of them");
+    let mut over = at.store.execution(lease.execution).await.expect("read").expect("it is there");
+    over.status = Status::Succeeded;
+    over.version += 1;
+    let commit =
+        Commit { writes: vec![Write::UpdateExecution { execution: Box::new(over), wake_at: None }], ..Commit::default() };
+    at.store.commit(commit).await.expect("committed");
+    assert!(at.store.name_reserve(lease_of_another, &place(), "hello-v001", another, 1).await.expect("asked"));
+    assert_eq!(at.store.name_reserved(&place(), stage, 1).await.expect("read"), None);
 }
 
 /// Reads a list in slices, from both ends and from the middle, and compares with the whole.
