@@ -101,12 +101,7 @@ pub(super) struct Seen {
 
 impl Seen {
     pub fn of(stage: &Stage) -> Self {
-        Self {
-            attempt: stage.attempt,
-            cursor: stage.cursor.clone(),
-            wake: stage.wake.clone(),
-            retries: stage.retries,
-        }
+        Self { attempt: stage.attempt, cursor: stage.cursor.clone(), wake: stage.wake.clone(), retries: stage.retries }
     }
 }
 
@@ -186,7 +181,9 @@ fn advance(
         Next::Goto(cursor) => go_to(stage, cursor, Wake::Now, index, changes),
         Next::Poll { cursor, after, topic } => {
             let at = now + delta((*after).max(POLL_MIN));
-            let same = stage.cursor == *cursor
+            // One that waits longer than executions stay in memory has to be in the row.
+            let same = *after < setting.options.idle_after
+                && stage.cursor == *cursor
                 && stage.retries == 0
                 && matches!(&stage.wake, Wake::At { topic: present, .. } if present == topic);
             if same {
@@ -289,7 +286,8 @@ fn merge_outputs(stage: &mut Stage, new: &Map<String, Value>, setting: &Setting,
 
 fn fail(stage: &mut Stage, failure: Failure, index: usize, changes: &mut Changes) {
     if stage.failure.is_none() {
-        stage.failure = Some(failure);
+        let attempt = if failure.stage == Some(stage.id) { stage.attempt } else { failure.attempt };
+        stage.failure = Some(Failure { attempt, ..failure });
         changes.seen(index);
     }
 }
@@ -575,7 +573,8 @@ fn add_children(
     }
     let above = &execution.stages[parent];
     let (parent_id, parent_key, attempt) = (above.id, above.key.clone(), above.attempt);
-    let refuse = |what: String| Err(failure("CHILDREN_INVALID", format!("stage `{parent_key}`: {what}"), Some(parent_id)));
+    let refuse =
+        |what: String| Err(failure("CHILDREN_INVALID", format!("stage `{parent_key}`: {what}"), Some(parent_id)));
     if execution.stages.len() + specs.len() > STAGES_MAX {
         return refuse(format!("the execution would have more than {STAGES_MAX} stages"));
     }
@@ -588,11 +587,8 @@ fn add_children(
     if depth >= DEPTH_MAX {
         return refuse(format!("stages would be nested more than {DEPTH_MAX} deep"));
     }
-    let mut keys: std::collections::HashSet<&str> = execution
-        .children(parent_id)
-        .filter(|child| child.phase == phase)
-        .map(|child| child.key.as_str())
-        .collect();
+    let mut keys: std::collections::HashSet<&str> =
+        execution.children(parent_id).filter(|child| child.phase == phase).map(|child| child.key.as_str()).collect();
     for spec in specs {
         if !keys.insert(&spec.key) {
             return refuse(format!("two children have the key `{}`", spec.key));

@@ -1,0 +1,159 @@
+//! From the start of the process to its first answer over GraphQL, with an empty database and with
+//! one that holds 100,000 executions, and what server and host hold in memory when idle.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use gennaker::store::{Commit, Durability, Options, Store, Write};
+
+use crate::engine::{Dir, example_execution, tempdir};
+use crate::figures::{head, line, ms};
+
+const EXECUTIONS: usize = 100_000;
+const BAR: Duration = Duration::from_millis(300);
+
+pub async fn run() {
+    head("start: process start to the first GraphQL answer; memory when idle");
+    let empty = tempdir("empty");
+    report("with an empty database, first start", &serve(&empty).await);
+    let again = serve(&empty).await;
+    report("with an empty database, again", &again);
+    let full = tempdir("full");
+    fill(&full.0).await;
+    // The first start on it makes the host's directory; the second is what users see every day.
+    serve(&full).await;
+    let loaded = serve(&full).await;
+    report(&format!("with {EXECUTIONS} executions"), &loaded);
+    let sum = loaded.server_kib + loaded.host_kib;
+    line(
+        &format!("resident, server {} KiB + host {} KiB", loaded.server_kib, loaded.host_kib),
+        &format!("{:.1} MB", f64::from(sum) / 1024.0),
+        "< 40 MB",
+        sum < 40 * 1024,
+    );
+}
+
+fn report(what: &str, seen: &Seen) {
+    line(what, &ms(seen.first_answer), &format!("< {}", ms(BAR)), seen.first_answer < BAR);
+}
+
+struct Seen {
+    first_answer: Duration,
+    server_kib: u32,
+    host_kib: u32,
+}
+
+/// Starts the server on the directory, asks one question, waits until it is idle and stops it.
+async fn serve(dir: &Dir) -> Seen {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let token = Command::new(env!("CARGO_BIN_EXE_gennaker"))
+        .args(["token", "create", "--principal", "bench", "--role", "viewer", "--data-dir"])
+        .arg(&dir.0)
+        .output()
+        .expect("the binary is built");
+    let token = String::from_utf8_lossy(&token.stdout)
+        .split_whitespace()
+        .find(|word| word.starts_with("gnk_"))
+        .expect("a token is printed")
+        .to_owned();
+    let begun = Instant::now();
+    let mut server = Command::new(env!("CARGO_BIN_EXE_gennaker"))
+        .args(["serve", "--listen", "127.0.0.1:0", "--port-range", "29000-29099", "--data-dir"])
+        .arg(&dir.0)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the binary is built");
+    let url = address(&mut server);
+    let client = reqwest::Client::new();
+    let answer = client
+        .post(format!("{url}/graphql"))
+        .bearer_auth(&token)
+        .json(&serde_json::json!({ "query": "{ applications(first: 1) { totalCount } }" }))
+        .send()
+        .await
+        .expect("the server answers");
+    let answer: serde_json::Value = answer.json().await.expect("JSON");
+    let first_answer = begun.elapsed();
+    assert!(answer["data"]["applications"]["totalCount"].is_number(), "{answer}");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let server_kib = resident_kib(server.id());
+    let host_kib = hosts(&dir.0).iter().map(|pid| resident_kib(*pid)).sum();
+    let _ = nix::sys::signal::kill(pid(server.id()), nix::sys::signal::Signal::SIGTERM);
+    let _ = server.wait();
+    let _ = Command::new(env!("CARGO_BIN_EXE_gennaker"))
+        .args(["host", "stop", "--instances", "--dir"])
+        .arg(dir.0.join("host"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    Seen { first_answer, server_kib, host_kib }
+}
+
+fn pid(id: u32) -> nix::unistd::Pid {
+    nix::unistd::Pid::from_raw(i32::try_from(id).expect("a process id"))
+}
+
+/// The address in the server's first line.
+fn address(server: &mut Child) -> String {
+    let out = server.stdout.take().expect("piped");
+    let mut lines = BufReader::new(out).lines();
+    let url = lines
+        .by_ref()
+        .map_while(Result::ok)
+        .find_map(|line| line.split_whitespace().find(|word| word.starts_with("http://")).map(str::to_owned))
+        .expect("the server says where it listens");
+    // What it says later must not block it.
+    std::thread::spawn(move || lines.for_each(drop));
+    url
+}
+
+/// Processes whose command line names the directory's host.
+fn hosts(dir: &Path) -> Vec<u32> {
+    let wanted = dir.join("host").display().to_string();
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|pid: &u32| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            line.contains(" host ") && line.contains(&wanted)
+        })
+        .collect()
+}
+
+fn resident_kib(pid: u32) -> u32 {
+    std::fs::read_to_string(format!("/proc/{pid}/status"))
+        .ok()
+        .and_then(|status| status.lines().find(|line| line.starts_with("VmRSS:"))?.split_whitespace().nth(1)?.parse().ok())
+        .unwrap_or(0)
+}
+
+/// Finished executions with three stages each, many to a commit.
+async fn fill(dir: &Path) {
+    let clock = gennaker::clock::Clock::system();
+    let options =
+        Options { database_url: None, data_dir: dir.to_owned(), durability: Durability::Normal, queue_max: 4096 };
+    let store = Store::open(&options, clock.clone()).await.expect("a new database opens");
+    let application = crate::engine::example_application(clock.now());
+    let commit = Commit { writes: vec![Write::InsertApplication(application.clone())], ..Commit::default() };
+    store.commit(commit).await.expect("the application is new");
+    for _ in 0..EXECUTIONS / 500 {
+        let writes = (0..500)
+            .map(|_| {
+                let mut execution = example_execution(&application, 3, clock.now());
+                execution.status = gennaker::model::Status::Succeeded;
+                execution.ended_at = Some(clock.now());
+                for stage in &mut execution.stages {
+                    stage.status = gennaker::model::Status::Succeeded;
+                }
+                Write::InsertExecution(Box::new(execution))
+            })
+            .collect();
+        store.commit(Commit { writes, ..Commit::default() }).await.expect("the executions are new");
+    }
+    store.close().await;
+}
