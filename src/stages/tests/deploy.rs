@@ -99,6 +99,17 @@ async fn a_group_that_never_gets_healthy_leaves_the_old_state() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_group_without_instances_does_not_replace_a_healthy_one() {
+    let world = world().await;
+    let mut cluster = cluster(red_black(), json!({}));
+    cluster["capacity"] = json!({"min": 0, "desired": 0, "max": 2});
+    let execution = world.run(vec![stage("deploy", json!({"clusters": [cluster]}))]).await;
+    assert_eq!(execution.failure.expect("it says why").code, "WOULD_LEAVE_NOTHING");
+    assert_eq!(groups(&world)[..2], ["hello-prod-v007 disabled 2/2", "hello-prod-v008 enabled 2/2"]);
+    assert_eq!(world.cloud.outages(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failed_group_is_kept_for_a_look_where_wanted() {
     let world = world().await;
     let mut cluster = cluster(red_black(), json!({"crash": true}));
@@ -122,10 +133,13 @@ async fn what_a_provider_refuses_is_said_and_changes_nothing() {
     assert_eq!(world.cloud.inventory(), before);
 
     let mut cluster = cluster(red_black(), json!({}));
-    cluster["loadBalancers"] = json!(["hullo"]);
+    cluster["loadBalancers"] = json!(["hello-x"]);
     let execution = world.run(vec![stage("deploy", json!({"clusters": [cluster]}))]).await;
     let failure = execution.failure.expect("it says why");
     assert_eq!((failure.code.as_str(), failure.hint.as_deref()), ("LOAD_BALANCER_NOT_FOUND", Some("there is `hello`")));
+    cluster["loadBalancers"] = json!(["other"]);
+    let execution = world.run(vec![stage("deploy", json!({"clusters": [cluster]}))]).await;
+    assert_eq!(execution.failure.expect("it says why").code, "OTHER_APPLICATION");
     assert_eq!(world.cloud.inventory(), before);
 }
 
@@ -220,8 +234,10 @@ async fn a_cancel_brings_the_old_group_back_before_the_new_one_goes() {
 async fn the_last_healthy_group_is_not_taken_away() {
     let world = world().await;
     let at = json!({"serverGroup": "hello-prod-v008"});
-    for kind in ["disableServerGroup", "destroyServerGroup"] {
-        let execution = world.run(vec![stage(kind, at.clone())]).await;
+    let mut empty = at.clone();
+    empty["capacity"] = json!({"min": 0, "desired": 0, "max": 2});
+    for (kind, config) in [("disableServerGroup", &at), ("destroyServerGroup", &at), ("resizeServerGroup", &empty)] {
+        let execution = world.run(vec![stage(kind, config.clone())]).await;
         let failure = execution.failure.expect("refused");
         assert_eq!(failure.code, "WOULD_LEAVE_NOTHING", "{failure:?}");
     }
@@ -258,6 +274,11 @@ async fn names_of_other_applications_and_absent_groups_are_refused() {
         ("destroyServerGroup", json!({"serverGroup": "other-v000", "allowLast": true}), "OTHER_APPLICATION"),
         ("enableServerGroup", json!({"serverGroup": "hello-prod-v999"}), "NOT_FOUND"),
         ("destroyServerGroup", json!({"serverGroup": "hello-prod-v999"}), "NOT_FOUND"),
+        (
+            "resizeServerGroup",
+            json!({"serverGroup": "other-v000", "capacity": {"min": 1, "desired": 1, "max": 1}}),
+            "OTHER_APPLICATION",
+        ),
         ("upsertSecurityGroup", json!({"name": "other", "inbound": []}), "OTHER_APPLICATION"),
         ("upsertLoadBalancer", json!({"name": "other-x", "listeners": [{"port": 8080}]}), "OTHER_APPLICATION"),
         ("upsertLoadBalancer", json!({"name": "hello-v001", "listeners": [{"port": 8080}]}), "MALFORMED_NAME"),
