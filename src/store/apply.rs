@@ -252,7 +252,8 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
                 let mine = match one(self.db, sql, key.clone()).await? {
                     Some(row) => {
                         let (holder, held): (Uuid, i64) = (row.try_get_by_index(0)?, row.try_get_by_index(1)?);
-                        holder == stage.uuid() && held == i64::from(*attempt)
+                        let mine = holder == stage.uuid() && held == i64::from(*attempt);
+                        mine || self.take_name_over(key, holder, *stage, *attempt).await?
                     }
                     None => {
                         let sql = "INSERT INTO name_reservation (account, location, name, stage_id, attempt) \
@@ -277,6 +278,25 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
             }
         }
         Ok(())
+    }
+
+    /// A name whose holder's execution is over, or pruned, is free again: who asks has looked that
+    /// there is no such server group. Without this a cluster would run out of its thousand names.
+    async fn take_name_over(
+        &mut self,
+        name: Vec<Value>,
+        holder: Uuid,
+        stage: StageId,
+        attempt: i32,
+    ) -> Result<bool, DbErr> {
+        let sql = "SELECT 1 FROM stage s JOIN execution e ON e.id = s.execution_id WHERE s.id = ? AND e.finished = 0";
+        if one(self.db, sql, vec![rows::id(holder)]).await?.is_some() {
+            return Ok(false);
+        }
+        let sql = "UPDATE name_reservation SET stage_id = ?, attempt = ? WHERE account = ? AND location = ? AND name = ?";
+        let values = [rows::id(stage.uuid()), rows::int(attempt.into())].into_iter().chain(name).collect();
+        execute(self.db, sql, values).await?;
+        Ok(true)
     }
 
     async fn insert_execution(

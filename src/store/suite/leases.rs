@@ -172,6 +172,14 @@ async fn a_name_is_reserved_once(at: &Home) {
     assert_eq!(at.store.name_reserved(&place(), stage, 2).await.expect("read"), None);
     let elsewhere = Place { account: "other".to_owned(), ..place() };
     assert_eq!(at.store.name_reserved(&elsewhere, stage, 1).await.expect("read"), None);
+
+    // Once the holder's execution is over the name is free again.
+    let (_, lease_of_another, another) = *results.iter().find(|(mine, ..)| !*mine).expect("nineteen of them");
+    let over = at.store.execution(lease.execution).await.expect("read").expect("it is there");
+    let (commit, _) = next(&over, |execution| execution.status = Status::Succeeded);
+    at.store.commit(commit).await.expect("committed");
+    assert!(at.store.name_reserve(lease_of_another, &place(), "hello-v001", another, 1).await.expect("asked"));
+    assert_eq!(at.store.name_reserved(&place(), stage, 1).await.expect("read"), None);
 }
 
 async fn intents_are_kept_and_closed(at: &Home) {
