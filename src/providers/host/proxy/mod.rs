@@ -2,8 +2,8 @@
 //! or files; the daemon tells it what to listen on and who stands behind.
 //!
 //! A client's connection is one task. It reads a request, picks an instance under the lock of the
-//! load balancer's [`balance::State`], drives that instance's connection itself and hands it back
-//! to the [`upstream::Upstream`] when the answer is through. Whatever changes (rules, shares,
+//! load balancer's `balance::State`, drives that instance's connection itself and hands it back
+//! to the `upstream::Upstream` when the answer is through. Whatever changes (rules, shares,
 //! instances) replaces the state as one; requests that were picked before are counted by then.
 
 mod balance;
