@@ -66,7 +66,7 @@ impl<S: Stage> DynStage for Erased<S> {
             let instance = error.instance();
             let unknown = match instance.as_ref() {
                 Value::String(text) => expression::is_expression(text),
-                other => HANGS_ON_VALUES.contains(&error.keyword()) && expression::has_expression(other),
+                other => HANGS_ON_VALUES.contains(&error.kind().keyword()) && expression::has_expression(other),
             };
             !unknown
         });
