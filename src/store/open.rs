@@ -184,7 +184,7 @@ async fn connect_postgres(url: &str) -> Result<DatabaseConnection, Error> {
     options
         .max_connections(POSTGRES_POOL)
         .acquire_timeout(Duration::from_secs(30))
-        .test_before_acquire_if_idle_for(Duration::from_secs(30))
+        .test_before_acquire_if_idle_for(Duration::from_secs(1))
         .sqlx_logging(false)
         .record_stmt_in_spans(false)
         .statement_timeout(Duration::from_secs(30));

@@ -143,7 +143,9 @@ impl Writer {
 
 /// Why a batch did not happen, or may not have.
 enum Broken {
-    /// It did not: the transaction is rolled back.
+    /// Not one statement was run.
+    AtBegin(DbErr),
+    /// It did not happen: the transaction is rolled back.
     Before(DbErr),
     /// COMMIT was sent.
     AtCommit(DbErr),
@@ -152,7 +154,7 @@ enum Broken {
 impl From<Broken> for CommitError {
     fn from(broken: Broken) -> Self {
         match broken {
-            Broken::Before(error) => Self::Unavailable(sql::describe(&error)),
+            Broken::AtBegin(error) | Broken::Before(error) => Self::Unavailable(sql::describe(&error)),
             Broken::AtCommit(error) => Self::Unknown(sql::describe(&error)),
         }
     }
@@ -190,7 +192,7 @@ pub(super) async fn run<G>(
                     answer(request, outcome.map_err(CommitError::Refused), &notices, &latency);
                 }
             }
-            Err(Broken::Before(error)) if waiting.len() > 1 => {
+            Err(Broken::Before(error)) if waiting.len() > 1 && !sql::exhausted(&error) => {
                 // One of them is bad: each on its own, so that only the bad one fails.
                 tracing::warn!(error = %sql::describe(&error), "a batch of commits failed; trying each on its own");
                 for request in waiting {
@@ -234,7 +236,7 @@ fn only(outcomes: Outcomes) -> Result<Outcome, CommitError> {
 async fn write_batch(db: &DatabaseConnection, batch: &[&Prepared]) -> Result<Outcomes, Broken> {
     let options =
         TransactionOptions { sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate), ..Default::default() };
-    let tx = db.begin_with_options(options).await.map_err(Broken::Before)?;
+    let tx = db.begin_with_options(options).await.map_err(Broken::AtBegin)?;
     match apply(&tx, batch).await {
         Ok(outcomes) => {
             tx.commit().await.map_err(Broken::AtCommit)?;
@@ -260,15 +262,11 @@ async fn apply(tx: &DatabaseTransaction, commits: &[&Prepared]) -> Result<Outcom
 
 /// One commit in its own transaction. Conflicts between transactions (serialization, deadlock, a
 /// row that another inserted first) are met by looking at the guards again.
-async fn write_one(
-    db: &DatabaseConnection,
-    prepared: &Prepared,
-    replica: uuid::Uuid,
-) -> Result<Outcome, CommitError> {
+async fn write_one(db: &DatabaseConnection, prepared: &Prepared, replica: uuid::Uuid) -> Result<Outcome, CommitError> {
     let mut tries = 1;
     loop {
         match try_one(db, prepared, replica).await {
-            Err(Broken::Before(error) | Broken::AtCommit(error)) if tries < TRIES && conflicts(&error) => {
+            Err(broken) if tries < TRIES && broken.may_be_retried() => {
                 // Spread, so that those who met do not meet again.
                 let spread = u64::from(uuid::Uuid::new_v4().as_bytes()[0]);
                 tokio::time::sleep(Duration::from_micros(u64::from(tries) * 20 * spread)).await;
@@ -280,13 +278,19 @@ async fn write_one(
     }
 }
 
-/// The database has rolled the transaction back, and it may be tried again.
-fn conflicts(error: &DbErr) -> bool {
-    matches!(sql::code(error).as_deref(), Some("40001" | "40P01" | "23505" | "55P03"))
+impl Broken {
+    /// Certainly nothing happened, and trying again may help: the database rolled the transaction
+    /// back for another's sake, or the connection was lost before COMMIT was sent.
+    fn may_be_retried(&self) -> bool {
+        match self {
+            Self::AtBegin(error) | Self::Before(error) => sql::conflict(error) || sql::connection_lost(error),
+            Self::AtCommit(error) => sql::conflict(error),
+        }
+    }
 }
 
 async fn try_one(db: &DatabaseConnection, prepared: &Prepared, replica: uuid::Uuid) -> Result<Outcomes, Broken> {
-    let tx = db.begin().await.map_err(Broken::Before)?;
+    let tx = db.begin().await.map_err(Broken::AtBegin)?;
     let outcomes = async {
         let outcomes = apply(&tx, &[prepared]).await?;
         if let Some(Ok(outcome)) = outcomes.first() {
