@@ -1,0 +1,19 @@
+//! `gennaker shim`: the parent of one instance. Started by a host, not by people.
+
+use std::path::PathBuf;
+
+/// What `gennaker shim` is given.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Arguments {
+    /// The instance's directory.
+    #[arg(long)]
+    pub dir: PathBuf,
+}
+
+/// Runs the instance to its end. Must be called before any thread or runtime exists.
+///
+/// # Errors
+/// What kept the shim from its work.
+pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    crate::providers::host::shim::run(&arguments.dir)
+}
