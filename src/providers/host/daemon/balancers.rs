@@ -24,7 +24,7 @@ impl Hub {
         self.check_place(&spec.place)?;
         check_name("load balancer", &spec.name)?;
         let name = spec.name.clone();
-        let _exclusive = self.exclusive(format!("balancer/{name}")).await;
+        let _exclusive = self.exclusive("network".to_owned()).await;
         self.fences.admit(op, self.clock.now())?;
         self.check_balancer(&spec)?;
         let before = self.read(|inner| inner.balancers.get(&name).map(|cell| cell.record.clone()));
@@ -179,7 +179,7 @@ impl Hub {
 
     /// All shares at once.
     pub async fn ensure_shares(self: &Arc<Self>, op: &Operation, name: &str, shares: Vec<Share>) -> Reply<LoadBalancer> {
-        let _exclusive = self.exclusive(format!("balancer/{name}")).await;
+        let _exclusive = self.exclusive("network".to_owned()).await;
         self.fences.admit(op, self.clock.now())?;
         let current = self.balancer(name)?;
         let invalid = |message: String| Err(refuse(ErrorKind::Invalid, message));
@@ -217,7 +217,7 @@ impl Hub {
 
     /// Closes a load balancer's ports and forgets it.
     pub async fn ensure_load_balancer_deleted(self: &Arc<Self>, op: &Operation, name: &str) -> Reply<()> {
-        let _exclusive = self.exclusive(format!("balancer/{name}")).await;
+        let _exclusive = self.exclusive("network".to_owned()).await;
         self.fences.admit(op, self.clock.now())?;
         let Ok(current) = self.balancer(name) else { return Ok(()) };
         if !current.server_groups.is_empty() {
@@ -241,7 +241,7 @@ impl Hub {
         self.check_place(&spec.place)?;
         check_name("security group", &spec.name)?;
         let name = spec.name.clone();
-        let _exclusive = self.exclusive(format!("security/{name}")).await;
+        let _exclusive = self.exclusive("network".to_owned()).await;
         self.fences.admit(op, self.clock.now())?;
         if spec.inbound.len() > MAX_RULES {
             return Err(refuse(ErrorKind::Invalid, format!("security group {name} has more than {MAX_RULES} rules")));
@@ -278,7 +278,7 @@ impl Hub {
 
     /// Forgets a security group that nothing uses.
     pub async fn ensure_security_group_deleted(self: &Arc<Self>, op: &Operation, name: &str) -> Reply<()> {
-        let _exclusive = self.exclusive(format!("security/{name}")).await;
+        let _exclusive = self.exclusive("network".to_owned()).await;
         self.fences.admit(op, self.clock.now())?;
         let view = self.read(|inner| inner.security_groups.get(name).map(|record| inner.security_view(record)));
         let Some(view) = view else { return Ok(()) };
