@@ -1,1 +1,317 @@
-//! placeholder
+//! Secrets stand in configs as references (`secret://env/NAME`, `secret://file/ABSOLUTE_PATH`) and
+//! are resolved at the instant of use. [`Mask`] takes the values out of whatever goes on from
+//! there: outputs, events, errors, logs.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::Value;
+
+/// What a reference begins with.
+pub const SCHEME: &str = "secret://";
+/// Environment variables whose names do not begin so are never read.
+pub const ENVIRONMENT_PREFIX: &str = "GENNAKER_SECRET_";
+/// The largest secret file, in bytes.
+pub const FILE_BYTES_MAX: u64 = 64 * 1024;
+/// Shorter values are not masked: they would take ordinary words out of texts.
+pub const MASK_CHARS_MIN: usize = 4;
+
+/// A reference could not be resolved. Names the reference, never a value.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("`{0}` is not a secret reference; write `secret://env/NAME` or `secret://file/ABSOLUTE_PATH`")]
+    NotAReference(String),
+    #[error(
+        "the environment variable `{0}` may not be used as a secret; only names that begin with `GENNAKER_SECRET_` may"
+    )]
+    NameNotAllowed(String),
+    #[error("the environment variable `{0}` is not set for the server")]
+    NotSet(String),
+    #[error("`{0}` is not below a directory that secrets may be read from; see the setting for secret directories")]
+    PathNotAllowed(String),
+    #[error("secret file `{path}` cannot be read")]
+    File { path: String, source: std::io::Error },
+    #[error("secret file `{0}` is larger than 64 KiB")]
+    TooLarge(String),
+    #[error("the secret `{0}` is not UTF-8 text")]
+    NotText(String),
+    #[error("the secret `{0}` is empty")]
+    Empty(String),
+}
+
+/// A resolved value. Prints as `***`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The value itself, to be handed on at once and kept nowhere.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(***)")
+    }
+}
+
+type Environment = dyn Fn(&str) -> Option<OsString> + Send + Sync;
+
+/// Resolves references. Cheap to clone.
+#[derive(Clone)]
+pub struct Secrets {
+    directories: Arc<[PathBuf]>,
+    environment: Arc<Environment>,
+}
+
+impl fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Secrets").field("directories", &self.directories).finish_non_exhaustive()
+    }
+}
+
+impl Secrets {
+    /// Files are read below these directories only; without any, from nowhere.
+    #[must_use]
+    pub fn new(directories: impl IntoIterator<Item = PathBuf>) -> Self {
+        Self::with_environment(directories, |name| std::env::var_os(name))
+    }
+
+    /// The same with another environment than the process's own.
+    #[must_use]
+    pub fn with_environment(
+        directories: impl IntoIterator<Item = PathBuf>,
+        environment: impl Fn(&str) -> Option<OsString> + Send + Sync + 'static,
+    ) -> Self {
+        Self { directories: directories.into_iter().collect(), environment: Arc::new(environment) }
+    }
+
+    /// The value behind a reference. Reads a small local file at the most.
+    ///
+    /// # Errors
+    /// When the text is no reference, points where secrets may not come from, or at nothing.
+    pub fn resolve(&self, reference: &str) -> Result<Secret, Error> {
+        let rest = reference.strip_prefix(SCHEME).ok_or_else(|| Error::NotAReference(shown(reference)))?;
+        let value = match rest.split_once('/') {
+            Some(("env", name)) => self.variable(name)?,
+            Some(("file", path)) => self.file(path)?,
+            _ => return Err(Error::NotAReference(shown(reference))),
+        };
+        if value.is_empty() { Err(Error::Empty(shown(reference))) } else { Ok(Secret(value)) }
+    }
+
+    fn variable(&self, name: &str) -> Result<String, Error> {
+        if !name.starts_with(ENVIRONMENT_PREFIX) {
+            return Err(Error::NameNotAllowed(shown(name)));
+        }
+        let value = (self.environment)(name).ok_or_else(|| Error::NotSet(shown(name)))?;
+        value.into_string().map_err(|_| Error::NotText(shown(name)))
+    }
+
+    fn file(&self, path: &str) -> Result<String, Error> {
+        // `secret://file//run/secrets/x` and `secret://file/run/secrets/x` are the same file.
+        let path = format!("/{}", path.trim_start_matches('/'));
+        let failed = |source| Error::File { path: shown(&path), source };
+        // Where links lead decides, not what the reference says; a path outside is refused alike
+        // whether there is a file or not.
+        let real = Path::new(&path).canonicalize().map_err(|source| {
+            if self.below_a_directory(Path::new(&path)) { failed(source) } else { Error::PathNotAllowed(shown(&path)) }
+        })?;
+        if !self.below_a_directory(&real) {
+            return Err(Error::PathNotAllowed(shown(&path)));
+        }
+        if !real.metadata().map_err(failed)?.is_file() {
+            return Err(failed(std::io::Error::other("it is not a regular file")));
+        }
+        let mut bytes = Vec::new();
+        let file = std::fs::File::open(&real).map_err(failed)?;
+        file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
+        if bytes.len() as u64 > FILE_BYTES_MAX {
+            return Err(Error::TooLarge(shown(&path)));
+        }
+        let mut text = String::from_utf8(bytes).map_err(|_| Error::NotText(shown(&path)))?;
+        // What editors and `echo` add.
+        if text.ends_with('\n') {
+            text.pop();
+            if text.ends_with('\r') {
+                text.pop();
+            }
+        }
+        Ok(text)
+    }
+
+    fn below_a_directory(&self, path: &Path) -> bool {
+        if path.components().any(|part| matches!(part, std::path::Component::ParentDir)) {
+            return false;
+        }
+        self.directories.iter().any(|directory| {
+            let real = directory.canonicalize();
+            let real = real.as_deref().unwrap_or(directory);
+            path.starts_with(real) && path != real
+        })
+    }
+}
+
+/// Whether the text is a reference as a whole.
+#[must_use]
+pub fn is_reference(text: &str) -> bool {
+    text.starts_with(SCHEME)
+}
+
+/// Takes resolved values out of texts.
+#[derive(Clone, Default)]
+pub struct Mask {
+    /// The longest first, so that a value that holds another goes whole.
+    values: Vec<String>,
+}
+
+impl fmt::Debug for Mask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Mask({})", self.values.len())
+    }
+}
+
+/// What stands where a secret was.
+const MASKED: &str = "***";
+
+impl Mask {
+    /// From now on this value is masked, also as it looks inside a JSON string or a URL.
+    pub fn add(&mut self, secret: &Secret) {
+        let value = secret.expose();
+        if value.chars().count() < MASK_CHARS_MIN {
+            return;
+        }
+        let quoted = Value::from(value).to_string();
+        let in_json = quoted[1..quoted.len() - 1].to_owned();
+        for form in [value.to_owned(), in_json, in_url(value)] {
+            if !self.values.contains(&form) {
+                self.values.push(form);
+            }
+        }
+        self.values.sort_by_key(|value| std::cmp::Reverse(value.len()));
+    }
+
+    /// The text without the values.
+    #[must_use]
+    pub fn text(&self, text: &str) -> String {
+        self.values.iter().fold(text.to_owned(), |text, value| text.replace(value.as_str(), MASKED))
+    }
+
+    /// The document without the values, in keys, strings and numbers.
+    #[must_use]
+    pub fn json(&self, value: Value) -> Value {
+        if self.values.is_empty() {
+            return value;
+        }
+        match value {
+            Value::String(text) => Value::String(self.text(&text)),
+            Value::Number(number) => {
+                let text = number.to_string();
+                let masked = self.text(&text);
+                if masked == text { Value::Number(number) } else { Value::String(masked) }
+            }
+            Value::Array(items) => items.into_iter().map(|item| self.json(item)).collect(),
+            Value::Object(fields) => {
+                fields.into_iter().map(|(key, value)| (self.text(&key), self.json(value))).collect()
+            }
+            other @ (Value::Null | Value::Bool(_)) => other,
+        }
+    }
+}
+
+/// As it looks in a URL's query.
+fn in_url(value: &str) -> String {
+    use fmt::Write as _;
+    value.bytes().fold(String::with_capacity(value.len()), |mut out, byte| {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            let _ = write!(out, "%{byte:02X}");
+        }
+        out
+    })
+}
+
+/// A name as errors show it: cut, without control characters.
+fn shown(text: &str) -> String {
+    text.chars().filter(|character| !character.is_control()).take(200).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn directory(name: &str) -> PathBuf {
+        let directory = std::env::temp_dir().join(format!("gennaker-secrets-{name}-{}", uuid::Uuid::new_v4().simple()));
+        std::fs::create_dir_all(directory.join("inside")).expect("a directory");
+        directory.canonicalize().expect("it was just made")
+    }
+
+    fn secrets(directories: &[&Path]) -> Secrets {
+        Secrets::with_environment(directories.iter().map(|path| path.to_path_buf()), |name| match name {
+            "GENNAKER_SECRET_TOKEN" => Some("s3cr3t-value".into()),
+            "GENNAKER_SECRET_EMPTY" => Some("".into()),
+            "PATH" => Some("/usr/bin".into()),
+            _ => None,
+        })
+    }
+
+    #[test]
+    fn only_variables_with_the_prefix_are_read() {
+        let secrets = secrets(&[]);
+        assert_eq!(secrets.resolve("secret://env/GENNAKER_SECRET_TOKEN").expect("set").expose(), "s3cr3t-value");
+        assert!(matches!(secrets.resolve("secret://env/PATH"), Err(Error::NameNotAllowed(_))));
+        assert!(matches!(secrets.resolve("secret://env/GENNAKER_SECRET_OTHER"), Err(Error::NotSet(_))));
+        assert!(matches!(secrets.resolve("secret://env/GENNAKER_SECRET_EMPTY"), Err(Error::Empty(_))));
+        for text in ["plain", "secret://", "secret://env", "secret://vault/x", "SECRET://env/GENNAKER_SECRET_TOKEN"] {
+            assert!(matches!(secrets.resolve(text), Err(Error::NotAReference(_))), "{text}");
+        }
+    }
+
+    #[test]
+    fn files_are_read_below_the_directories_only_and_lose_one_newline() {
+        let root = directory("below");
+        let inside = root.join("inside");
+        std::fs::write(inside.join("token"), "abc def\n").expect("written");
+        std::fs::write(root.join("outside"), "hidden").expect("written");
+        std::os::unix::fs::symlink(root.join("outside"), inside.join("link")).expect("linked");
+        std::fs::write(inside.join("large"), vec![b'x'; 64 * 1024 + 1]).expect("written");
+        std::fs::write(inside.join("binary"), [0xff, 0xfe]).expect("written");
+        let secrets = secrets(&[&inside]);
+        let at = |path: &Path| secrets.resolve(&format!("secret://file{}", path.display()));
+
+        assert_eq!(at(&inside.join("token")).expect("it is there").expose(), "abc def");
+        assert!(matches!(at(&root.join("outside")), Err(Error::PathNotAllowed(_))));
+        assert!(matches!(at(&inside.join("../outside")), Err(Error::PathNotAllowed(_))));
+        assert!(matches!(at(&inside.join("link")), Err(Error::PathNotAllowed(_))), "a link that leads outside");
+        assert!(matches!(at(&root.join("nothing")), Err(Error::PathNotAllowed(_))), "what is outside stays unknown");
+        assert!(matches!(at(&inside.join("nothing")), Err(Error::File { .. })));
+        assert!(matches!(at(&inside), Err(Error::PathNotAllowed(_))));
+        assert!(matches!(at(&inside.join("large")), Err(Error::TooLarge(_))));
+        assert!(matches!(at(&inside.join("binary")), Err(Error::NotText(_))));
+        std::fs::remove_dir_all(root).expect("removed");
+    }
+
+    #[test]
+    fn a_mask_takes_values_out_of_texts_and_documents() {
+        let mut mask = Mask::default();
+        mask.add(&Secret("pass".into()));
+        mask.add(&Secret("pass\"word&1".into()));
+        mask.add(&Secret("abc".into()));
+        mask.add(&Secret("4711471".into()));
+        assert_eq!(mask.text("abc pass pass\"word&1"), "abc *** ***");
+        assert_eq!(mask.text(r#"{"x":"pass\"word&1"}"#), r#"{"x":"***"}"#);
+        assert_eq!(mask.text("?x=pass%22word%261"), "?x=***");
+        assert_eq!(
+            mask.json(json!({"pass": ["a pass", 4_711_471, true, null]})),
+            json!({"***": ["a ***", "***", true, null]})
+        );
+        assert!(!format!("{mask:?} {:?}", Secret("pass".into())).contains("pass"));
+    }
+}

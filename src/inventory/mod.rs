@@ -2,76 +2,245 @@
 //! stages read.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
-use tokio::sync::watch;
+use futures_util::future::join_all;
+use tokio::sync::{Mutex, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::model::{Account, LoadBalancer, Place, SecurityGroup, ServerGroup};
-use crate::providers::{Error, Provider, Snapshot};
+use crate::providers::{Error, ErrorKind, Provider, Snapshot};
+
+/// Without a notice a snapshot is read again after this long.
+const REFRESH_EVERY: Duration = Duration::from_secs(10);
+/// After a failed read, and at most this often whatever the notices.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// Notices that come closer together than this share one read.
+const SETTLE: Duration = Duration::from_millis(10);
 
 /// All accounts and their latest snapshots. Cheap to clone.
 #[derive(Clone)]
 pub struct Inventory {
-    #[allow(dead_code)]
-    providers: Arc<BTreeMap<String, Arc<dyn Provider>>>,
+    inner: Arc<Inner>,
 }
 
-#[allow(unused_variables, clippy::unused_async, clippy::todo, clippy::missing_errors_doc)]
+struct Inner {
+    accounts: BTreeMap<String, Entry>,
+    changed: watch::Sender<u64>,
+}
+
+struct Entry {
+    provider: Arc<dyn Provider>,
+    latest: RwLock<Option<Arc<Snapshot>>>,
+    /// Held while reading, so that an older answer never replaces a newer one. The number of the
+    /// last read that ended well.
+    reading: Mutex<u64>,
+    /// How many reads have begun: those who wait in line share the one that begins after they asked.
+    begun: AtomicU64,
+}
+
 impl Inventory {
+    /// Over these accounts; the last of a name stands. Nothing is read before [`Inventory::run`]
+    /// or [`Inventory::refresh`].
     #[must_use]
     pub fn new(providers: Vec<Arc<dyn Provider>>) -> Self {
-        todo!()
+        let entry = |provider: Arc<dyn Provider>| Entry {
+            provider,
+            latest: RwLock::new(None),
+            reading: Mutex::new(0),
+            begun: AtomicU64::new(0),
+        };
+        let accounts = providers.into_iter().map(|provider| (provider.account().name, entry(provider))).collect();
+        Self { inner: Arc::new(Inner { accounts, changed: watch::channel(0).0 }) }
     }
+
     /// Keeps the snapshots fresh until the token is cancelled; reads all of each account at every
     /// notice, and every 10 s without one.
-    pub async fn run(&self, stop: tokio_util::sync::CancellationToken) {
-        todo!()
+    pub async fn run(&self, stop: CancellationToken) {
+        let keepers = self.inner.accounts.keys().map(|account| self.keep(account, &stop));
+        join_all(keepers).await;
     }
+
+    async fn keep(&self, account: &str, stop: &CancellationToken) {
+        let Some(entry) = self.inner.accounts.get(account) else { return };
+        let mut changes = entry.provider.changes();
+        let mut away = false;
+        loop {
+            // Before the read: a change during it is a new notice.
+            changes.mark_unchanged();
+            let read = tokio::select! {
+                () = stop.cancelled() => return,
+                read = self.refresh(account) => read,
+            };
+            let pause = match read {
+                Ok(_) => {
+                    if away {
+                        tracing::info!(account, "account `{account}` can be read again");
+                    }
+                    away = false;
+                    REFRESH_EVERY
+                }
+                Err(error) => {
+                    if !away {
+                        tracing::warn!(account, error = %error, "account `{account}` cannot be read; its last state is shown");
+                    }
+                    away = true;
+                    RETRY_AFTER
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+                notice = changes.changed() => {
+                    // A provider that is gone tells nothing any more; the interval goes on.
+                    let settle = if notice.is_ok() { SETTLE } else { pause };
+                    tokio::select! {
+                        () = stop.cancelled() => return,
+                        () = tokio::time::sleep(settle) => {}
+                    }
+                }
+            }
+        }
+    }
+
     /// Woken after each change of any snapshot; the value only counts.
     #[must_use]
     pub fn changed(&self) -> watch::Receiver<u64> {
-        todo!()
+        self.inner.changed.subscribe()
     }
+
+    /// All accounts, by name.
     #[must_use]
     pub fn accounts(&self) -> Vec<Account> {
-        todo!()
+        self.inner.accounts.values().map(|entry| entry.provider.account()).collect()
     }
-    /// The provider of an account; the error names the accounts there are.
+
+    /// The provider of an account.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such account; names the ones there are.
     pub fn provider(&self, account: &str) -> Result<Arc<dyn Provider>, Error> {
-        todo!()
+        self.entry(account).map(|entry| Arc::clone(&entry.provider))
     }
-    /// Reads the account anew now and returns it.
+
+    /// Reads the account anew now and returns it. Those who ask while a read is under way share
+    /// the next one.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such account; what the provider answers.
     pub async fn refresh(&self, account: &str) -> Result<Arc<Snapshot>, Error> {
-        todo!()
+        let entry = self.entry(account)?;
+        let asked = entry.begun.load(Ordering::SeqCst);
+        let mut good = entry.reading.lock().await;
+        if *good > asked {
+            // One that began after we asked has ended well.
+            if let Some(snapshot) = entry.latest() {
+                return Ok(snapshot);
+            }
+        }
+        let number = entry.begun.fetch_add(1, Ordering::SeqCst) + 1;
+        let snapshot = Arc::new(entry.provider.snapshot().await?);
+        *good = number;
+        let changed = {
+            let mut latest = entry.latest.write().unwrap_or_else(PoisonError::into_inner);
+            let changed = latest.as_deref() != Some(&*snapshot);
+            *latest = Some(Arc::clone(&snapshot));
+            changed
+        };
+        if changed {
+            self.inner.changed.send_modify(|count| *count += 1);
+        }
+        Ok(snapshot)
     }
-    /// The latest snapshot of an account; an error when there never was one.
+
+    /// The latest snapshot of an account.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such account, `Unavailable` when it was never read.
     pub fn snapshot(&self, account: &str) -> Result<Arc<Snapshot>, Error> {
-        todo!()
+        self.entry(account)?.latest().ok_or_else(|| Error {
+            kind: ErrorKind::Unavailable,
+            message: format!("account `{account}` has not been read yet; try again in a moment"),
+        })
     }
+
     /// From the latest snapshot.
     #[must_use]
     pub fn server_group(&self, place: &Place, name: &str) -> Option<ServerGroup> {
-        todo!()
+        let snapshot = self.snapshot(&place.account).ok()?;
+        snapshot.server_groups.iter().find(|group| group.spec.place == *place && group.spec.name == name).cloned()
     }
+
     /// Of all accounts, by place and name.
     #[must_use]
     pub fn server_groups(&self) -> Vec<ServerGroup> {
-        todo!()
+        let mut all = self.all(|snapshot| &snapshot.server_groups);
+        all.sort_by(|a, b| (&a.spec.place, &a.spec.name).cmp(&(&b.spec.place, &b.spec.name)));
+        all
     }
+
+    /// From the latest snapshot.
     #[must_use]
     pub fn load_balancer(&self, place: &Place, name: &str) -> Option<LoadBalancer> {
-        todo!()
+        let snapshot = self.snapshot(&place.account).ok()?;
+        snapshot.load_balancers.iter().find(|found| found.spec.place == *place && found.spec.name == name).cloned()
     }
+
+    /// Of all accounts, by place and name.
     #[must_use]
     pub fn load_balancers(&self) -> Vec<LoadBalancer> {
-        todo!()
+        let mut all = self.all(|snapshot| &snapshot.load_balancers);
+        all.sort_by(|a, b| (&a.spec.place, &a.spec.name).cmp(&(&b.spec.place, &b.spec.name)));
+        all
     }
+
+    /// From the latest snapshot.
     #[must_use]
     pub fn security_group(&self, place: &Place, name: &str) -> Option<SecurityGroup> {
-        todo!()
+        let snapshot = self.snapshot(&place.account).ok()?;
+        snapshot.security_groups.iter().find(|found| found.spec.place == *place && found.spec.name == name).cloned()
     }
+
+    /// Of all accounts, by place and name.
     #[must_use]
     pub fn security_groups(&self) -> Vec<SecurityGroup> {
-        todo!()
+        let mut all = self.all(|snapshot| &snapshot.security_groups);
+        all.sort_by(|a, b| (&a.spec.place, &a.spec.name).cmp(&(&b.spec.place, &b.spec.name)));
+        all
+    }
+
+    /// Whether a load balancer of ours listens there: what outgoing calls may always reach.
+    #[must_use]
+    pub fn listens_on(&self, address: IpAddr, port: u16) -> bool {
+        self.inner.accounts.values().filter_map(Entry::latest).any(|snapshot| {
+            let mut bound = snapshot.load_balancers.iter().flat_map(|load_balancer| &load_balancer.bound);
+            bound.any(|bound| {
+                bound.parse::<SocketAddr>().is_ok_and(|bound| {
+                    bound.port() == port
+                        && (bound.ip() == address || (bound.ip().is_unspecified() && address.is_loopback()))
+                })
+            })
+        })
+    }
+
+    fn all<T: Clone>(&self, of: impl Fn(&Snapshot) -> &Vec<T>) -> Vec<T> {
+        self.inner.accounts.values().filter_map(Entry::latest).flat_map(|snapshot| of(&snapshot).clone()).collect()
+    }
+
+    fn entry(&self, account: &str) -> Result<&Entry, Error> {
+        self.inner.accounts.get(account).ok_or_else(|| {
+            let names: Vec<_> = self.inner.accounts.keys().map(|name| format!("`{name}`")).collect();
+            let there = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+            Error { kind: ErrorKind::NotFound, message: format!("there is no account `{account}`; there is {there}") }
+        })
+    }
+}
+
+impl Entry {
+    fn latest(&self) -> Option<Arc<Snapshot>> {
+        self.latest.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

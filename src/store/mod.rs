@@ -1,12 +1,28 @@
 //! The database: SQLite or PostgreSQL behind the same functions. A [`Commit`] is data: guards and
 //! writes; sea-orm types stay in here.
 
+mod apply;
 mod commit;
+mod leases;
+mod open;
+mod page;
+mod postgres;
+mod prepare;
+mod read;
+mod rows;
+mod sql;
+#[cfg(test)]
+mod suite;
+mod writer;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use sea_orm::DatabaseConnection;
+use tokio::sync::{Mutex, broadcast};
+use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
 pub use commit::{
@@ -14,11 +30,10 @@ pub use commit::{
     Write,
 };
 
+pub use rows::{event_execution, event_stage};
+
 use crate::clock::Clock;
-use crate::model::{
-    Application, ApplicationId, AuditRow, Event, Execution, ExecutionId, ExecutionKind, Notification, OwnerId,
-    Pipeline, PipelineId, Place, Principal, PrincipalId, Revision, Stage, StageId, Status, StreamId, Token, TokenId,
-};
+use crate::model::{ApplicationId, ExecutionId, ExecutionKind, OwnerId, PipelineId, Status, StreamId};
 
 /// Where the data is and how durable it is.
 #[derive(Debug, Clone)]
@@ -56,6 +71,18 @@ pub enum Error {
     Directory { path: PathBuf, source: std::io::Error },
     #[error("stored {what} is not readable: {message}")]
     Corrupt { what: String, message: String },
+}
+
+impl From<sea_orm::DbErr> for Error {
+    fn from(error: sea_orm::DbErr) -> Self {
+        Self::Database(sql::describe(&error))
+    }
+}
+
+impl From<CommitError> for Error {
+    fn from(error: CommitError) -> Self {
+        Self::Database(error.to_string())
+    }
 }
 
 /// A slice of a list: at most `limit` items after (or, backward, before) a key.
@@ -114,223 +141,98 @@ pub enum ClusterClaim {
 }
 
 /// The database. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Store {}
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
 
-#[expect(unused_variables, clippy::unused_async, reason = "contract skeleton")]
+struct Inner {
+    write: writer::Writer,
+    read: DatabaseConnection,
+    epoch: Uuid,
+    clock: Clock,
+    notices: writer::Notices,
+    latency: Arc<writer::Latency>,
+    stop: CancellationToken,
+    task: Mutex<Option<JoinHandle<()>>>,
+    /// Ends the task with the last clone of the store.
+    _guard: DropGuard,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Never the pools: their options hold the password.
+        f.debug_struct("Store").field("epoch", &self.inner.epoch).finish_non_exhaustive()
+    }
+}
+
 impl Store {
     /// Opens (or makes) the database, migrates it under a lock (SQLite is copied first), reads or
     /// makes its epoch and starts the writer.
+    ///
+    /// # Errors
+    /// When another server uses the data directory, when the schema is newer than this binary,
+    /// when the database cannot be reached.
     pub async fn open(options: &Options, clock: Clock) -> Result<Self, Error> {
-        todo!()
+        open::open(options, clock, open::As::Server).await
     }
-    /// Ends the writer after what is queued; waits for it.
+
+    /// Opens the database for a command of an administrator (to make a token, say) while a server
+    /// may be running on it: neither locks the data directory nor migrates.
+    ///
+    /// # Errors
+    /// When there is no database yet, or its schema is not this binary's.
+    pub async fn open_beside(options: &Options, clock: Clock) -> Result<Self, Error> {
+        open::open(options, clock, open::As::Tool).await
+    }
+
+    /// Ends the writer after what is queued; waits for it. Commits after that are refused as
+    /// unavailable.
     pub async fn close(&self) {
-        todo!()
+        self.inner.write.drain().await;
+        self.inner.stop.cancel();
+        if let Some(task) = self.inner.task.lock().await.take()
+            && let Err(error) = task.await
+        {
+            tracing::error!(%error, "the store's task ended badly");
+        }
+        if let Err(error) = self.inner.read.close_by_ref().await {
+            tracing::warn!(%error, "the database's connections did not close");
+        }
     }
+
     /// The random id of this database, changed by a restore.
     #[must_use]
     pub fn epoch(&self) -> Uuid {
-        todo!()
+        self.inner.epoch
     }
 
-    // --- writing -----------------------------------------------------------------------------
     /// All of it or nothing. Returns once it is durable. See [`Commit`].
+    ///
+    /// # Errors
+    /// See [`CommitError`].
     pub async fn commit(&self, commit: Commit) -> Result<Committed, CommitError> {
-        todo!()
+        let prepared = prepare::prepare(commit, self.inner.clock.now());
+        Ok(self.inner.write.write(prepared).await?.committed)
     }
+
     /// Woken, after COMMIT, with each (stream, sequence) that grew, here or at another replica. A
     /// reader that lags reads the table; the notice only shortens waits.
     #[must_use]
-    pub fn appended(&self) -> tokio::sync::broadcast::Receiver<(StreamId, i64)> {
-        todo!()
+    pub fn appended(&self) -> broadcast::Receiver<(StreamId, i64)> {
+        self.inner.notices.appended.subscribe()
     }
+
     /// Woken with executions that have work (started, signalled, cancelled), here or elsewhere.
     #[must_use]
-    pub fn work(&self) -> tokio::sync::broadcast::Receiver<ExecutionId> {
-        todo!()
+    pub fn work(&self) -> broadcast::Receiver<ExecutionId> {
+        self.inner.notices.work.subscribe()
     }
 
-    // --- leases ------------------------------------------------------------------------------
-    /// Adds this start of a server to those that may own executions.
-    pub async fn owner_register(&self, owner: OwnerId) -> Result<(), Error> {
-        todo!()
-    }
-    /// Says that the owner lives: its beat rises by one.
-    pub async fn owner_beat(&self, owner: OwnerId) -> Result<(), Error> {
-        todo!()
-    }
-    /// All owners with their beats.
-    pub async fn owners(&self) -> Result<Vec<(OwnerId, i64)>, Error> {
-        todo!()
-    }
-    /// Forgets an owner, so that its executions are free to claim at once.
-    pub async fn owner_forget(&self, owner: OwnerId) -> Result<(), Error> {
-        todo!()
-    }
-    /// Unfinished executions whose `wake_at` has come and that are unowned, mine, or owned by one
-    /// that is not in the owners table (the dead are forgotten first); oldest wake first.
-    pub async fn executions_due(&self, me: OwnerId, now: DateTime<Utc>, limit: u64) -> Result<Vec<ExecutionId>, Error> {
-        todo!()
-    }
-    /// The earliest `wake_at` among those of [`Store::executions_due`], whenever it is.
-    pub async fn next_due(&self, me: OwnerId) -> Result<Option<DateTime<Utc>>, Error> {
-        todo!()
-    }
-    /// Takes the execution, if it is unowned, mine already (same number), or owned by one that was
-    /// forgotten (number + 1), and reads it whole. None when another owns it or it is over.
-    pub async fn execution_claim(&self, me: OwnerId, id: ExecutionId) -> Result<Option<(Lease, Execution)>, Error> {
-        todo!()
-    }
-
-    // --- cluster claims and names ------------------------------------------------------------
-    /// Puts the stage into the cluster's queue unless it is in it, and says where it stands.
-    /// Repeatable. Left by [`Write::ReleaseClusterClaims`].
-    pub async fn cluster_claim(
-        &self,
-        lease: Lease,
-        key: &ClusterKey,
-        stage: StageId,
-        queue_max: usize,
-    ) -> Result<ClusterClaim, CommitError> {
-        todo!()
-    }
-    /// The cluster's queue, the holder first.
-    pub async fn cluster_queue(&self, key: &ClusterKey) -> Result<Vec<(ExecutionId, StageId)>, Error> {
-        todo!()
-    }
-    /// Reserves the server group name for (stage, attempt). True when it is theirs, now or since
-    /// before; false when it is another's.
-    pub async fn name_reserve(
-        &self,
-        lease: Lease,
-        place: &Place,
-        name: &str,
-        stage: StageId,
-        attempt: i32,
-    ) -> Result<bool, CommitError> {
-        todo!()
-    }
-    /// The name that (stage, attempt) reserved at that place, if any.
-    pub async fn name_reserved(&self, place: &Place, stage: StageId, attempt: i32) -> Result<Option<String>, Error> {
-        todo!()
-    }
-
-    // --- reading -----------------------------------------------------------------------------
-    pub async fn application(&self, id: ApplicationId) -> Result<Option<Application>, Error> {
-        todo!()
-    }
-    pub async fn application_by_name(&self, name: &str) -> Result<Option<Application>, Error> {
-        todo!()
-    }
-    /// All names, at most 1,000, for "did you mean".
-    pub async fn application_names(&self) -> Result<Vec<String>, Error> {
-        todo!()
-    }
-    /// By name.
-    pub async fn applications(&self, page: &PageRequest) -> Result<Page<Application>, Error> {
-        todo!()
-    }
-    pub async fn pipeline(&self, id: PipelineId) -> Result<Option<Pipeline>, Error> {
-        todo!()
-    }
-    pub async fn pipeline_by_name(&self, application: ApplicationId, name: &str) -> Result<Option<Pipeline>, Error> {
-        todo!()
-    }
-    pub async fn pipeline_names(&self, application: ApplicationId) -> Result<Vec<String>, Error> {
-        todo!()
-    }
-    /// By name; of all applications when none is given.
-    pub async fn pipelines(
-        &self,
-        application: Option<ApplicationId>,
-        page: &PageRequest,
-    ) -> Result<Page<Pipeline>, Error> {
-        todo!()
-    }
-    pub async fn revision(&self, pipeline: PipelineId, number: i64) -> Result<Option<Revision>, Error> {
-        todo!()
-    }
-    /// Newest first.
-    pub async fn revisions(&self, pipeline: PipelineId, page: &PageRequest) -> Result<Page<Revision>, Error> {
-        todo!()
-    }
-    /// With its stages.
-    pub async fn execution(&self, id: ExecutionId) -> Result<Option<Execution>, Error> {
-        todo!()
-    }
-    /// With its stages. Operations: pipeline none, number within the application.
-    pub async fn execution_by_number(
-        &self,
-        application: ApplicationId,
-        pipeline: Option<PipelineId>,
-        number: i64,
-    ) -> Result<Option<Execution>, Error> {
-        todo!()
-    }
-    /// Newest first, without stages (see [`Store::stages`]).
-    pub async fn executions(&self, filter: &ExecutionFilter, page: &PageRequest) -> Result<Page<Execution>, Error> {
-        todo!()
-    }
-    /// The stages of several executions at once, for loaders.
-    pub async fn stages(&self, executions: &[ExecutionId]) -> Result<Vec<Stage>, Error> {
-        todo!()
-    }
-    pub async fn stage(&self, id: StageId) -> Result<Option<Stage>, Error> {
-        todo!()
-    }
-    /// Events of a stream after `seq`, in order, at most `limit` (≤ 1,000).
-    pub async fn events(&self, stream: StreamId, after_seq: i64, limit: u64) -> Result<Vec<Event>, Error> {
-        todo!()
-    }
-    /// (oldest, newest) sequence number held of a stream; (1, 0) when it is empty.
-    pub async fn event_bounds(&self, stream: StreamId) -> Result<(i64, i64), Error> {
-        todo!()
-    }
-    /// An execution with its stages and the newest sequence number of its stream, read at one instant.
-    pub async fn execution_snapshot(&self, id: ExecutionId) -> Result<Option<(Execution, i64)>, Error> {
-        todo!()
-    }
-    /// Newest first.
-    pub async fn notifications(&self, page: &PageRequest) -> Result<Page<Notification>, Error> {
-        todo!()
-    }
-    /// Intents of an execution, oldest first.
-    pub async fn intents(&self, execution: ExecutionId) -> Result<Vec<Intent>, Error> {
-        todo!()
-    }
-    /// The record of a start under (principal, key), if one was kept.
-    pub async fn idempotency(&self, principal: PrincipalId, key: &str) -> Result<Option<IdempotencyRecord>, Error> {
-        todo!()
-    }
-    pub async fn principal(&self, id: PrincipalId) -> Result<Option<Principal>, Error> {
-        todo!()
-    }
-    pub async fn principal_by_name(&self, name: &str) -> Result<Option<Principal>, Error> {
-        todo!()
-    }
-    pub async fn principals(&self, page: &PageRequest) -> Result<Page<Principal>, Error> {
-        todo!()
-    }
-    pub async fn token(&self, id: TokenId) -> Result<Option<Token>, Error> {
-        todo!()
-    }
-    /// Oldest first.
-    pub async fn tokens(&self, page: &PageRequest) -> Result<Page<Token>, Error> {
-        todo!()
-    }
-    /// Newest first.
-    pub async fn audit(&self, page: &PageRequest) -> Result<Page<AuditRow>, Error> {
-        todo!()
-    }
-    /// Deletes finished executions (with stages, events, intents) that ended before the instant,
-    /// oldest first, at most `limit`; returns how many.
-    pub async fn prune_executions(&self, ended_before: DateTime<Utc>, limit: u64) -> Result<u64, Error> {
-        todo!()
-    }
-    /// How long the newest commits took from call to answer, for the log and the bench.
+    /// How long the newest commits took from call to answer (a moving average), for the log and
+    /// the bench; none before the first.
     #[must_use]
     pub fn commit_latency(&self) -> Option<Duration> {
-        todo!()
+        self.inner.latency.get()
     }
 }

@@ -1,8 +1,11 @@
 //! Deployment strategies: recipes, pure functions from what is known to the next stages.
 
-use serde_json::Value;
+mod none;
+mod red_black;
 
-use crate::model::{ChildSpec, Execution, Place, Stage};
+use serde_json::{Value, json};
+
+use crate::model::{ChildSpec, Execution, OnFailure, Place, Stage};
 
 /// What a strategy may look at.
 #[derive(Debug, Clone)]
@@ -13,10 +16,46 @@ pub struct Deployment<'a> {
     pub created: &'a str,
     /// The groups that were enabled when the new one was chosen, newest first.
     pub previous: &'a [String],
+    /// The cluster's groups that were disabled when the new one was chosen, newest first.
+    pub idle: &'a [String],
     /// The strategy's own options, checked by its schema.
     pub options: &'a Value,
-    /// The strategy's stages so far, finished.
+    /// The strategy's stages so far: finished for [`Strategy::next`]; for [`Strategy::unwind`] all
+    /// that have begun, since one that was interrupted may have taken effect.
     pub finished: &'a [&'a Stage],
+}
+
+impl Deployment<'_> {
+    /// Whether the strategy's stage of that key has begun.
+    fn begun(&self, key: &str) -> Option<&Stage> {
+        self.finished.iter().find(|stage| stage.key == key).copied()
+    }
+
+    /// A stage of that kind on a server group of the cluster.
+    fn child(&self, verb: &str, kind: &str, title: &str, server_group: &str) -> ChildSpec {
+        ChildSpec {
+            key: format!("{verb}-{server_group}"),
+            kind: kind.to_owned(),
+            name: format!("{title} {server_group}"),
+            requires: Vec::new(),
+            config: json!({
+                "account": self.place.account,
+                "location": self.place.location,
+                "serverGroup": server_group,
+            }),
+            timeout_seconds: None,
+            on_failure: OnFailure::FailPipeline,
+        }
+    }
+
+    /// Takes the new group out of traffic once the old ones are back.
+    fn disable_created(&self) -> ChildSpec {
+        let mut child = self.child("disable", "disableServerGroup", "Disable", self.created);
+        child.config["mayBeAbsent"] = json!(true);
+        // Where nothing was before, nothing is what there was; else the guard keeps the last healthy one.
+        child.config["allowLast"] = json!(self.previous.is_empty());
+        child
+    }
 }
 
 /// A deployment strategy.
@@ -36,4 +75,32 @@ pub trait Strategy: Send + Sync {
     }
     /// What brings the old groups back after a failure or cancel at this point.
     fn unwind(&self, deployment: &Deployment<'_>, execution: &Execution) -> Vec<ChildSpec>;
+}
+
+/// All strategies, by name.
+#[must_use]
+pub fn all() -> [&'static dyn Strategy; 2] {
+    [&none::None, &red_black::RedBlack]
+}
+
+/// The strategy of that name.
+#[must_use]
+pub fn find(kind: &str) -> Option<&'static dyn Strategy> {
+    all().into_iter().find(|strategy| strategy.kind() == kind)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_example_passes_its_schema_and_strays_do_not() {
+        for strategy in all() {
+            let schema = jsonschema::draft202012::new(&strategy.schema()).expect(strategy.kind());
+            assert!(schema.is_valid(&strategy.example()), "{}", strategy.kind());
+            assert!(!schema.is_valid(&json!({"unheardOf": 1})), "{}", strategy.kind());
+            assert!(std::ptr::eq(find(strategy.kind()).expect("listed").title(), strategy.title()));
+        }
+        assert!(find("highlander").is_none());
+    }
 }

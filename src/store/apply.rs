@@ -1,0 +1,480 @@
+//! The inside of a writing transaction, the same for both databases: guards are compared with
+//! rows read once per batch, hot rows are gathered and written several at a time, events last.
+
+use std::collections::HashMap;
+
+use sea_orm::{ConnectionTrait, DbErr, Value};
+use uuid::Uuid;
+
+use super::prepare::{NewRow, Op, Prepared, body};
+use super::sql::{all, execute, execute_rows, for_update, marks, one, padded};
+use super::{ClusterClaim, ClusterKey, Committed, Guard, Lease, Refusal, event_execution, event_stage, rows};
+use crate::model::{Execution, ExecutionId, ExecutionKind, OwnerId, StageId, StreamId};
+
+/// What one commit of a batch gave.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    pub committed: Committed,
+    pub answer: Answer,
+    /// The newest sequence number of each stream that grew.
+    pub appended: Vec<(StreamId, i64)>,
+}
+
+/// What a commit of the store's own asked for.
+#[derive(Debug, Default)]
+pub(super) enum Answer {
+    #[default]
+    Nothing,
+    /// The lease's number, if the execution could be taken.
+    Claimed(Option<i64>),
+    Cluster(ClusterClaim),
+    Yes(bool),
+    Count(u64),
+}
+
+/// The columns of an execution that guards look at, as they are at this point of the batch.
+#[derive(Debug, Clone)]
+struct Row {
+    version: i64,
+    owner: Option<Uuid>,
+    lease: i64,
+    cancelled: bool,
+    finished: bool,
+}
+
+/// One transaction's state.
+pub(super) struct Batch<'c, C> {
+    db: &'c C,
+    rows: HashMap<Uuid, Row>,
+    executions: Gathered,
+    stages: Gathered,
+    intents: Vec<Vec<Value>>,
+    events: Vec<(usize, NewRow)>,
+    outcomes: Vec<Result<Outcome, Refusal>>,
+}
+
+/// Rows waiting to be written, one per id: the last counts.
+#[derive(Default)]
+struct Gathered {
+    places: HashMap<Uuid, usize>,
+    rows: Vec<Vec<Value>>,
+}
+
+impl Gathered {
+    fn put(&mut self, id: Uuid, row: Vec<Value>) {
+        match self.places.get(&id) {
+            Some(place) => self.rows[*place] = row,
+            None => {
+                self.places.insert(id, self.rows.len());
+                self.rows.push(row);
+            }
+        }
+    }
+
+    fn take(&mut self) -> Vec<Vec<Value>> {
+        self.places.clear();
+        std::mem::take(&mut self.rows)
+    }
+}
+
+impl<'c, C: ConnectionTrait> Batch<'c, C> {
+    /// Reads (and, where there are several writers, locks in the order of their ids) the
+    /// executions that the batch's guards look at.
+    pub(super) async fn begin(db: &'c C, batch: &[&Prepared]) -> Result<Self, DbErr> {
+        let mut ids: Vec<Uuid> = batch.iter().flat_map(|prepared| prepared.rows.iter().copied()).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        let mut rows = HashMap::with_capacity(ids.len());
+        if !ids.is_empty() {
+            let values = padded(ids.into_iter().map(rows::id).collect());
+            let sql = format!(
+                "SELECT id, version, lease_owner, lease_number, CASE WHEN cancel IS NULL THEN 0 ELSE 1 END, finished \
+                 FROM execution WHERE id IN ({}) ORDER BY id{}",
+                marks(values.len()),
+                for_update(db)
+            );
+            for row in all(db, &sql, values).await? {
+                let cancelled = flag(&row, 4)?;
+                rows.insert(
+                    row.try_get_by_index(0)?,
+                    Row {
+                        version: row.try_get_by_index(1)?,
+                        owner: row.try_get_by_index(2)?,
+                        lease: row.try_get_by_index(3)?,
+                        cancelled,
+                        finished: flag(&row, 5)?,
+                    },
+                );
+            }
+        }
+        Ok(Self {
+            db,
+            rows,
+            executions: Gathered::default(),
+            stages: Gathered::default(),
+            intents: Vec::new(),
+            events: Vec::new(),
+            outcomes: Vec::with_capacity(batch.len()),
+        })
+    }
+
+    /// One commit: all its guards, then its writes.
+    pub(super) async fn add(&mut self, prepared: &Prepared) -> Result<(), DbErr> {
+        for guard in &prepared.guards {
+            if !self.holds(guard).await? {
+                self.outcomes.push(Err(Refusal { guard: guard.clone() }));
+                return Ok(());
+            }
+        }
+        let commit = self.outcomes.len();
+        let mut outcome = Outcome::default();
+        for op in &prepared.ops {
+            self.run(op, commit, &mut outcome).await?;
+        }
+        self.events.extend(prepared.events.iter().map(|event| (commit, event.clone())));
+        self.outcomes.push(Ok(outcome));
+        Ok(())
+    }
+
+    /// Writes what is left. The events' positions are taken last, from a row that stays locked
+    /// until COMMIT, so that positions are in the order of commits.
+    pub(super) async fn finish(mut self) -> Result<Vec<Result<Outcome, Refusal>>, DbErr> {
+        self.flush().await?;
+        self.append().await?;
+        Ok(self.outcomes)
+    }
+
+    // --- guards ------------------------------------------------------------------------------
+
+    async fn holds(&mut self, guard: &Guard) -> Result<bool, DbErr> {
+        match guard {
+            Guard::ExecutionVersion { id, version } => {
+                return Ok(self.rows.get(&id.uuid()).is_some_and(|row| row.version == *version));
+            }
+            Guard::Lease { execution, owner, number } => {
+                return Ok(self
+                    .rows
+                    .get(&execution.uuid())
+                    .is_some_and(|row| row.owner == Some(owner.uuid()) && row.lease == *number));
+            }
+            Guard::NotCancelled { execution } => {
+                return Ok(self.rows.get(&execution.uuid()).is_some_and(|row| !row.cancelled));
+            }
+            _ => {}
+        }
+        // The others look at tables: what was gathered has to be there.
+        self.flush().await?;
+        let lock = for_update(self.db);
+        Ok(match guard {
+            Guard::ApplicationNameFree { name } => {
+                self.none("SELECT 1 FROM application WHERE name = ?", vec![rows::text(name)]).await?
+            }
+            Guard::Application { id, version } => {
+                let found = self.number("version", "application", id.uuid(), lock).await?;
+                found.is_some_and(|found| version.is_none_or(|version| version == found))
+            }
+            Guard::PipelineNameFree { application, name } => {
+                let values = vec![rows::id(application.uuid()), rows::text(name)];
+                self.none("SELECT 1 FROM pipeline WHERE application_id = ? AND name = ?", values).await?
+            }
+            Guard::PipelineRevision { id, revision } => {
+                self.number("revision", "pipeline", id.uuid(), lock).await? == Some(*revision)
+            }
+            Guard::NoneRunning { application } => {
+                // Locked first, so that nothing starts between this look and COMMIT.
+                self.number("version", "application", application.uuid(), lock).await?;
+                let sql = "SELECT 1 FROM execution WHERE application_id = ? AND finished = 0 LIMIT 1";
+                self.none(sql, vec![rows::id(application.uuid())]).await?
+            }
+            Guard::NonePipelineRunning { pipeline } => {
+                self.number("revision", "pipeline", pipeline.uuid(), lock).await?;
+                let sql = "SELECT 1 FROM execution WHERE pipeline_id = ? AND finished = 0 LIMIT 1";
+                self.none(sql, vec![rows::id(pipeline.uuid())]).await?
+            }
+            Guard::IdempotencyKeyFree { principal, key } => {
+                let values = vec![rows::id(principal.uuid()), rows::text(key)];
+                self.none("SELECT 1 FROM idempotency WHERE principal_id = ? AND key = ?", values).await?
+            }
+            Guard::PrincipalNameFree { name } => {
+                self.none("SELECT 1 FROM principal WHERE name = ?", vec![rows::text(name)]).await?
+            }
+            Guard::ExecutionVersion { .. } | Guard::Lease { .. } | Guard::NotCancelled { .. } => {
+                unreachable!("answered above")
+            }
+        })
+    }
+
+    async fn none(&self, sql: &str, values: Vec<Value>) -> Result<bool, DbErr> {
+        Ok(one(self.db, sql, values).await?.is_none())
+    }
+
+    async fn number(&self, column: &str, table: &str, id: Uuid, lock: &str) -> Result<Option<i64>, DbErr> {
+        let sql = format!("SELECT {column} FROM {table} WHERE id = ?{lock}");
+        one(self.db, &sql, vec![rows::id(id)]).await?.map(|row| row.try_get_by_index(0)).transpose()
+    }
+
+    // --- writes ------------------------------------------------------------------------------
+
+    async fn run(&mut self, op: &Op, commit: usize, outcome: &mut Outcome) -> Result<(), DbErr> {
+        match op {
+            Op::UpdateExecution { id, version, cancelled, finished, row } => {
+                if let Some(known) = self.rows.get_mut(id) {
+                    known.version = *version;
+                    known.cancelled = *cancelled;
+                    known.finished = *finished;
+                }
+                self.executions.put(*id, row.clone());
+                if *finished {
+                    // Whatever ended it, it stands before no cluster any more.
+                    let sql = "DELETE FROM cluster_claim WHERE execution_id = ?";
+                    execute(self.db, sql, vec![rows::id(*id)]).await?;
+                }
+            }
+            Op::PutStage { id, row } => self.stages.put(*id, row.clone()),
+            Op::InsertIntent(row) => self.intents.push(row.clone()),
+            Op::InsertExecution(execution) => self.insert_execution(execution, commit, outcome).await?,
+            Op::Run { sql, values } => {
+                self.flush().await?;
+                execute(self.db, sql, values.clone()).await?;
+            }
+            Op::Insert { table, columns, row } => {
+                let before = format!("INSERT INTO {table} ({columns}) VALUES");
+                execute_rows(self.db, &before, "", vec![row.clone()]).await?;
+            }
+            Op::Claim { me, execution } => outcome.answer = Answer::Claimed(self.claim(*me, *execution).await?),
+            Op::ClaimCluster { lease, key, stage, queue_max } => {
+                outcome.answer = Answer::Cluster(self.claim_cluster(lease, key, *stage, *queue_max).await?);
+            }
+            Op::ReserveName { place, name, stage, attempt } => {
+                let key = vec![rows::text(&place.account), rows::text(&place.location), rows::text(name)];
+                let sql = "SELECT stage_id, attempt FROM name_reservation WHERE account = ? AND location = ? AND name = ?";
+                let mine = match one(self.db, sql, key.clone()).await? {
+                    Some(row) => {
+                        let (holder, held): (Uuid, i64) = (row.try_get_by_index(0)?, row.try_get_by_index(1)?);
+                        holder == stage.uuid() && held == i64::from(*attempt)
+                    }
+                    None => {
+                        let sql = "INSERT INTO name_reservation (account, location, name, stage_id, attempt) \
+                                   VALUES (?,?,?,?,?)";
+                        let rest = [rows::id(stage.uuid()), rows::int((*attempt).into())];
+                        execute(self.db, sql, key.into_iter().chain(rest).collect()).await?;
+                        true
+                    }
+                };
+                outcome.answer = Answer::Yes(mine);
+            }
+            Op::Beat(owner) => {
+                let sql = "UPDATE owner SET beat = beat + 1 WHERE id = ?";
+                let changed = execute(self.db, sql, vec![rows::id(owner.uuid())]).await?.rows_affected();
+                outcome.answer = Answer::Yes(changed == 1);
+            }
+            Op::Prune { ended_before, keys_before, limit } => {
+                self.flush().await?;
+                let sql = "DELETE FROM idempotency WHERE created_at < ?";
+                execute(self.db, sql, vec![rows::time(*keys_before)]).await?;
+                outcome.answer = Answer::Count(self.prune(rows::time(*ended_before), *limit).await?);
+            }
+        }
+        Ok(())
+    }
+
+    async fn insert_execution(
+        &mut self,
+        execution: &Execution,
+        commit: usize,
+        outcome: &mut Outcome,
+    ) -> Result<(), DbErr> {
+        let counter = match (execution.kind, execution.pipeline) {
+            (ExecutionKind::Pipeline, Some(pipeline)) => pipeline.to_string(),
+            _ => execution.application.to_string(),
+        };
+        let mut execution = execution.clone();
+        execution.number = self.count(&counter, 1).await?;
+        execution.event_seq = 1 + i64::try_from(execution.stages.len()).unwrap_or(i64::MAX - 1);
+        outcome.committed.numbers.push(execution.number);
+
+        let before = format!("INSERT INTO execution ({}) VALUES", rows::EXECUTION_INSERT);
+        execute_rows(self.db, &before, "", vec![rows::execution_row(&execution)]).await?;
+        for stage in &execution.stages {
+            self.stages.put(stage.id.uuid(), rows::stage_row(stage));
+        }
+        self.rows.insert(
+            execution.id.uuid(),
+            Row {
+                version: execution.version,
+                owner: None,
+                lease: 0,
+                cancelled: execution.cancel.is_some(),
+                finished: execution.status.is_complete(),
+            },
+        );
+        let bodies = std::iter::once(event_execution(&execution)).chain(execution.stages.iter().map(event_stage));
+        self.events.extend((1..).zip(bodies).map(|(seq, event)| {
+            let stream = StreamId::Execution(execution.id);
+            (commit, NewRow { stream, seq: Some(seq), at: execution.created_at, body: body(&event) })
+        }));
+        Ok(())
+    }
+
+    /// The number of the lease, if the execution may be taken.
+    async fn claim(&mut self, me: OwnerId, execution: ExecutionId) -> Result<Option<i64>, DbErr> {
+        let Some(row) = self.rows.get(&execution.uuid()).filter(|row| !row.finished) else { return Ok(None) };
+        match row.owner {
+            Some(owner) if owner == me.uuid() => return Ok(Some(row.lease)),
+            Some(owner) => {
+                let sql = "SELECT 1 FROM owner WHERE id = ?";
+                if one(self.db, sql, vec![rows::id(owner)]).await?.is_some() {
+                    return Ok(None);
+                }
+            }
+            None => {}
+        }
+        let number = row.lease + 1;
+        self.flush().await?;
+        let sql = "UPDATE execution SET lease_owner = ?, lease_number = ? WHERE id = ?";
+        let values = vec![rows::id(me.uuid()), rows::int(number), rows::id(execution.uuid())];
+        execute(self.db, sql, values).await?;
+        if let Some(row) = self.rows.get_mut(&execution.uuid()) {
+            row.owner = Some(me.uuid());
+            row.lease = number;
+        }
+        Ok(Some(number))
+    }
+
+    async fn claim_cluster(
+        &mut self,
+        lease: &Lease,
+        key: &ClusterKey,
+        stage: StageId,
+        queue_max: usize,
+    ) -> Result<ClusterClaim, DbErr> {
+        let place =
+            vec![rows::text(&key.place.account), rows::text(&key.place.location), rows::text(&key.cluster)];
+        let mut queue = self.queue(&place).await?;
+        if !queue.iter().any(|(_, queued)| *queued == stage) {
+            // The counter's row is held until COMMIT: arrivals are in order, and counted right.
+            let arrival = self.count("cluster_claim", 1).await?;
+            queue = self.queue(&place).await?;
+            if queue.len() > queue_max {
+                return Ok(ClusterClaim::Full { limit: queue_max });
+            }
+            let sql = "INSERT INTO cluster_claim (account, location, cluster, stage_id, execution_id, arrival) \
+                       VALUES (?,?,?,?,?,?)";
+            let rest = [rows::id(stage.uuid()), rows::id(lease.execution.uuid()), rows::int(arrival)];
+            execute(self.db, sql, place.into_iter().chain(rest).collect()).await?;
+            queue.push((lease.execution, stage));
+        }
+        let ahead: Vec<ExecutionId> =
+            queue.into_iter().take_while(|(_, queued)| *queued != stage).map(|(execution, _)| execution).collect();
+        Ok(if ahead.is_empty() { ClusterClaim::Held } else { ClusterClaim::Waiting { ahead } })
+    }
+
+    async fn queue(&self, place: &[Value]) -> Result<Vec<(ExecutionId, StageId)>, DbErr> {
+        all(self.db, QUEUE, place.to_vec()).await?.iter().map(queue_row).collect()
+    }
+
+    /// Deletes the oldest that have ended; stages and intents go with them.
+    async fn prune(&self, ended_before: Value, limit: u64) -> Result<u64, DbErr> {
+        let sql = "SELECT id FROM execution WHERE finished = 1 AND ended_at < ? ORDER BY ended_at LIMIT ?";
+        let limit = rows::int(i64::try_from(limit).unwrap_or(i64::MAX));
+        let ids: Vec<Uuid> = all(self.db, sql, vec![ended_before, limit])
+            .await?
+            .iter()
+            .map(|row| row.try_get_by_index(0))
+            .collect::<Result<_, DbErr>>()?;
+        if ids.is_empty() {
+            return Ok(0);
+        }
+        let count = ids.len() as u64;
+        let values = padded(ids.into_iter().map(rows::id).collect());
+        let marks = marks(values.len());
+        for (table, column) in
+            [("event", "stream"), ("cluster_claim", "execution_id"), ("execution", "id")]
+        {
+            execute(self.db, &format!("DELETE FROM {table} WHERE {column} IN ({marks})"), values.clone()).await?;
+        }
+        Ok(count)
+    }
+
+    /// Adds to a counter and gives its value after that. Its row stays locked until COMMIT.
+    async fn count(&self, key: &str, by: i64) -> Result<i64, DbErr> {
+        let sql = "INSERT INTO counter (key, value) VALUES (?,?) \
+                   ON CONFLICT (key) DO UPDATE SET value = counter.value + excluded.value RETURNING value";
+        one(self.db, sql, vec![rows::text(key), rows::int(by)])
+            .await?
+            .ok_or_else(|| DbErr::RecordNotFound(format!("counter {key}")))?
+            .try_get_by_index(0)
+    }
+
+    /// Writes what was gathered.
+    async fn flush(&mut self) -> Result<(), DbErr> {
+        let executions = self.executions.take();
+        if !executions.is_empty() {
+            execute_rows(self.db, rows::EXECUTION_UPDATE, rows::EXECUTION_UPDATE_END, executions).await?;
+        }
+        let stages = self.stages.take();
+        if !stages.is_empty() {
+            let before = format!("INSERT INTO stage ({}) VALUES", rows::STAGE);
+            execute_rows(self.db, &before, &rows::stage_conflict(), stages).await?;
+        }
+        let intents = std::mem::take(&mut self.intents);
+        if !intents.is_empty() {
+            let before = format!("INSERT INTO intent ({}) VALUES", rows::INTENT);
+            execute_rows(self.db, &before, "", intents).await?;
+        }
+        Ok(())
+    }
+
+    async fn append(&mut self) -> Result<(), DbErr> {
+        let events = std::mem::take(&mut self.events);
+        if events.is_empty() {
+            return Ok(());
+        }
+        let count = i64::try_from(events.len()).unwrap_or(i64::MAX);
+        let first = self.count("position", count).await? - count + 1;
+        let unnumbered = events.iter().filter(|(_, event)| event.seq.is_none()).count();
+        let mut next = match i64::try_from(unnumbered).unwrap_or(i64::MAX) {
+            0 => 0,
+            count => self.count("notifications", count).await? - count + 1,
+        };
+        let mut values = Vec::with_capacity(events.len());
+        for (position, (commit, event)) in (first..).zip(events) {
+            let seq = event.seq.unwrap_or_else(|| {
+                next += 1;
+                next - 1
+            });
+            if let Some(Ok(outcome)) = self.outcomes.get_mut(commit) {
+                match outcome.appended.iter_mut().find(|(stream, _)| *stream == event.stream) {
+                    Some((_, newest)) => *newest = seq.max(*newest),
+                    None => outcome.appended.push((event.stream, seq)),
+                }
+            }
+            values.push(vec![
+                rows::int(position),
+                rows::id(event.stream.key()),
+                rows::int(seq),
+                rows::time(event.at),
+                rows::int(rows::FORMAT),
+                Value::String(Some(event.body)),
+            ]);
+        }
+        execute_rows(self.db, &format!("INSERT INTO event ({}) VALUES", rows::EVENT), "", values).await
+    }
+}
+
+/// The queue before a cluster, the holder first.
+pub(super) const QUEUE: &str =
+    "SELECT execution_id, stage_id FROM cluster_claim WHERE account = ? AND location = ? AND cluster = ? ORDER BY arrival";
+
+pub(super) fn queue_row(row: &sea_orm::QueryResult) -> Result<(ExecutionId, StageId), DbErr> {
+    let (execution, stage): (Uuid, Uuid) = (row.try_get_by_index(0)?, row.try_get_by_index(1)?);
+    Ok((execution.into(), stage.into()))
+}
+
+/// A flag, whatever width the database gives the number.
+fn flag(row: &sea_orm::QueryResult, at: usize) -> Result<bool, DbErr> {
+    match row.try_get_by_index::<i64>(at) {
+        Ok(number) => Ok(number != 0),
+        Err(_) => row.try_get_by_index::<i32>(at).map(|number| number != 0),
+    }
+}

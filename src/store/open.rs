@@ -1,0 +1,244 @@
+//! Opening: the data directory and its lock, the pools, the migration (SQLite copied first,
+//! PostgreSQL under an advisory lock), the epoch.
+
+use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use migrations::{Migrator, MigratorTrait};
+use sea_orm::sqlx::sqlite::{SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
+use sea_orm::{ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbErr, TransactionTrait};
+use tokio::sync::{Mutex, Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::sql::{execute, one};
+use super::writer::{Latency, Notices, Writer};
+use super::{Durability, Error, Inner, Options, Store, postgres, rows, writer};
+use crate::clock::Clock;
+
+const FILE: &str = "gennaker.db";
+const LOCK_FILE: &str = "gennaker.lock";
+/// Connections that only read a SQLite file.
+const SQLITE_READERS: u32 = 4;
+/// Connections to PostgreSQL, one of them for notices.
+const POSTGRES_POOL: u32 = 16;
+/// Key of the advisory lock under which PostgreSQL is migrated: "gennaker" as a number.
+const MIGRATION_LOCK: i64 = 0x6765_6e6e_616b_6572;
+
+/// How the database is opened.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum As {
+    /// The one that runs: locks, migrates.
+    Server,
+    /// A command of an administrator, while a server may be running.
+    Tool,
+}
+
+pub(super) async fn open(options: &Options, clock: Clock, role: As) -> Result<Store, Error> {
+    let notices = Notices::new();
+    let latency = Arc::new(Latency::default());
+    let stop = CancellationToken::new();
+    let queue_max = options.queue_max.clamp(1, Semaphore::MAX_PERMITS);
+
+    let (write, read, task) = if let Some(url) = &options.database_url {
+        let db = connect_postgres(url).await?;
+        migrate_postgres(&db).await?;
+        let replica = Uuid::new_v4();
+        let task = tokio::spawn(postgres::listen(db.clone(), replica, notices.clone(), stop.clone()));
+        let slots = Arc::new(Semaphore::new(queue_max));
+        let (notices, latency) = (notices.clone(), Arc::clone(&latency));
+        (Writer::Direct { db: db.clone(), slots, queue_max, notices, latency, replica }, db, task)
+    } else {
+        let (db, read, lock) = open_sqlite(options, role).await?;
+        let (sender, receiver) = mpsc::channel(queue_max);
+        let work = writer::run(db, receiver, notices.clone(), Arc::clone(&latency), stop.clone(), lock);
+        (Writer::Queue(sender), read, tokio::spawn(work))
+    };
+    let epoch = read_epoch(&read).await?;
+    let guard = stop.clone().drop_guard();
+    let task = Mutex::new(Some(task));
+    Ok(Store { inner: Arc::new(Inner { write, read, epoch, clock, notices, latency, stop, task, _guard: guard }) })
+}
+
+// --- SQLite --------------------------------------------------------------------------------------
+
+async fn open_sqlite(
+    options: &Options,
+    role: As,
+) -> Result<(DatabaseConnection, DatabaseConnection, Option<File>), Error> {
+    let dir = &options.data_dir;
+    let path = dir.join(FILE);
+    let fault = |source| Error::Directory { path: dir.clone(), source };
+    if role == As::Server && !dir.exists() {
+        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(fault)?;
+    }
+    let lock = match role {
+        As::Server => Some(lock(dir)?),
+        As::Tool => None,
+    };
+    let existed = path.exists();
+    if !existed {
+        if role == As::Tool {
+            return Err(Error::Database(format!("there is no {} yet; start the server once", path.display())));
+        }
+        // Made here, so that nobody else may read it from the first byte; the files that SQLite
+        // puts beside it take over its mode.
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(fault)?;
+    }
+
+    let synchronous = match options.durability {
+        Durability::Full => SqliteSynchronous::Full,
+        Durability::Normal => SqliteSynchronous::Normal,
+    };
+    let file = path.clone();
+    let db = connect_sqlite(1, move |sqlite| {
+        sqlite
+            .filename(&file)
+            .auto_vacuum(SqliteAutoVacuum::Incremental)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(synchronous)
+            .pragma("journal_size_limit", "67108864")
+            .pragma("cache_size", "-8000")
+    })
+    .await?;
+    match role {
+        As::Server => {
+            if check_version(&db).await? == State::Behind && existed {
+                copy(&db, &path).await?;
+            }
+            Migrator::up(&db, None).await?;
+            make_epoch(&db).await?;
+            // Nobody else can be alive on this file.
+            execute(&db, "DELETE FROM owner", Vec::new()).await?;
+        }
+        As::Tool if check_version(&db).await? != State::Current => {
+            return Err(Error::Database("the schema is older than this binary's; start the server once".to_owned()));
+        }
+        As::Tool => {}
+    }
+    let read = connect_sqlite(SQLITE_READERS, move |sqlite| sqlite.filename(&path).pragma("query_only", "on")).await?;
+    Ok((db, read, lock))
+}
+
+fn lock(dir: &Path) -> Result<File, Error> {
+    let path = dir.join(LOCK_FILE);
+    let fault = |source| Error::Directory { path: path.clone(), source };
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(fault)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::Locked(dir.to_owned())),
+        Err(TryLockError::Error(source)) => Err(fault(source)),
+    }
+}
+
+async fn connect_sqlite(
+    connections: u32,
+    map: impl Fn(SqliteConnectOptions) -> SqliteConnectOptions + Send + Sync + 'static,
+) -> Result<DatabaseConnection, Error> {
+    // The file's path is set apart from the address, where some characters mean something.
+    let mut options = ConnectOptions::new(format!("sqlite:{FILE}"));
+    options
+        .max_connections(connections)
+        .min_connections(1)
+        .acquire_timeout(Duration::from_secs(30))
+        .idle_timeout(None::<Duration>)
+        .max_lifetime(None::<Duration>)
+        .test_before_acquire(false)
+        .sqlx_logging(false)
+        .record_stmt_in_spans(false)
+        .map_sqlx_sqlite_opts(move |sqlite| {
+            map(sqlite.create_if_missing(false).busy_timeout(Duration::from_secs(10)).foreign_keys(true))
+        });
+    Ok(Database::connect(options).await?)
+}
+
+/// A copy of the file as it is before it is migrated, beside it.
+async fn copy(db: &DatabaseConnection, path: &Path) -> Result<(), Error> {
+    let target = beside(path, &format!(".before-{}", env!("CARGO_PKG_VERSION")));
+    let partial = beside(path, ".before-partial");
+    let fault = |source| Error::Directory { path: partial.clone(), source };
+    match std::fs::remove_file(&partial) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(fault(error)),
+        _ => {}
+    }
+    execute(db, "VACUUM INTO ?", vec![rows::text(&partial.to_string_lossy())]).await?;
+    std::fs::set_permissions(&partial, Permissions::from_mode(0o600)).map_err(fault)?;
+    std::fs::rename(&partial, &target).map_err(fault)?;
+    tracing::info!(copy = %target.display(), "copied the database before migrating it");
+    Ok(())
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+// --- PostgreSQL ------------------------------------------------------------------------------------
+
+async fn connect_postgres(url: &str) -> Result<DatabaseConnection, Error> {
+    let mut options = ConnectOptions::new(url);
+    options
+        .max_connections(POSTGRES_POOL)
+        .acquire_timeout(Duration::from_secs(30))
+        .test_before_acquire_if_idle_for(Duration::from_secs(30))
+        .sqlx_logging(false)
+        .record_stmt_in_spans(false)
+        .statement_timeout(Duration::from_secs(30));
+    Ok(Database::connect(options).await?)
+}
+
+/// In one transaction, under a lock, so that servers that start together do not race.
+async fn migrate_postgres(db: &DatabaseConnection) -> Result<(), Error> {
+    let tx = db.begin().await?;
+    tx.execute_unprepared("SET LOCAL statement_timeout = 0").await?;
+    one(&tx, "SELECT 1 FROM (SELECT pg_advisory_xact_lock(?)) AS taken", vec![rows::int(MIGRATION_LOCK)]).await?;
+    check_version(&tx).await?;
+    Migrator::up(&tx, None).await?;
+    make_epoch(&tx).await?;
+    tx.commit().await?;
+    Ok(())
+}
+
+// --- both ------------------------------------------------------------------------------------------
+
+#[derive(Debug, PartialEq, Eq)]
+enum State {
+    Empty,
+    Behind,
+    Current,
+}
+
+/// Refuses a schema with steps that this binary does not know.
+async fn check_version<C: ConnectionTrait>(db: &C) -> Result<State, Error> {
+    let applied = Migrator::get_migration_models(db).await?;
+    let known = Migrator::migrations();
+    if let Some(found) = applied.iter().rfind(|step| known.iter().all(|known| known.name() != step.version)) {
+        return Err(Error::NewerSchema {
+            found: found.version.clone(),
+            known: known.last().map(|step| step.name().to_owned()).unwrap_or_default(),
+        });
+    }
+    Ok(match applied.len() {
+        0 => State::Empty,
+        count if count < known.len() => State::Behind,
+        _ => State::Current,
+    })
+}
+
+async fn make_epoch<C: ConnectionTrait>(db: &C) -> Result<(), DbErr> {
+    let sql = "INSERT INTO meta (key, value) VALUES ('epoch', ?) ON CONFLICT (key) DO NOTHING";
+    execute(db, sql, vec![rows::text(&Uuid::new_v4().to_string())]).await.map(|_| ())
+}
+
+async fn read_epoch(db: &DatabaseConnection) -> Result<Uuid, Error> {
+    let corrupt = |message: String| Error::Corrupt { what: "epoch".to_owned(), message };
+    let row = one(db, "SELECT value FROM meta WHERE key = 'epoch'", Vec::new())
+        .await?
+        .ok_or_else(|| corrupt("there is none".to_owned()))?;
+    let text: String = row.try_get_by_index(0)?;
+    Uuid::try_parse(&text).map_err(|error| corrupt(error.to_string()))
+}

@@ -1,0 +1,148 @@
+//! Statements as texts with `?`, for both databases; several rows in one statement.
+
+use std::borrow::Cow;
+
+use sea_orm::{ConnectionTrait, DbBackend, DbErr, ExecResult, QueryResult, Statement, Value};
+
+/// The most rows one statement carries.
+const ROWS_MAX: usize = 64;
+
+/// The text in the database's dialect: PostgreSQL numbers its parameters.
+fn dialect(backend: DbBackend, sql: &str) -> String {
+    if backend != DbBackend::Postgres {
+        return sql.to_owned();
+    }
+    let mut text = String::with_capacity(sql.len() + 32);
+    let mut number = 0_usize;
+    for part in sql.split_inclusive('?') {
+        match part.strip_suffix('?') {
+            Some(part) => {
+                number += 1;
+                text.push_str(part);
+                text.push('$');
+                text.push_str(&number.to_string());
+            }
+            None => text.push_str(part),
+        }
+    }
+    text
+}
+
+fn statement(backend: DbBackend, sql: &str, values: Vec<Value>) -> Statement {
+    Statement::from_sql_and_values(backend, dialect(backend, sql), values)
+}
+
+pub(super) async fn execute<C: ConnectionTrait>(db: &C, sql: &str, values: Vec<Value>) -> Result<ExecResult, DbErr> {
+    db.execute_raw(statement(db.get_database_backend(), sql, values)).await
+}
+
+pub(super) async fn one<C: ConnectionTrait>(
+    db: &C,
+    sql: &str,
+    values: Vec<Value>,
+) -> Result<Option<QueryResult>, DbErr> {
+    db.query_one_raw(statement(db.get_database_backend(), sql, values)).await
+}
+
+pub(super) async fn all<C: ConnectionTrait>(db: &C, sql: &str, values: Vec<Value>) -> Result<Vec<QueryResult>, DbErr> {
+    db.query_all_raw(statement(db.get_database_backend(), sql, values)).await
+}
+
+/// Runs `{before} (?,…),(?,…) {after}` over all rows, in statements of 64, 32, 16 … rows, so that
+/// the database sees few different texts and keeps them prepared.
+pub(super) async fn execute_rows<C: ConnectionTrait>(
+    db: &C,
+    before: &str,
+    after: &str,
+    mut rows: Vec<Vec<Value>>,
+) -> Result<(), DbErr> {
+    let columns = rows.first().map_or(0, Vec::len);
+    let one_row = format!("({})", marks(columns));
+    while !rows.is_empty() {
+        let count = chunk(rows.len());
+        let rest = rows.split_off(count);
+        let mut text = String::with_capacity(before.len() + after.len() + count * (one_row.len() + 1) + 2);
+        text.push_str(before);
+        text.push(' ');
+        for index in 0..count {
+            if index > 0 {
+                text.push(',');
+            }
+            text.push_str(&one_row);
+        }
+        text.push(' ');
+        text.push_str(after);
+        let mut values = Vec::with_capacity(count * columns);
+        values.extend(rows.into_iter().flatten());
+        execute(db, &text, values).await?;
+        rows = rest;
+    }
+    Ok(())
+}
+
+/// The largest power of two that is not above `len`, at most [`ROWS_MAX`].
+fn chunk(len: usize) -> usize {
+    if len >= ROWS_MAX { ROWS_MAX } else { 1 << len.ilog2() }
+}
+
+/// `?,?,?`
+pub(super) fn marks(count: usize) -> String {
+    let mut text = "?,".repeat(count);
+    text.pop();
+    text
+}
+
+/// Values for an `IN (…)` list: padded to a power of two by repeating the last, so that few
+/// different texts are prepared.
+pub(super) fn padded(mut values: Vec<Value>) -> Vec<Value> {
+    if let Some(last) = values.last().cloned() {
+        values.resize(values.len().next_power_of_two(), last);
+    }
+    values
+}
+
+/// ` FOR UPDATE` where there are several writers.
+pub(super) fn for_update<C: ConnectionTrait>(db: &C) -> &'static str {
+    if db.get_database_backend() == DbBackend::Postgres { " FOR UPDATE" } else { "" }
+}
+
+/// The database's code of an error: `23505`, `40001`, `5` …
+pub(super) fn code(error: &DbErr) -> Option<Cow<'_, str>> {
+    use sea_orm::RuntimeErr;
+    use sea_orm::sqlx::Error;
+    let (DbErr::Exec(RuntimeErr::SqlxError(error))
+    | DbErr::Query(RuntimeErr::SqlxError(error))
+    | DbErr::Conn(RuntimeErr::SqlxError(error))) = error
+    else {
+        return None;
+    };
+    match error.as_ref() {
+        Error::Database(error) => error.code(),
+        _ => None,
+    }
+}
+
+/// In words for people; an overloaded SQLite file says so.
+pub(super) fn describe(error: &DbErr) -> String {
+    match code(error).as_deref() {
+        Some("5" | "6" | "261" | "262" | "517") => "the database is busy; try again".to_owned(),
+        Some("13") => "the disk is full; make room and try again".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_numbered_for_postgresql_only() {
+        assert_eq!(dialect(DbBackend::Postgres, "a = ? AND b IN (?,?)"), "a = $1 AND b IN ($2,$3)");
+        assert_eq!(dialect(DbBackend::Sqlite, "a = ?"), "a = ?");
+    }
+
+    #[test]
+    fn rows_are_cut_into_powers_of_two() {
+        assert_eq!((chunk(1), chunk(3), chunk(63), chunk(64), chunk(1000)), (1, 2, 32, 64, 64));
+    }
+}

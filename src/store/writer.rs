@@ -1,0 +1,307 @@
+//! Who writes. SQLite: one task, which groups whatever is waiting into one transaction.
+//! PostgreSQL: one transaction per commit, tried again where the database says so. Callers hear
+//! only after COMMIT.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use sea_orm::{
+    DatabaseConnection, DatabaseTransaction, DbErr, SqliteTransactionMode, TransactionOptions, TransactionTrait,
+};
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::apply::{Batch, Outcome};
+use super::prepare::Prepared;
+use super::{CommitError, Refusal, postgres, sql};
+use crate::model::{ExecutionId, StreamId};
+
+/// The most commits in one transaction.
+const BATCH_MAX: usize = 256;
+/// How long a caller waits for an answer at most.
+const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+/// How often PostgreSQL is asked again after a conflict between transactions.
+const TRIES: u32 = 20;
+
+/// Who is told after COMMIT.
+#[derive(Debug, Clone)]
+pub(super) struct Notices {
+    pub appended: broadcast::Sender<(StreamId, i64)>,
+    pub work: broadcast::Sender<ExecutionId>,
+}
+
+impl Notices {
+    pub(super) fn new() -> Self {
+        Self { appended: broadcast::channel(8192).0, work: broadcast::channel(8192).0 }
+    }
+
+    fn tell(&self, prepared: &Prepared, outcome: &Outcome) {
+        for grown in &outcome.appended {
+            // Nobody listening is no fault.
+            let _ = self.appended.send(*grown);
+        }
+        for execution in &prepared.work {
+            let _ = self.work.send(*execution);
+        }
+    }
+}
+
+/// How long the newest commits took: a moving average, in microseconds; 0 before the first.
+#[derive(Debug, Default)]
+pub(super) struct Latency(AtomicU64);
+
+impl Latency {
+    fn add(&self, took: Duration) {
+        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1);
+        let old = self.0.load(Ordering::Relaxed);
+        // A lost update between two writers is of no consequence to an average.
+        self.0.store(if old == 0 { took } else { (old / 8 * 7 + took / 8).max(1) }, Ordering::Relaxed);
+    }
+
+    pub(super) fn get(&self) -> Option<Duration> {
+        match self.0.load(Ordering::Relaxed) {
+            0 => None,
+            micros => Some(Duration::from_micros(micros)),
+        }
+    }
+}
+
+/// One commit on its way.
+pub(super) struct Request {
+    prepared: Prepared,
+    since: Instant,
+    reply: oneshot::Sender<Result<Outcome, CommitError>>,
+}
+
+/// Where commits are handed in.
+pub(super) enum Writer {
+    Queue(mpsc::Sender<Request>),
+    Direct {
+        db: DatabaseConnection,
+        /// One for each commit under way.
+        slots: Arc<Semaphore>,
+        queue_max: usize,
+        notices: Notices,
+        latency: Arc<Latency>,
+        replica: uuid::Uuid,
+    },
+}
+
+impl Writer {
+    /// All of it or nothing. Dropping the future does not undo what was handed in.
+    pub(super) async fn write(&self, prepared: Prepared) -> Result<Outcome, CommitError> {
+        let (reply, answer) = oneshot::channel();
+        let request = Request { prepared, since: Instant::now(), reply };
+        match self {
+            Self::Queue(queue) => queue.try_send(request).map_err(|error| match error {
+                mpsc::error::TrySendError::Full(_) => {
+                    CommitError::Unavailable("too many commits are waiting; try again".to_owned())
+                }
+                mpsc::error::TrySendError::Closed(_) => CommitError::Unavailable(CLOSED.to_owned()),
+            })?,
+            Self::Direct { db, slots, notices, latency, replica, .. } => {
+                if slots.is_closed() {
+                    return Err(CommitError::Unavailable(CLOSED.to_owned()));
+                }
+                let slot = Arc::clone(slots)
+                    .try_acquire_owned()
+                    .map_err(|_| CommitError::Unavailable("too many commits are waiting; try again".to_owned()))?;
+                let (db, notices, latency, replica) = (db.clone(), notices.clone(), Arc::clone(latency), *replica);
+                tokio::spawn(async move {
+                    let result = write_one(&db, &request.prepared, replica).await;
+                    if let Ok(outcome) = &result {
+                        notices.tell(&request.prepared, outcome);
+                        latency.add(request.since.elapsed());
+                    }
+                    let _ = request.reply.send(result);
+                    drop(slot);
+                });
+            }
+        }
+        match tokio::time::timeout(ANSWER_WITHIN, answer).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(CommitError::Unknown("the writer ended without an answer".to_owned())),
+            Err(_) => Err(CommitError::Unknown(format!("no answer within {} s", ANSWER_WITHIN.as_secs()))),
+        }
+    }
+}
+
+const CLOSED: &str = "the store is closed";
+
+impl Writer {
+    /// Takes no more and waits for what is under way (SQLite's task is waited for by its handle).
+    pub(super) async fn drain(&self) {
+        if let Self::Direct { slots, queue_max, .. } = self {
+            let all = u32::try_from(*queue_max).unwrap_or(u32::MAX);
+            // Fails only when it was closed before.
+            let _ = slots.acquire_many(all).await;
+            slots.close();
+        }
+    }
+}
+
+/// Why a batch did not happen, or may not have.
+enum Broken {
+    /// It did not: the transaction is rolled back.
+    Before(DbErr),
+    /// COMMIT was sent.
+    AtCommit(DbErr),
+}
+
+impl From<Broken> for CommitError {
+    fn from(broken: Broken) -> Self {
+        match broken {
+            Broken::Before(error) => Self::Unavailable(sql::describe(&error)),
+            Broken::AtCommit(error) => Self::Unknown(sql::describe(&error)),
+        }
+    }
+}
+
+type Outcomes = Vec<Result<Outcome, Refusal>>;
+
+// --- SQLite --------------------------------------------------------------------------------------
+
+/// The writer's task: ends when it is told to and nothing is queued, or when the store is gone.
+/// `guard` is kept (and with it the lock on the data directory) until then.
+pub(super) async fn run<G>(
+    db: DatabaseConnection,
+    mut queue: mpsc::Receiver<Request>,
+    notices: Notices,
+    latency: Arc<Latency>,
+    stop: CancellationToken,
+    guard: G,
+) {
+    let mut batch = Vec::with_capacity(BATCH_MAX);
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled(), if !queue.is_closed() => {
+                queue.close();
+                continue;
+            }
+            count = queue.recv_many(&mut batch, BATCH_MAX) => if count == 0 { break },
+        }
+        let waiting = std::mem::take(&mut batch);
+        let prepared: Vec<&Prepared> = waiting.iter().map(|request| &request.prepared).collect();
+        match write_batch(&db, &prepared).await {
+            Ok(outcomes) => {
+                for (request, outcome) in waiting.into_iter().zip(outcomes) {
+                    answer(request, outcome.map_err(CommitError::Refused), &notices, &latency);
+                }
+            }
+            Err(Broken::Before(error)) if waiting.len() > 1 => {
+                // One of them is bad: each on its own, so that only the bad one fails.
+                tracing::warn!(error = %sql::describe(&error), "a batch of commits failed; trying each on its own");
+                for request in waiting {
+                    let result = match write_batch(&db, &[&request.prepared]).await {
+                        Ok(outcomes) => only(outcomes),
+                        Err(broken) => Err(broken.into()),
+                    };
+                    answer(request, result, &notices, &latency);
+                }
+            }
+            Err(broken) => {
+                let error = CommitError::from(broken);
+                tracing::warn!(%error, commits = waiting.len(), "commits failed");
+                for request in waiting {
+                    answer(request, Err(error.clone()), &notices, &latency);
+                }
+            }
+        }
+    }
+    if let Err(error) = db.close().await {
+        tracing::warn!(%error, "the database's file did not close");
+    }
+    drop(guard);
+}
+
+fn answer(request: Request, result: Result<Outcome, CommitError>, notices: &Notices, latency: &Latency) {
+    if let Ok(outcome) = &result {
+        notices.tell(&request.prepared, outcome);
+        latency.add(request.since.elapsed());
+    }
+    let _ = request.reply.send(result);
+}
+
+fn only(outcomes: Outcomes) -> Result<Outcome, CommitError> {
+    match outcomes.into_iter().next() {
+        Some(outcome) => outcome.map_err(CommitError::Refused),
+        None => Err(CommitError::Unavailable("the transaction gave no outcome".to_owned())),
+    }
+}
+
+async fn write_batch(db: &DatabaseConnection, batch: &[&Prepared]) -> Result<Outcomes, Broken> {
+    let options =
+        TransactionOptions { sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate), ..Default::default() };
+    let tx = db.begin_with_options(options).await.map_err(Broken::Before)?;
+    match apply(&tx, batch).await {
+        Ok(outcomes) => {
+            tx.commit().await.map_err(Broken::AtCommit)?;
+            Ok(outcomes)
+        }
+        Err(error) => {
+            // The first error says what happened; a failed rollback ends the same way.
+            let _ = tx.rollback().await;
+            Err(Broken::Before(error))
+        }
+    }
+}
+
+async fn apply(tx: &DatabaseTransaction, commits: &[&Prepared]) -> Result<Outcomes, DbErr> {
+    let mut batch = Batch::begin(tx, commits).await?;
+    for prepared in commits {
+        batch.add(prepared).await?;
+    }
+    batch.finish().await
+}
+
+// --- PostgreSQL ------------------------------------------------------------------------------------
+
+/// One commit in its own transaction. Conflicts between transactions (serialization, deadlock, a
+/// row that another inserted first) are met by looking at the guards again.
+async fn write_one(
+    db: &DatabaseConnection,
+    prepared: &Prepared,
+    replica: uuid::Uuid,
+) -> Result<Outcome, CommitError> {
+    let mut tries = 1;
+    loop {
+        match try_one(db, prepared, replica).await {
+            Err(Broken::Before(error) | Broken::AtCommit(error)) if tries < TRIES && conflicts(&error) => {
+                // Spread, so that those who met do not meet again.
+                let spread = u64::from(uuid::Uuid::new_v4().as_bytes()[0]);
+                tokio::time::sleep(Duration::from_micros(u64::from(tries) * 20 * spread)).await;
+                tries += 1;
+            }
+            Err(broken) => return Err(broken.into()),
+            Ok(outcomes) => return only(outcomes),
+        }
+    }
+}
+
+/// The database has rolled the transaction back, and it may be tried again.
+fn conflicts(error: &DbErr) -> bool {
+    matches!(sql::code(error).as_deref(), Some("40001" | "40P01" | "23505" | "55P03"))
+}
+
+async fn try_one(db: &DatabaseConnection, prepared: &Prepared, replica: uuid::Uuid) -> Result<Outcomes, Broken> {
+    let tx = db.begin().await.map_err(Broken::Before)?;
+    let outcomes = async {
+        let outcomes = apply(&tx, &[prepared]).await?;
+        if let Some(Ok(outcome)) = outcomes.first() {
+            postgres::announce(&tx, replica, &outcome.appended, &prepared.work).await?;
+        }
+        Ok(outcomes)
+    };
+    match outcomes.await {
+        Ok(outcomes) => {
+            tx.commit().await.map_err(Broken::AtCommit)?;
+            Ok(outcomes)
+        }
+        Err(error) => {
+            let _ = tx.rollback().await;
+            Err(Broken::Before(error))
+        }
+    }
+}
