@@ -1,10 +1,13 @@
 //! `gennaker shim`: the parent of one instance. Started by a host, not by people.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::Outcome;
 
 /// What `gennaker shim` is given.
 #[derive(Debug, Clone, clap::Args)]
-pub struct Arguments {
+pub struct Args {
     /// The instance's directory.
     #[arg(long)]
     pub dir: PathBuf,
@@ -14,6 +17,7 @@ pub struct Arguments {
 ///
 /// # Errors
 /// What kept the shim from its work.
-pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    crate::providers::host::shim::run(&arguments.dir)
+pub fn run(args: Args) -> Outcome {
+    crate::providers::host::shim::run(&args.dir)?;
+    Ok(ExitCode::SUCCESS)
 }

@@ -26,6 +26,7 @@ use super::daemon::limits::{self, Cgroup};
 use super::daemon::logs::Log;
 use super::launch::Launch;
 use crate::clock::Clock;
+use crate::secrets::{self, Secrets};
 
 /// `start.json`: what the host wants started. Written before the shim is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -309,9 +310,10 @@ pub fn environment(start: &Start, directory: &InstanceDirectory) -> anyhow::Resu
         ("PATH".to_owned(), std::env::var("PATH").unwrap_or_else(|_| "/usr/local/bin:/usr/bin:/bin".to_owned())),
         ("HOME".to_owned(), directory.home().display().to_string()),
     ]);
+    let secrets = Secrets::new(start.secret_roots.iter().cloned());
     for (name, value) in &start.launch.environment {
-        let value = if value.starts_with("secret://") {
-            secret(value, &start.secret_roots).with_context(|| format!("variable {name}"))?
+        let value = if value.starts_with(secrets::SCHEME) {
+            secrets.resolve(value).with_context(|| format!("variable {name}"))?.expose().to_owned()
         } else {
             value.clone()
         };
@@ -319,28 +321,6 @@ pub fn environment(start: &Start, directory: &InstanceDirectory) -> anyhow::Resu
     }
     environment.insert("PORT".to_owned(), start.port.to_string());
     Ok(environment)
-}
-
-/// The value of a `secret://env/NAME` or `secret://file/PATH`.
-fn secret(reference: &str, roots: &[PathBuf]) -> anyhow::Result<String> {
-    if let Some(name) = reference.strip_prefix("secret://env/") {
-        anyhow::ensure!(
-            name.starts_with("GENNAKER_SECRET_"),
-            "{reference} is refused: only variables whose names begin with GENNAKER_SECRET_ are given out"
-        );
-        return std::env::var(name).map_err(|_| anyhow::anyhow!("{reference}: the host has no such variable"));
-    }
-    if let Some(path) = reference.strip_prefix("secret://file/") {
-        let path = Path::new("/").join(path.trim_start_matches('/'));
-        let real = path.canonicalize().with_context(|| format!("{reference} cannot be read"))?;
-        let allowed = roots.iter().filter_map(|root| root.canonicalize().ok()).any(|root| real.starts_with(root));
-        anyhow::ensure!(allowed, "{reference} is refused: it is not below a directory for secrets of this host");
-        let size = real.metadata().with_context(|| format!("{reference} cannot be read"))?.len();
-        anyhow::ensure!(size <= 64 * 1024, "{reference} is larger than 64 KiB");
-        let value = std::fs::read_to_string(&real).with_context(|| format!("{reference} cannot be read"))?;
-        return Ok(value.trim_end_matches(['\r', '\n']).to_owned());
-    }
-    anyhow::bail!("{reference} is not secret://env/NAME or secret://file/PATH")
 }
 
 /// The user to run as, when it is not the one we are.
@@ -434,26 +414,6 @@ fn clean_up(group: i32, cgroup: Option<&Cgroup>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_secret_is_given_out_only_where_it_is_allowed() {
-        let scratch = files::scratch::Scratch::new();
-        let inside = scratch.path().join("inside");
-        std::fs::create_dir(&inside).expect("made");
-        std::fs::write(inside.join("token"), "hush\n").expect("written");
-        std::fs::write(scratch.path().join("outside"), "no").expect("written");
-        let roots = [inside.clone()];
-        let reference = |path: &Path| format!("secret://file{}", path.display());
-        assert_eq!(secret(&reference(&inside.join("token")), &roots).expect("allowed"), "hush");
-        for refused in [
-            reference(&scratch.path().join("outside")),
-            reference(&inside.join("../outside")),
-            "secret://env/PATH".to_owned(),
-            "secret://vault/x".to_owned(),
-        ] {
-            assert!(secret(&refused, &roots).is_err(), "{refused} was given out");
-        }
-    }
 
     #[test]
     fn an_end_reads_as_people_say_it() {

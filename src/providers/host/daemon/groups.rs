@@ -196,9 +196,6 @@ impl Hub {
                         format!("server group {name} is still stopping its instances; ask again"),
                     ));
                 }
-                () = self.stop.cancelled() => {
-                    return Err(refuse(ErrorKind::Unavailable, "the host is going down or being replaced; ask again"));
-                }
             }
         }
     }

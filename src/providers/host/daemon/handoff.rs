@@ -30,7 +30,7 @@ pub enum ToKeeper {
     /// Close the socket of that name.
     Drop { name: String },
     /// It serves; whoever served before may drain.
-    Ready,
+    Ready { pid: u32 },
     /// Start another worker in my place, from this binary or the same.
     Upgrade { binary: Option<PathBuf> },
     /// The host ends.
@@ -204,7 +204,7 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
         let address = listener.local_addr().expect("has one");
         send(&here, &ToKeeper::Hold { name: "lb/a".into() }, Some(listener.as_fd())).expect("sent");
-        send(&here, &ToKeeper::Ready, None).expect("sent");
+        send(&here, &ToKeeper::Ready { pid: 1 }, None).expect("sent");
         drop(listener);
         drop(here);
         let (message, socket) = receive::<ToKeeper>(&there).expect("received").expect("a message");
@@ -213,7 +213,7 @@ mod tests {
         std::net::TcpStream::connect(address).expect("it still listens");
         listener.accept().expect("and accepts");
         let (message, socket) = receive::<ToKeeper>(&there).expect("received").expect("a message");
-        assert!(message == ToKeeper::Ready && socket.is_none());
+        assert!(message == ToKeeper::Ready { pid: 1 } && socket.is_none());
         assert!(receive::<ToKeeper>(&there).expect("the end is no error").is_none());
     }
 

@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 use super::Options;
 use super::fences::Fences;
 use super::handoff::Sockets;
+use super::instance::{self, Observed};
 use super::records::{BalancerRecord, GroupRecord, InstanceRecord, Layout, SecurityRecord};
 use crate::clock::Clock;
 use crate::model::{
@@ -235,6 +236,23 @@ impl Hub {
             Arc::clone(locks.entry(object).or_default())
         };
         lock.lock_owned().await
+    }
+
+    /// Marks the instances that run already, before anybody is asked to look after them.
+    pub fn adopt_running(&self) {
+        let layout = &self.layout;
+        self.update(|inner| {
+            for (name, group) in &mut inner.groups {
+                for (id, cell) in &mut group.instances {
+                    let directory = layout.instance(name, id);
+                    let seen = instance::observe(&directory, cell.record.incarnation);
+                    if let (Ok(Observed::Runs(_)), false) = (seen, cell.record.stopping) {
+                        cell.adopted = true;
+                        cell.reset_checks(HealthState::Unknown, "found running");
+                    }
+                }
+            }
+        });
     }
 
     /// The place that this host is.

@@ -31,7 +31,11 @@ mod tests;
 pub mod worker;
 
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
+
+pub use crate::config::PortRange;
+
+/// Instances on one host, at most, where nothing else is asked for.
+pub const MAX_INSTANCES: usize = 500;
 
 /// What a host is started with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,8 +68,8 @@ impl Options {
             location: "local".to_owned(),
             artifact_roots: Vec::new(),
             secret_roots: Vec::new(),
-            ports: PortRange::default(),
-            max_instances: 500,
+            ports: PortRange::DEFAULT,
+            max_instances: MAX_INSTANCES,
             program: std::env::current_exe()?,
         })
     }
@@ -89,37 +93,5 @@ impl Options {
         option("--ports", self.ports.to_string().into());
         option("--max-instances", self.max_instances.to_string().into());
         arguments
-    }
-}
-
-/// Ports, both ends included; written `20000-29999`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PortRange {
-    pub first: u16,
-    pub last: u16,
-}
-
-impl Default for PortRange {
-    fn default() -> Self {
-        Self { first: 20_000, last: 29_999 }
-    }
-}
-
-impl std::fmt::Display for PortRange {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}-{}", self.first, self.last)
-    }
-}
-
-impl FromStr for PortRange {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        let parsed = text.split_once('-').and_then(|(first, last)| {
-            Some(Self { first: first.trim().parse().ok()?, last: last.trim().parse().ok()? })
-        });
-        match parsed {
-            Some(range) if range.first >= 1024 && range.first <= range.last => Ok(range),
-            _ => Err(format!("`{text}` is not a range of ports from 1024 on, like 20000-29999")),
-        }
     }
 }

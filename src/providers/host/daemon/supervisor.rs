@@ -430,7 +430,7 @@ impl Keeper {
         let until = Instant::now() + longest;
         // What was given to it in the very moment is counted by then.
         tokio::time::sleep(Duration::from_millis(50)).await;
-        while Instant::now() < until && self.hub.open_to_instance(&self.group, &self.start.instance) > 0 {
+        while Instant::now() < until && self.hub.proxy.open_to_instance(&self.start.instance) > 0 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
