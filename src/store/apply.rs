@@ -247,7 +247,8 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
             }
             Op::ReserveName { place, name, stage, attempt } => {
                 let key = vec![rows::text(&place.account), rows::text(&place.location), rows::text(name)];
-                let sql = "SELECT stage_id, attempt FROM name_reservation WHERE account = ? AND location = ? AND name = ?";
+                let sql =
+                    "SELECT stage_id, attempt FROM name_reservation WHERE account = ? AND location = ? AND name = ?";
                 let mine = match one(self.db, sql, key.clone()).await? {
                     Some(row) => {
                         let (holder, held): (Uuid, i64) = (row.try_get_by_index(0)?, row.try_get_by_index(1)?);
@@ -348,8 +349,7 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
         stage: StageId,
         queue_max: usize,
     ) -> Result<ClusterClaim, DbErr> {
-        let place =
-            vec![rows::text(&key.place.account), rows::text(&key.place.location), rows::text(&key.cluster)];
+        let place = vec![rows::text(&key.place.account), rows::text(&key.place.location), rows::text(&key.cluster)];
         let mut queue = self.queue(&place).await?;
         if !queue.iter().any(|(_, queued)| *queued == stage) {
             // The counter's row is held until COMMIT: arrivals are in order, and counted right.
@@ -388,9 +388,7 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
         let count = ids.len() as u64;
         let values = padded(ids.into_iter().map(rows::id).collect());
         let marks = marks(values.len());
-        for (table, column) in
-            [("event", "stream"), ("cluster_claim", "execution_id"), ("execution", "id")]
-        {
+        for (table, column) in [("event", "stream"), ("cluster_claim", "execution_id"), ("execution", "id")] {
             execute(self.db, &format!("DELETE FROM {table} WHERE {column} IN ({marks})"), values.clone()).await?;
         }
         Ok(count)
@@ -463,8 +461,7 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
 }
 
 /// The queue before a cluster, the holder first.
-pub(super) const QUEUE: &str =
-    "SELECT execution_id, stage_id FROM cluster_claim WHERE account = ? AND location = ? AND cluster = ? ORDER BY arrival";
+pub(super) const QUEUE: &str = "SELECT execution_id, stage_id FROM cluster_claim WHERE account = ? AND location = ? AND cluster = ? ORDER BY arrival";
 
 pub(super) fn queue_row(row: &sea_orm::QueryResult) -> Result<(ExecutionId, StageId), DbErr> {
     let (execution, stage): (Uuid, Uuid) = (row.try_get_by_index(0)?, row.try_get_by_index(1)?);

@@ -1,0 +1,287 @@
+//! The store suite: the same tests on SQLite (in a directory of its own) and PostgreSQL (in a
+//! schema of its own; skipped, saying so, where none can be reached).
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use sea_orm::{ConnectionTrait, Database, DatabaseConnection};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::*;
+use crate::model::{
+    Action, Application, AuditId, AuditRow, Cancel, CancelMode, EventBody, Execution, Failure, IntentId, Notification,
+    NotificationId, NotificationRule, Occasion, OnFailure, Phase, Pipeline, PipelineDefinition, Place, Principal,
+    PrincipalId, PrincipalKind, Progress, Resource, Revision, Role, Stage, StageId, Task, Token, TokenId, Unwinding,
+    Wake,
+};
+
+// --- the two databases -----------------------------------------------------------------------------
+
+/// A database of the test's own, gone with it.
+struct Home {
+    store: Store,
+    options: Options,
+    clock: Clock,
+    schema: Option<(DatabaseConnection, String)>,
+}
+
+const POSTGRES: &str = "postgres://postgres@127.0.0.1:5432/test";
+
+fn start() -> DateTime<Utc> {
+    DateTime::from_timestamp(1_800_000_000, 123_456_000).expect("an instant")
+}
+
+fn directory() -> PathBuf {
+    std::env::temp_dir().join(format!("gennaker-store-{}", Uuid::new_v4().simple()))
+}
+
+impl Home {
+    async fn sqlite() -> Self {
+        let options =
+            Options { database_url: None, data_dir: directory(), durability: Durability::Normal, queue_max: 4096 };
+        let clock = Clock::manual(start());
+        let store = Store::open(&options, clock.clone()).await.expect("opens");
+        Self { store, options, clock, schema: None }
+    }
+
+    async fn postgres() -> Option<Self> {
+        let url = std::env::var("GENNAKER_TEST_DATABASE_URL").unwrap_or_else(|_| POSTGRES.to_owned());
+        let admin = match Database::connect(&url).await {
+            Ok(admin) => admin,
+            Err(error) if std::env::var_os("GENNAKER_TEST_DATABASE_URL").is_some() => {
+                panic!("the PostgreSQL that was named cannot be reached: {error}");
+            }
+            Err(error) => {
+                eprintln!("skipped on PostgreSQL: {url} cannot be reached: {error}");
+                return None;
+            }
+        };
+        let schema = format!("t{}", Uuid::new_v4().simple());
+        admin.execute_unprepared(&format!("CREATE SCHEMA {schema}")).await.expect("a schema");
+        let options = Options {
+            database_url: Some(format!(
+                "{url}{}options=-csearch_path%3D{schema}&application_name={schema}",
+                if url.contains('?') { '&' } else { '?' }
+            )),
+            data_dir: directory(),
+            durability: Durability::Full,
+            queue_max: 4096,
+        };
+        let clock = Clock::manual(start());
+        let store = Store::open(&options, clock.clone()).await.expect("opens");
+        Some(Self { store, options, clock, schema: Some((admin, schema)) })
+    }
+
+    async fn end(self) {
+        self.store.close().await;
+        match self.schema {
+            Some((admin, schema)) => {
+                admin.execute_unprepared(&format!("DROP SCHEMA {schema} CASCADE")).await.expect("dropped");
+            }
+            None => std::fs::remove_dir_all(&self.options.data_dir).expect("removed"),
+        }
+    }
+}
+
+/// One test, as `sqlite::name` and `postgresql::name`.
+macro_rules! on_both {
+    ($($name:ident),* $(,)?) => {
+        mod sqlite {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                let place = crate::store::suite::Home::sqlite().await;
+                super::$name(&place).await;
+                place.end().await;
+            })*
+        }
+        mod postgresql {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                if let Some(place) = crate::store::suite::Home::postgres().await {
+                    super::$name(&place).await;
+                    place.end().await;
+                }
+            })*
+        }
+    };
+}
+
+mod commits;
+mod leases;
+mod nouns;
+mod opening;
+
+// --- things to write ---------------------------------------------------------------------------------
+
+fn application(name: &str) -> Application {
+    Application {
+        id: ApplicationId::new(),
+        name: name.to_owned(),
+        description: "ünïcode 🚀 'quoted' \"double\" \\ back".to_owned(),
+        email: None,
+        created_at: start(),
+        updated_at: start(),
+        version: 1,
+    }
+}
+
+fn pipeline(application: &Application, name: &str) -> (Pipeline, Revision) {
+    let pipeline = Pipeline {
+        id: PipelineId::new(),
+        application: application.id,
+        application_name: application.name.clone(),
+        name: name.to_owned(),
+        revision: 1,
+        definition: PipelineDefinition { format_version: 1, description: "d".to_owned(), ..Default::default() },
+        created_at: start(),
+        updated_at: start(),
+    };
+    let revision = Revision {
+        pipeline: pipeline.id,
+        number: 1,
+        definition: pipeline.definition.clone(),
+        created_at: start(),
+        created_by: PrincipalId::new(),
+        created_by_name: "ann".to_owned(),
+    };
+    (pipeline, revision)
+}
+
+fn stage(execution: ExecutionId, position: i64) -> Stage {
+    Stage {
+        id: StageId::new(),
+        execution,
+        key: format!("s{position}"),
+        parent: None,
+        phase: Phase::Body,
+        kind: "wait".to_owned(),
+        name: "Wait".to_owned(),
+        requires: Vec::new(),
+        on_failure: OnFailure::FailPipeline,
+        position,
+        attempt: 1,
+        status: Status::NotStarted,
+        config: json!({"seconds": 1}),
+        resolved: None,
+        cursor: Value::Null,
+        wake: Wake::Now,
+        retries: 0,
+        outputs: json!({}),
+        progress: None,
+        tasks: Vec::new(),
+        failure: None,
+        unwinding: None,
+        timeout_seconds: 60,
+        deadline: None,
+        started_at: None,
+        ended_at: None,
+    }
+}
+
+fn execution(application: &Application, pipeline: Option<&Pipeline>, stages: i64) -> Execution {
+    let id = ExecutionId::new();
+    Execution {
+        id,
+        kind: if pipeline.is_some() { ExecutionKind::Pipeline } else { ExecutionKind::Operation },
+        application: application.id,
+        application_name: application.name.clone(),
+        pipeline: pipeline.map(|pipeline| pipeline.id),
+        name: "release".to_owned(),
+        revision: 1,
+        number: 0,
+        status: Status::NotStarted,
+        version: 1,
+        event_seq: 0,
+        started_by: PrincipalId::new(),
+        started_by_name: "ann".to_owned(),
+        parameters: json!({}),
+        notifications: Vec::new(),
+        cancel: None,
+        failure: None,
+        created_at: start(),
+        started_at: None,
+        ended_at: None,
+        deadline: start() + TimeDelta::hours(1),
+        stages: (0..stages).map(|position| stage(id, position)).collect(),
+    }
+}
+
+fn write(writes: Vec<Write>) -> Commit {
+    Commit { writes, ..Commit::default() }
+}
+
+/// An application with a pipeline, stored.
+async fn ground(store: &Store, name: &str) -> (Application, Pipeline) {
+    let application = application(name);
+    let (pipeline, revision) = pipeline(&application, "release");
+    let writes = vec![
+        Write::InsertApplication(application.clone()),
+        Write::InsertPipeline { pipeline: Box::new(pipeline.clone()), revision: Box::new(revision) },
+    ];
+    store.commit(write(writes)).await.expect("committed");
+    (application, pipeline)
+}
+
+async fn insert(store: &Store, execution: &Execution) -> Execution {
+    store.commit(write(vec![Write::InsertExecution(Box::new(execution.clone()))])).await.expect("committed");
+    store.execution(execution.id).await.expect("read").expect("is there")
+}
+
+/// The next state of an execution, with its event, as the engine commits it.
+fn next(execution: &Execution, change: impl FnOnce(&mut Execution)) -> (Commit, Execution) {
+    let mut changed = execution.clone();
+    changed.version += 1;
+    changed.event_seq += 1;
+    change(&mut changed);
+    let commit = Commit {
+        guards: vec![Guard::ExecutionVersion { id: execution.id, version: execution.version }],
+        writes: vec![Write::UpdateExecution { execution: Box::new(changed.clone()), wake_at: None }],
+        events: vec![NewEvent {
+            stream: StreamId::Execution(execution.id),
+            seq: Some(changed.event_seq),
+            at: start(),
+            body: event_execution(&changed),
+        }],
+    };
+    (commit, changed)
+}
+
+fn first(limit: u64) -> PageRequest {
+    PageRequest { after: None, before: None, limit, backward: false }
+}
+
+fn place() -> Place {
+    Place { account: "local".to_owned(), location: "local".to_owned() }
+}
+
+fn notification(subject: &str) -> Notification {
+    Notification {
+        id: NotificationId::new(),
+        occasion: Occasion::ApprovalNeeded,
+        application_name: "hello".to_owned(),
+        execution: ExecutionId::new(),
+        execution_name: "release".to_owned(),
+        execution_number: 7,
+        stage: Some(StageId::new()),
+        subject: subject.to_owned(),
+        text: "one\ntwo".to_owned(),
+        created_at: start(),
+    }
+}
+
+/// The next notice of one's own (other tests of the same database server may be heard too).
+async fn heard<T: Clone>(receiver: &mut broadcast::Receiver<T>, mine: impl Fn(&T) -> bool) -> T {
+    let wait = async {
+        loop {
+            match receiver.recv().await {
+                Ok(notice) if mine(&notice) => return notice,
+                Ok(_) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), wait).await.expect("a notice")
+}
