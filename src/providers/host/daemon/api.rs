@@ -329,7 +329,8 @@ async fn upgrade(State(control): State<Control>, Body(body): Body<Upgrade>) -> A
     if control.keeper.load(std::sync::atomic::Ordering::Relaxed) == 0 {
         return Err(Failed(refuse(ErrorKind::Unavailable, "this host has no keeper that could start another worker")));
     }
-    order(&control, Command::Upgrade(body)).await
+    order(&control, Command::Upgrade(body)).await?;
+    Ok(Json(Done {}))
 }
 
 async fn stop(State(control): State<Control>, Body(body): Body<StopHost>) -> Answer<Done> {
@@ -340,9 +341,7 @@ async fn stop(State(control): State<Control>, Body(body): Body<StopHost>) -> Ans
     Ok(Json(Done {}))
 }
 
-async fn order(control: &Control, command: Command) -> Answer<Done> {
-    match control.commands.send(command).await {
-        Ok(()) => Ok(Json(Done {})),
-        Err(_) => Err(Failed(refuse(ErrorKind::Unavailable, "the host is going down"))),
-    }
+async fn order(control: &Control, command: Command) -> Result<(), Failed> {
+    let sent = control.commands.send(command).await;
+    sent.map_err(|_| Failed(refuse(ErrorKind::Unavailable, "the host is going down")))
 }
