@@ -245,6 +245,12 @@ impl Balancer {
         }
     }
 
+    /// Open requests and tunnels to one instance, whatever its incarnation.
+    pub fn open_to_instance(&self, instance: &str) -> usize {
+        let control = lock(&self.control);
+        control.upstreams.iter().filter(|(key, _)| key.1 == instance).map(|(_, upstream)| upstream.open()).sum()
+    }
+
     fn config(&self) -> Option<Config> {
         self.state().config.clone()
     }

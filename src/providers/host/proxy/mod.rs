@@ -156,6 +156,13 @@ impl Proxy {
         self.inner.shared.open_to(server_group)
     }
 
+    /// The same to one instance, for a server group that gives some of its instances up.
+    #[must_use]
+    pub fn open_to_instance(&self, instance: &str) -> usize {
+        let balancers: Vec<_> = lock(&self.inner.balancers).values().cloned().collect();
+        balancers.iter().map(|balancer| balancer.open_to_instance(instance)).sum()
+    }
+
     /// Seconds from `since` (Unix time) on, oldest first, at most 600 seconds back, the one that
     /// runs included. Requests that found no instance are counted under the empty server group.
     #[must_use]
