@@ -1,315 +1,379 @@
-//! What the engine costs, beside what the disk and SQLite allow in the same run: transitions per
-//! second with 500 executions in flight, and the time from a stage's end to the next one's first
-//! effect. `cargo bench --bench engine [-- --quick]`
-//!
-//! A transition is one committed change of a stage's status with its event and its execution's
-//! version.
+//! Transitions per second and the delay from one stage's end to the next one's first effect, on
+//! SQLite, beside a bare batched loop of the same rows and the disk's own fsync.
 
 use std::collections::HashMap;
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::io::{Seek, Write as _};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
-use gennaker::app::local_actor;
+use chrono::{DateTime, Utc};
 use gennaker::clock::Clock;
-use gennaker::engine::commands::{Commands, SaveApplication, SavePipeline, StartPipeline};
-use gennaker::engine::contract::{Effect, EffectError, Next, Registry, Repeat, Stage, StepContext, StepError};
-use gennaker::engine::{self, Engine};
-use gennaker::model::{Actor, ExecutionId, PipelineDefinition, PipelineId};
-use gennaker::store::{Durability, ExecutionFilter, Options, PageRequest, Store};
-use sea_orm::sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
-use sea_orm::sqlx::{ConnectOptions as _, Connection as _, Row as _, query};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use gennaker::engine::contract::{Effect, Next, Registry, Repeat, Stage, StepContext, StepError};
+use gennaker::engine::{Engine, Options};
+use gennaker::model::{Execution, ExecutionId, OnFailure, Status};
+use gennaker::store::{Commit, Durability, Store, Write};
+use sea_orm::{ConnectionTrait, Database, Statement, TransactionTrait, Value};
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-/// Stages of one execution, one after the other.
-const STAGES: usize = 20;
-/// Executions in flight.
+use crate::figures::{head, line, ms, percentile};
+
 const EXECUTIONS: usize = 500;
-/// Transitions in one transaction of the bare loop.
-const BATCH: usize = 100;
+const STAGES: usize = 20;
 
-fn main() -> anyhow::Result<()> {
-    let quick = std::env::args().any(|argument| argument == "--quick");
-    let executions = if quick { 50 } else { EXECUTIONS };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    println!("{executions} executions of {STAGES} stages in flight");
-    for durability in [Durability::Full, Durability::Normal] {
-        runtime.block_on(measure(durability, executions))?;
-    }
-    Ok(())
-}
-
-async fn measure(durability: Durability, executions: usize) -> anyhow::Result<()> {
-    let dir = std::env::temp_dir().join(format!("gennaker-bench-{}", uuid::Uuid::new_v4().simple()));
-    let fsync = fsync_p99(&dir.with_extension("fsync"))?;
-    let ground = Ground::open(&dir, durability).await?;
-
-    let rate = transitions(&ground, executions).await?;
-    let gaps = gaps(&ground, rate * 0.2).await?;
-    ground.store.close().await;
-    let bare = bare_loop(&dir, durability).await?;
-    std::fs::remove_dir_all(&dir)?;
-
-    println!("{durability:?}");
-    println!("  transitions            {rate:>10.0} /s   {:.0} % of the bare loop", rate / bare * 100.0);
-    println!("  bare batched SQLite    {bare:>10.0} /s   {BATCH} transitions a transaction");
-    println!("  stage end → effect     {:>10.2} ms  p99 at 20 % of that rate (p50 {:.2} ms)", gaps.1, gaps.0);
-    println!("  fsync                  {:>10.2} ms  p99", fsync.as_secs_f64() * 1e3);
-    Ok(())
-}
-
-/// A store with an engine's makings, and a pipeline of probes.
-struct Ground {
-    store: Store,
-    clock: Clock,
-    actor: Actor,
-    probe: Probe,
-    pipeline: PipelineId,
-}
-
-impl Ground {
-    async fn open(dir: &Path, durability: Durability) -> anyhow::Result<Self> {
-        let clock = Clock::system();
-        let options = Options { database_url: None, data_dir: dir.to_owned(), durability, queue_max: 4096 };
-        let store = Store::open(&options, clock.clone()).await?;
-        let actor = local_actor(&store, &clock).await?;
-        let probe = Probe::default();
-        let mut ground = Self { store, clock, actor, probe, pipeline: uuid::Uuid::nil().into() };
-        let commands = ground.engine().commands();
-        let application = SaveApplication { name: "bench".into(), description: String::new(), email: None };
-        let application = commands.create_application(&ground.actor, application).await?;
-        let stages: Vec<Value> = (0..STAGES)
-            .map(|at| {
-                let requires: Vec<_> = at.checked_sub(1).map(|before| format!("s{before}")).into_iter().collect();
-                json!({ "key": format!("s{at}"), "kind": Probe::KIND, "requires": requires, "config": {} })
-            })
-            .collect();
-        let definition: PipelineDefinition = serde_json::from_value(json!({ "stages": stages }))?;
-        let save = SavePipeline {
-            application: application.id,
-            name: "probes".into(),
-            definition,
-            expected_revision: None,
-        };
-        ground.pipeline = commands.save_pipeline(&ground.actor, save).await?.id;
-        Ok(ground)
-    }
-
-    fn engine(&self) -> Engine {
-        let options = engine::Options { sole_owner: true, ..engine::Options::default() };
-        let registry = Registry::default().with(self.probe.clone());
-        Engine::new(options, self.store.clone(), registry, self.clock.clone())
-    }
-
-    async fn start(&self, commands: &Commands) -> anyhow::Result<()> {
-        let start = StartPipeline { pipeline: self.pipeline, parameters: Value::Null, idempotency_key: None };
-        commands.start_pipeline(&self.actor, start).await?;
-        Ok(())
-    }
-
-    async fn unfinished(&self) -> anyhow::Result<u64> {
-        use gennaker::model::Status;
-        let filter = ExecutionFilter {
-            statuses: vec![Status::NotStarted, Status::Running],
-            ..ExecutionFilter::default()
-        };
-        let page = PageRequest { after: None, before: None, limit: 1, backward: false };
-        Ok(self.store.executions(&filter, &page).await?.total)
-    }
-}
-
-/// All executions wait; then the engine starts and runs them to their ends.
-async fn transitions(ground: &Ground, executions: usize) -> anyhow::Result<f64> {
-    let engine = ground.engine();
-    let commands = engine.commands();
-    for _ in 0..executions {
-        ground.start(&commands).await?;
-    }
-    let stop = CancellationToken::new();
-    let start = Instant::now();
-    let running = tokio::spawn({
-        let (engine, stop) = (engine.clone(), stop.clone());
-        async move { engine.run(stop).await }
-    });
-    while ground.unfinished().await? > 0 {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    let took = start.elapsed();
-    stop.cancel();
-    running.await??;
-    // Each stage starts and ends.
-    #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
-    Ok((executions * STAGES * 2) as f64 / took.as_secs_f64())
-}
-
-/// Executions are started at a steady pace; milliseconds (p50, p99) from a stage's end to the next
-/// one's effect.
-async fn gaps(ground: &Ground, transitions_per_second: f64) -> anyhow::Result<(f64, f64)> {
-    let engine = ground.engine();
-    let commands = engine.commands();
-    let stop = CancellationToken::new();
-    let running = tokio::spawn({
-        let (engine, stop) = (engine.clone(), stop.clone());
-        async move { engine.run(stop).await }
-    });
-    ground.probe.clear();
-    #[expect(clippy::cast_precision_loss, reason = "a small number")]
-    let per_second = transitions_per_second / (STAGES * 2) as f64;
-    let mut pace = tokio::time::interval(Duration::from_secs_f64(1.0 / per_second.max(1.0)));
-    let start = Instant::now();
-    while start.elapsed() < Duration::from_secs(5) {
-        pace.tick().await;
-        ground.start(&commands).await?;
-    }
-    while ground.unfinished().await? > 0 {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    stop.cancel();
-    running.await??;
-    let mut gaps = ground.probe.gaps();
-    gaps.sort_unstable();
-    anyhow::ensure!(!gaps.is_empty(), "no gap was measured");
-    let at = |share: usize| gaps[(gaps.len() * share / 100).min(gaps.len() - 1)].as_secs_f64() * 1e3;
-    Ok((at(50), at(99)))
-}
-
-/// A stage with one effect, which notes when it came and when the stage ended.
-#[derive(Clone, Default)]
-struct Probe {
-    seen: Arc<Mutex<Seen>>,
-}
-
+/// When each execution's last stage ended, and the delays seen.
 #[derive(Default)]
-struct Seen {
-    ended: HashMap<ExecutionId, Instant>,
-    gaps: Vec<Duration>,
+struct Delays {
+    ended: Mutex<HashMap<ExecutionId, Instant>>,
+    seen: Mutex<Vec<Duration>>,
 }
 
-impl Probe {
-    fn with<T>(&self, look: impl FnOnce(&mut Seen) -> T) -> T {
-        look(&mut self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
-    }
-
-    fn clear(&self) {
-        self.with(|seen| *seen = Seen::default());
-    }
-
-    fn gaps(&self) -> Vec<Duration> {
-        self.with(|seen| seen.gaps.clone())
-    }
+/// A stage that ends at once, with or without an effect.
+struct Tick {
+    delays: Arc<Delays>,
+    effect: bool,
 }
 
-#[derive(Deserialize)]
-struct Nothing {}
+#[derive(serde::Deserialize)]
+struct Empty {}
 
-impl Stage for Probe {
-    const KIND: &'static str = "probe";
-    const TITLE: &'static str = "Probe";
-    const DESCRIPTION: &'static str = "Does nothing, and notes when.";
-    type Config = Nothing;
+impl Stage for Tick {
+    const KIND: &'static str = "tick";
+    const TITLE: &'static str = "Tick";
+    const DESCRIPTION: &'static str = "Ends at once.";
+    type Config = Empty;
     type Cursor = ();
 
-    fn schema(&self) -> Value {
+    fn schema(&self) -> serde_json::Value {
         json!({ "type": "object" })
     }
-    fn example(&self) -> Value {
+    fn example(&self) -> serde_json::Value {
         json!({})
     }
-    fn tasks(&self, _: &Nothing) -> Vec<&'static str> {
-        vec!["probe"]
+    fn tasks(&self, _: &Empty) -> Vec<&'static str> {
+        Vec::new()
     }
     fn task(&self, (): &()) -> usize {
         0
     }
-    async fn step(&self, cx: &StepContext, _: &Nothing, (): ()) -> Result<Next<()>, StepError> {
-        let execution = cx.execution().id;
-        let effect = Effect { key: "probe", what: "probe".into(), repeat: Repeat::Keyed, timeout: Duration::from_secs(9) };
-        let made = cx.effect(effect, |_| async {
-            self.with(|seen| {
-                if let Some(ended) = seen.ended.remove(&execution) {
-                    seen.gaps.push(ended.elapsed());
-                }
-            });
-            Ok::<(), String>(())
-        });
-        made.await.map_err(|error: EffectError<String>| error.into_step(|why| StepError::fail("PROBE", why)))?;
-        self.with(|seen| seen.ended.insert(execution, Instant::now()));
+    async fn step(&self, cx: &StepContext, _: &Empty, (): ()) -> Result<Next<()>, StepError> {
+        if self.effect {
+            let execution = cx.execution().id;
+            let effect = Effect { key: "tick", what: "tick".into(), repeat: Repeat::Keyed, timeout: Duration::from_secs(5) };
+            let delays = &self.delays;
+            let called = cx
+                .effect(effect, |_| async move {
+                    if let Some(ended) = delays.ended.lock().expect("not poisoned").get(&execution) {
+                        delays.seen.lock().expect("not poisoned").push(ended.elapsed());
+                    }
+                    Ok::<(), std::convert::Infallible>(())
+                })
+                .await;
+            if called.is_err() {
+                return Err(StepError::fail("EFFECT", "the effect was not made"));
+            }
+            self.delays.ended.lock().expect("not poisoned").insert(execution, Instant::now());
+        }
         Ok(Next::Done(json!({})))
     }
 }
 
-/// The same rows as the engine wrote, in large transactions on the same file, by one connection.
-async fn bare_loop(dir: &Path, durability: Durability) -> anyhow::Result<f64> {
-    let synchronous = match durability {
-        Durability::Full => SqliteSynchronous::Full,
-        Durability::Normal => SqliteSynchronous::Normal,
-    };
-    let mut db = SqliteConnectOptions::new()
-        .filename(dir.join("gennaker.db"))
-        .journal_mode(SqliteJournalMode::Wal)
-        .synchronous(synchronous)
-        .connect()
-        .await?;
-    let rows = query("SELECT stream, body FROM event ORDER BY position LIMIT 4000").fetch_all(&mut db).await?;
-    let events: Vec<(Vec<u8>, String)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
-    let stages = query("SELECT id, execution_id, tasks FROM stage LIMIT 4000").fetch_all(&mut db).await?;
-    let stages: Vec<(Vec<u8>, Vec<u8>, String)> =
-        stages.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect();
-    anyhow::ensure!(!events.is_empty() && !stages.is_empty(), "there are no rows to write again");
-    let mut position: i64 = query("SELECT max(position) FROM event").fetch_one(&mut db).await?.get(0);
-    let start = Instant::now();
-    let mut count = 0_usize;
-    while start.elapsed() < Duration::from_secs(3) {
-        let mut transaction = db.begin().await?;
-        for _ in 0..BATCH {
-            let (stream, body) = &events[count % events.len()];
-            let (stage, execution, tasks) = &stages[count % stages.len()];
-            position += 1;
-            query("UPDATE stage SET status = ?, ended_at = ?, tasks = ?, cursor = ?, wake = ?, outputs = ? WHERE id = ?")
-                .bind("SUCCEEDED")
-                .bind(position)
-                .bind(tasks)
-                .bind("null")
-                .bind(r#"{"on":"now"}"#)
-                .bind("{}")
-                .bind(stage)
-                .execute(&mut *transaction)
-                .await?;
-            query("INSERT INTO event (position, stream, seq, at, format, body) VALUES (?, ?, ?, ?, 1, ?)")
-                .bind(position)
-                .bind(stream)
-                .bind(position + 1_000_000_000)
-                .bind(position)
-                .bind(body)
-                .execute(&mut *transaction)
-                .await?;
-            query("UPDATE execution SET version = version + 1, event_seq = event_seq + 1, wake_at = NULL WHERE id = ?")
-                .bind(execution)
-                .execute(&mut *transaction)
-                .await?;
-            count += 1;
-        }
-        transaction.commit().await?;
+pub async fn run() {
+    head(&format!("engine: {EXECUTIONS} executions in flight, {STAGES} stages each, SQLite"));
+    for durability in [Durability::Full, Durability::Normal] {
+        let bare = bare_loop(durability).await;
+        let (rate, _) = transitions(durability, false).await;
+        let bar = if durability == Durability::Full { 2_000.0 } else { 5_000.0 };
+        line(
+            &format!("transitions/s, synchronous={durability:?}"),
+            &format!("{rate:.0}/s"),
+            &format!("≥ {bar:.0}/s on an idle machine"),
+            rate >= bar,
+        );
+        line(
+            &format!("  beside a bare batched loop of the same rows ({bare:.0}/s)"),
+            &format!("{:.0} %", rate / bare * 100.0),
+            "≥ 40 % (aim 60 %)",
+            rate >= bare * 0.4,
+        );
+        let dir = tempdir("fsync");
+        let fsync = fsync_p99(&dir);
+        let mut delays = paced(durability, rate * 0.2).await;
+        let p99 = percentile(&mut delays, 0.99);
+        let p50 = percentile(&mut delays, 0.5);
+        let bar = if durability == Durability::Full { fsync * 2 + Duration::from_millis(2) } else { Duration::from_millis(5) };
+        line(
+            &format!("  stage's end to next effect at 20 % of the rate, p50 {} p99", ms(p50)),
+            &ms(p99),
+            &format!("< {} (fsync p99 {})", ms(bar), ms(fsync)),
+            p99 < bar,
+        );
     }
-    #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
-    Ok(count as f64 / start.elapsed().as_secs_f64())
 }
 
-/// How long the disk takes to keep 4 KiB.
-fn fsync_p99(path: &PathBuf) -> anyhow::Result<Duration> {
-    let mut file = std::fs::File::create(path).context("a file for fsync")?;
-    let mut times = Vec::new();
-    for _ in 0..300 {
-        let start = Instant::now();
-        file.write_all(&[7; 4096])?;
-        file.sync_data()?;
-        times.push(start.elapsed());
+/// Stage changes per second, and the delays where effects were made.
+async fn transitions(durability: Durability, effect: bool) -> (f64, Vec<Duration>) {
+    let bench = Bench::open(durability, effect).await;
+    let mut ids = Vec::new();
+    for _ in 0..EXECUTIONS {
+        ids.push(bench.start().await);
     }
-    std::fs::remove_file(path)?;
-    times.sort_unstable();
-    Ok(times[times.len() * 99 / 100])
+    let begun = Instant::now();
+    let stop = CancellationToken::new();
+    let running = tokio::spawn({
+        let (engine, stop) = (bench.engine.clone(), stop.clone());
+        async move { engine.run(stop).await }
+    });
+    bench.wait_for_all(&ids).await;
+    let took = begun.elapsed().as_secs_f64();
+    stop.cancel();
+    let _ = running.await;
+    let delays = bench.delays.seen.lock().expect("not poisoned").clone();
+    #[expect(clippy::cast_precision_loss, reason = "a rate")]
+    let rate = (EXECUTIONS * STAGES * 2) as f64 / took;
+    (rate, delays)
+}
+
+/// The delays when executions start evenly so that `rate` transitions happen in a second.
+async fn paced(durability: Durability, rate: f64) -> Vec<Duration> {
+    let bench = Bench::open(durability, true).await;
+    let stop = CancellationToken::new();
+    let running = tokio::spawn({
+        let (engine, stop) = (bench.engine.clone(), stop.clone());
+        async move { engine.run(stop).await }
+    });
+    #[expect(clippy::cast_precision_loss, reason = "a rate")]
+    let gap = Duration::from_secs_f64((STAGES * 2) as f64 / rate);
+    let mut ids = Vec::new();
+    let mut due = tokio::time::interval(gap);
+    let until = Instant::now() + Duration::from_secs(8);
+    while Instant::now() < until {
+        due.tick().await;
+        ids.push(bench.start().await);
+    }
+    bench.wait_for_all(&ids).await;
+    stop.cancel();
+    let _ = running.await;
+    bench.delays.seen.lock().expect("not poisoned").clone()
+}
+
+struct Bench {
+    store: Store,
+    engine: Engine,
+    delays: Arc<Delays>,
+    application: gennaker::model::Application,
+    clock: Clock,
+    _dir: Dir,
+}
+
+impl Bench {
+    async fn open(durability: Durability, effect: bool) -> Self {
+        let dir = tempdir("engine");
+        let clock = Clock::system();
+        let options =
+            gennaker::store::Options { database_url: None, data_dir: dir.0.clone(), durability, queue_max: 4096 };
+        let store = Store::open(&options, clock.clone()).await.expect("a new database opens");
+        let delays = Arc::new(Delays::default());
+        let registry = Registry::default().with(Tick { delays: delays.clone(), effect });
+        let engine = Engine::new(Options { sole_owner: true, ..Options::default() }, store.clone(), registry, clock.clone());
+        let application = example_application(clock.now());
+        let commit = Commit { writes: vec![Write::InsertApplication(application.clone())], ..Commit::default() };
+        store.commit(commit).await.expect("the application is new");
+        Self { store, engine, delays, application, clock, _dir: dir }
+    }
+
+    async fn start(&self) -> ExecutionId {
+        let execution = example_execution(&self.application, STAGES, self.clock.now());
+        let id = execution.id;
+        let commit = Commit { writes: vec![Write::InsertExecution(Box::new(execution))], ..Commit::default() };
+        self.store.commit(commit).await.expect("the execution is new");
+        id
+    }
+
+    async fn wait_for_all(&self, ids: &[ExecutionId]) {
+        let last = Instant::now() + Duration::from_secs(180);
+        for id in ids {
+            loop {
+                let execution = self.store.execution(*id).await.expect("readable").expect("there");
+                if execution.status.is_complete() {
+                    assert_eq!(execution.status, Status::Succeeded, "{:?}", execution.failure);
+                    break;
+                }
+                assert!(Instant::now() < last, "execution {id} does not end");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    }
+}
+
+/// An application to own executions.
+pub fn example_application(now: DateTime<Utc>) -> gennaker::model::Application {
+    gennaker::model::Application {
+        id: gennaker::model::ApplicationId::new(),
+        name: "bench".into(),
+        description: String::new(),
+        email: None,
+        created_at: now,
+        updated_at: now,
+        version: 1,
+    }
+}
+
+/// An execution whose stages run one after the other.
+pub fn example_execution(application: &gennaker::model::Application, stages: usize, now: DateTime<Utc>) -> Execution {
+    let id = ExecutionId::new();
+    Execution {
+        id,
+        kind: gennaker::model::ExecutionKind::Operation,
+        application: application.id,
+        application_name: application.name.clone(),
+        pipeline: None,
+        name: "bench".into(),
+        revision: 0,
+        number: 0,
+        status: Status::NotStarted,
+        version: 1,
+        event_seq: 0,
+        started_by: gennaker::model::PrincipalId::new(),
+        started_by_name: "bench".into(),
+        parameters: json!({}),
+        notifications: Vec::new(),
+        cancel: None,
+        failure: None,
+        created_at: now,
+        started_at: None,
+        ended_at: None,
+        deadline: now + chrono::TimeDelta::hours(1),
+        stages: (0..stages).map(|place| stage(id, place)).collect(),
+    }
+}
+
+fn stage(execution: ExecutionId, place: usize) -> gennaker::model::Stage {
+    let requires = if place == 0 { Vec::new() } else { vec![format!("s{}", place - 1)] };
+    gennaker::model::Stage {
+        id: gennaker::model::StageId::new(),
+        execution,
+        key: format!("s{place}"),
+        parent: None,
+        phase: gennaker::model::Phase::Body,
+        kind: "tick".into(),
+        name: format!("Tick {place}"),
+        requires,
+        on_failure: OnFailure::FailPipeline,
+        position: i64::try_from(place).expect("few stages"),
+        attempt: 1,
+        status: Status::NotStarted,
+        config: json!({}),
+        resolved: None,
+        cursor: serde_json::Value::Null,
+        wake: gennaker::model::Wake::Now,
+        retries: 0,
+        outputs: json!({}),
+        progress: None,
+        tasks: Vec::new(),
+        failure: None,
+        unwinding: None,
+        timeout_seconds: 600,
+        deadline: None,
+        started_at: None,
+        ended_at: None,
+    }
+}
+
+/// A loop over one connection that writes the rows of the same transitions, 64 commits of the
+/// engine to a transaction, and does nothing else: each commit is one execution row and, for the
+/// stage that ends and the one that starts, a row and an event of about 500 bytes each.
+async fn bare_loop(durability: Durability) -> f64 {
+    let dir = tempdir("bare");
+    let url = format!("sqlite://{}?mode=rwc", dir.0.join("bare.db").display());
+    let mut options = sea_orm::ConnectOptions::new(url);
+    options.max_connections(1).sqlx_logging(false);
+    let db = Database::connect(options).await.expect("a new database opens");
+    let synchronous = if durability == Durability::Full { "FULL" } else { "NORMAL" };
+    for sql in [
+        "PRAGMA journal_mode=WAL",
+        &format!("PRAGMA synchronous={synchronous}"),
+        "CREATE TABLE execution (id BLOB PRIMARY KEY, status TEXT, version INTEGER, event_seq INTEGER, wake_at INTEGER, body TEXT)",
+        "CREATE TABLE stage (id BLOB PRIMARY KEY, execution BLOB, status TEXT, body TEXT)",
+        "CREATE TABLE event (position INTEGER PRIMARY KEY, stream BLOB, seq INTEGER, at INTEGER, body TEXT, UNIQUE (stream, seq))",
+    ] {
+        db.execute_unprepared(sql).await.expect("plain SQL");
+    }
+    let body = "x".repeat(500);
+    let statement = |sql: &str, values: Vec<Value>| Statement::from_sql_and_values(sea_orm::DatabaseBackend::Sqlite, sql, values);
+    let executions: Vec<uuid::Uuid> = (0..EXECUTIONS).map(|_| uuid::Uuid::now_v7()).collect();
+    let stages: Vec<uuid::Uuid> = (0..EXECUTIONS * STAGES).map(|_| uuid::Uuid::now_v7()).collect();
+    let transaction = db.begin().await.expect("begins");
+    for id in &executions {
+        let values = vec![(*id).into(), body.clone().into()];
+        let sql = "INSERT INTO execution VALUES (?, 'RUNNING', 1, 0, 0, ?)";
+        transaction.execute_raw(statement(sql, values)).await.expect("inserts");
+    }
+    for (place, id) in stages.iter().enumerate() {
+        let values = vec![(*id).into(), executions[place / STAGES].into(), body.clone().into()];
+        transaction.execute_raw(statement("INSERT INTO stage VALUES (?, ?, 'NOT_STARTED', ?)", values)).await.expect("inserts");
+    }
+    transaction.commit().await.expect("commits");
+
+    let begun = Instant::now();
+    let mut seqs = vec![0i64; EXECUTIONS];
+    let mut commits = (0..STAGES).flat_map(|stage| (0..EXECUTIONS).map(move |execution| (stage, execution))).peekable();
+    while commits.peek().is_some() {
+        let transaction = db.begin().await.expect("begins");
+        for (stage, execution) in commits.by_ref().take(64) {
+            let values = vec![body.clone().into(), executions[execution].into()];
+            let sql = "UPDATE execution SET version = version + 1, event_seq = event_seq + 2, body = ? WHERE id = ?";
+            transaction.execute_raw(statement(sql, values)).await.expect("updates");
+            for change in ["SUCCEEDED", "RUNNING"] {
+                let values = vec![change.into(), body.clone().into(), stages[execution * STAGES + stage].into()];
+                transaction.execute_raw(statement("UPDATE stage SET status = ?, body = ? WHERE id = ?", values)).await.expect("updates");
+                seqs[execution] += 1;
+                let values = vec![executions[execution].into(), seqs[execution].into(), body.clone().into()];
+                let sql = "INSERT INTO event (stream, seq, at, body) VALUES (?, ?, 0, ?)";
+                transaction.execute_raw(statement(sql, values)).await.expect("inserts");
+            }
+        }
+        transaction.commit().await.expect("commits");
+    }
+    #[expect(clippy::cast_precision_loss, reason = "a rate")]
+    let rate = (EXECUTIONS * STAGES * 2) as f64 / begun.elapsed().as_secs_f64();
+    rate
+}
+
+/// The 99th percentile of writing 4 KiB and fsync, over 500 times.
+fn fsync_p99(dir: &Dir) -> Duration {
+    let mut file = std::fs::File::create(dir.0.join("fsync")).expect("a new file");
+    let block = [7u8; 4096];
+    let mut samples = Vec::new();
+    for _ in 0..500 {
+        let begun = Instant::now();
+        file.seek(std::io::SeekFrom::Start(0)).expect("seeks");
+        file.write_all(&block).expect("writes");
+        file.sync_data().expect("syncs");
+        samples.push(begun.elapsed());
+    }
+    percentile(&mut samples, 0.99)
+}
+
+/// A directory that goes with its owner.
+pub struct Dir(pub std::path::PathBuf);
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+impl AsRef<Path> for Dir {
+    fn as_ref(&self) -> &Path {
+        &self.0
+    }
+}
+
+/// A new directory beside the build's output, on the disk that is measured.
+pub fn tempdir(what: &str) -> Dir {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("bench-{what}-{}", uuid::Uuid::now_v7().simple()));
+    std::fs::create_dir_all(&path).expect("the build's directory is writable");
+    Dir(path)
 }
