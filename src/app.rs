@@ -1,1 +1,377 @@
-//! placeholder
+//! The composition: every part is made here, once, from the settings; and ended here, in order.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::api;
+use crate::auth::token;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::engine::contract::INVENTORY_TOPIC;
+use crate::engine::{self, Engine};
+use crate::inventory::Inventory;
+use crate::model::{Actor, Principal, PrincipalId, PrincipalKind, Role};
+use crate::outbound::{self, Outbound};
+use crate::providers::Provider;
+use crate::providers::host::client::{self, HostProvider};
+use crate::secrets::Secrets;
+use crate::stages;
+use crate::store::{self, Commit, CommitError, Guard, Store, Write};
+
+/// The server did not start or did not end well.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot listen on {address}: {source}; choose another address with --listen")]
+    Listen { address: SocketAddr, source: std::io::Error },
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error("the host in {directory} cannot be used: {message}")]
+    Host { directory: String, message: String },
+    #[error("the first principal cannot be made: {0}")]
+    FirstPrincipal(String),
+}
+
+/// The name of the principal that the first start makes.
+const ADMIN: &str = "admin";
+/// The name of the principal that stands for whoever may use the data directory itself.
+const LOCAL: &str = "system";
+
+/// Open requests may go on for this long after the server was asked to end.
+const GRACE: Duration = Duration::from_secs(5);
+/// From one look for old executions to the next.
+const RETENTION_EVERY: Duration = Duration::from_secs(60 * 60);
+/// Executions deleted in one go, so that other commits get between.
+const RETENTION_BATCH: u64 = 100;
+
+/// Listens; the address is free again at once after the process has ended.
+///
+/// # Errors
+/// When the address is taken or not ours.
+pub async fn listen(address: SocketAddr) -> Result<TcpListener, Error> {
+    TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })
+}
+
+/// A running server.
+pub struct App {
+    address: SocketAddr,
+    first_token: Option<String>,
+    store: Store,
+    /// In the order in which they end.
+    tasks: Vec<Task>,
+    /// Cancelled when a task has ended that should not have.
+    failed: CancellationToken,
+}
+
+struct Task {
+    name: &'static str,
+    stop: CancellationToken,
+    handle: JoinHandle<()>,
+    /// Given up after this long.
+    grace: Duration,
+}
+
+impl App {
+    /// Starts every part: database, host, inventory, engine, API. When it returns, requests are
+    /// answered.
+    ///
+    /// # Errors
+    /// When a part does not start; what was started before is stopped.
+    pub async fn start(config: Config, listener: TcpListener, clock: Clock) -> Result<Self, Error> {
+        let address = listener
+            .local_addr()
+            .map_err(|source| Error::Listen { address: config.server.listen, source })?;
+        let store = Store::open(&config.data.store_options(), clock.clone()).await?;
+        match Self::compose(&config, store.clone(), listener, address, clock).await {
+            Ok(app) => Ok(app),
+            Err(error) => {
+                store.close().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn compose(
+        config: &Config,
+        store: Store,
+        listener: TcpListener,
+        address: SocketAddr,
+        clock: Clock,
+    ) -> Result<Self, Error> {
+        let first_token = first_principal(&store, &clock).await?;
+        let host: Arc<dyn Provider> = Arc::new(connect_host(config).await?);
+        let inventory = Inventory::new(vec![host]);
+        let outbound = Outbound::new(outbound::Options {
+            allow: config.security.outbound_allow.clone(),
+            own_listeners: own_listeners(inventory.clone()),
+            ..outbound::Options::default()
+        });
+        let secrets = Secrets::new(config.security.secret_dirs.clone());
+        let registry = stages::registry(stages::Deps { inventory: inventory.clone(), outbound, secrets });
+        let options = engine::Options {
+            // The data directory is locked: every owner of an earlier start is gone.
+            sole_owner: config.data.database_url.is_none(),
+            ..engine::Options::default()
+        };
+        let engine = Engine::new(options, store.clone(), registry.clone(), clock.clone());
+        let context = api::Context {
+            store: store.clone(),
+            commands: engine.commands(),
+            registry,
+            inventory: inventory.clone(),
+            clock: clock.clone(),
+            config: api::Options { base_url: url(address), ..api::Options::default() },
+        };
+        let mut app =
+            Self { address, first_token, store: store.clone(), tasks: Vec::new(), failed: CancellationToken::new() };
+        let router = api::router(context);
+        app.spawn("api", GRACE, |stop| serve(listener, router, stop));
+        app.spawn("engine", Duration::from_secs(30), {
+            let engine = engine.clone();
+            |stop| async move {
+                if let Err(error) = engine.run(stop).await {
+                    error!("the engine cannot run: {error}");
+                }
+            }
+        });
+        app.spawn("inventory notices", GRACE, {
+            let inventory = inventory.clone();
+            |stop| forward(inventory, engine, stop)
+        });
+        app.spawn("inventory", GRACE, |stop| async move { inventory.run(stop).await });
+        if let Some(keep) = config.data.retention {
+            app.spawn("retention", GRACE, |stop| retain(store, clock, keep, stop));
+        }
+        info!(address = %address, "serving {}", app.url());
+        Ok(app)
+    }
+
+    fn spawn<F: Future<Output = ()> + Send + 'static>(
+        &mut self,
+        name: &'static str,
+        grace: Duration,
+        run: impl FnOnce(CancellationToken) -> F,
+    ) {
+        let stop = CancellationToken::new();
+        let watch = Watch { name, stop: stop.clone(), failed: self.failed.clone() };
+        let future = run(stop.clone());
+        let handle = tokio::spawn(async move {
+            let _watch = watch;
+            future.await;
+        });
+        self.tasks.push(Task { name, stop, handle, grace });
+    }
+
+    /// `http://127.0.0.1:7777`
+    #[must_use]
+    pub fn url(&self) -> String {
+        url(self.address)
+    }
+
+    /// Where the API listens.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// A token of the principal `admin`, if this start made it.
+    #[must_use]
+    pub fn first_token(&self) -> Option<&str> {
+        self.first_token.as_deref()
+    }
+
+    /// Returns when a part has ended that should not have.
+    pub async fn failed(&self) {
+        self.failed.cancelled().await;
+    }
+
+    /// Ends every part: no new requests, then the engine (steps under way are finished or left to
+    /// the next start), the inventory, the database. The host and its instances go on.
+    ///
+    /// # Errors
+    /// When a part had failed before.
+    pub async fn stop(mut self) -> Result<(), Failed> {
+        let failed = self.failed.is_cancelled();
+        for mut task in std::mem::take(&mut self.tasks) {
+            task.stop.cancel();
+            match tokio::time::timeout(task.grace, &mut task.handle).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => error!(task = task.name, "task `{}` failed: {error}", task.name),
+                Err(_) => {
+                    warn!(task = task.name, "task `{}` did not end in time and is given up", task.name);
+                    task.handle.abort();
+                    let _ = task.handle.await;
+                }
+            }
+        }
+        self.store.close().await;
+        info!("stopped");
+        if failed { Err(Failed) } else { Ok(()) }
+    }
+}
+
+impl Drop for App {
+    /// Not [`App::stop`]ped in order: nothing is waited for, as if the process had ended.
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.stop.cancel();
+            task.handle.abort();
+        }
+    }
+}
+
+/// A part of the server ended by itself; the log says which.
+#[derive(Debug, thiserror::Error)]
+#[error("a part of the server ended by itself; the log says which")]
+pub struct Failed;
+
+/// Notices the end of a task, by panic too.
+struct Watch {
+    name: &'static str,
+    stop: CancellationToken,
+    failed: CancellationToken,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if !self.stop.is_cancelled() {
+            error!(task = self.name, "task `{}` ended by itself; the server ends", self.name);
+            self.failed.cancel();
+        }
+    }
+}
+
+fn url(address: SocketAddr) -> String {
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => format!("http://127.0.0.1:{}", address.port()),
+        IpAddr::V6(ip) if ip.is_unspecified() => format!("http://[::1]:{}", address.port()),
+        _ => format!("http://{address}"),
+    }
+}
+
+async fn serve(listener: TcpListener, router: axum::Router, stop: CancellationToken) {
+    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    let graceful = {
+        let stop = stop.clone();
+        async move { stop.cancelled().await }
+    };
+    if let Err(error) = axum::serve(listener, service).with_graceful_shutdown(graceful).await {
+        error!("the API's listener failed: {error}");
+    }
+}
+
+/// Wakes stages that wait for something to change in a cloud.
+async fn forward(inventory: Inventory, engine: Engine, stop: CancellationToken) {
+    let mut changed = inventory.changed();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            change = changed.changed() => match change {
+                Ok(()) => engine.topics().notify(INVENTORY_TOPIC),
+                // Cannot be while this task holds the inventory; then nothing would ever come.
+                Err(_) => return stop.cancelled().await,
+            },
+        }
+    }
+}
+
+/// Deletes finished executions when their time is over.
+async fn retain(store: Store, clock: Clock, keep: Duration, stop: CancellationToken) {
+    loop {
+        let Ok(keep) = chrono::TimeDelta::from_std(keep) else { return stop.cancelled().await };
+        let mut deleted = 0;
+        loop {
+            match store.prune_executions(clock.now() - keep, RETENTION_BATCH).await {
+                Ok(0) => break,
+                Ok(count) => deleted += count,
+                Err(error) => {
+                    warn!("old executions cannot be deleted now: {error}");
+                    break;
+                }
+            }
+            if stop.is_cancelled() {
+                return;
+            }
+        }
+        if deleted > 0 {
+            info!("{deleted} finished executions were deleted, their time being over");
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = clock.sleep(RETENTION_EVERY) => {}
+        }
+    }
+}
+
+fn own_listeners(inventory: Inventory) -> outbound::OwnListeners {
+    Arc::new(move |ip, port| {
+        let wanted = SocketAddr::new(ip, port).to_string();
+        inventory.load_balancers().iter().any(|load_balancer| load_balancer.bound.contains(&wanted))
+    })
+}
+
+/// Connects to the host of the directory, or starts one there.
+async fn connect_host(config: &Config) -> Result<HostProvider, Error> {
+    let host = &config.host;
+    let failed = |message: String| Error::Host { directory: host.dir.display().to_string(), message };
+    let options = client::Options {
+        artifact_roots: host.artifact_roots.clone(),
+        secret_roots: config.security.secret_dirs.clone(),
+        ports: host.port_range,
+        ..client::Options::new(&host.dir).map_err(|error| failed(error.to_string()))?
+    };
+    HostProvider::connect(options).await.map_err(|error| failed(error.message))
+}
+
+/// The actor behind commands given on the machine itself: whoever may use the data directory
+/// administers the server, and the audit log says that it was done from there.
+///
+/// # Errors
+/// When the database fails.
+pub async fn local_actor(store: &Store, clock: &Clock) -> Result<Actor, store::Error> {
+    let name = LOCAL;
+    loop {
+        if let Some(found) = store.principal_by_name(name).await? {
+            return Ok(Actor { principal: found.id, name: found.name, roles: found.roles });
+        }
+        let principal = Principal {
+            id: PrincipalId::new(),
+            name: name.to_owned(),
+            kind: PrincipalKind::System,
+            roles: vec![Role::Admin],
+            created_at: clock.now(),
+        };
+        let commit = Commit {
+            guards: vec![Guard::PrincipalNameFree { name: name.to_owned() }],
+            writes: vec![Write::InsertPrincipal(principal)],
+            events: Vec::new(),
+        };
+        match store.commit(commit).await {
+            // Made now or by somebody else meanwhile: read it.
+            Ok(_) | Err(CommitError::Refused(_)) => {}
+            Err(error) => return Err(store::Error::Database(error.to_string())),
+        }
+    }
+}
+
+/// Makes the principal `admin` with a token, if this is the first start; the token's text.
+async fn first_principal(store: &Store, clock: &Clock) -> Result<Option<String>, Error> {
+    let failed = |error: &dyn std::fmt::Display| Error::FirstPrincipal(error.to_string());
+    if store.principal_by_name(ADMIN).await?.is_some() {
+        return Ok(None);
+    }
+    let local = local_actor(store, clock).await?;
+    let now = clock.now();
+    let admin = token::ensure_principal(store, &local, ADMIN, PrincipalKind::User, &[Role::Admin], now)
+        .await
+        .map_err(|error| failed(&error))?;
+    let (_, text) = token::issue(store, &local, &admin, "made by the first start", now, None)
+        .await
+        .map_err(|error| failed(&error))?;
+    Ok(Some(text))
+}

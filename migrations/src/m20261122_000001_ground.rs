@@ -95,6 +95,8 @@ CREATE INDEX execution_application ON execution (application_id, id)
 
 CREATE INDEX execution_application_kind ON execution (application_id, kind, id)
 
+CREATE INDEX execution_application_status ON execution (application_id, status, id)
+
 CREATE INDEX execution_pipeline ON execution (pipeline_id, id)
 
 CREATE INDEX execution_status ON execution (status, id)

@@ -1,1 +1,104 @@
-//! placeholder
+//! What the outside talks to: GraphQL over HTTP, WebSocket and server-sent events, and the page
+//! to explore it with. Speaks to the rest only through [`Commands`], [`Store`] and [`Inventory`].
+
+mod error;
+pub mod graphql;
+mod http;
+mod precheck;
+
+use axum::Router;
+
+pub use error::Code;
+pub use graphql::{Schema, sdl};
+pub use precheck::Limits;
+
+use crate::auth::Authenticator;
+use crate::clock::Clock;
+use crate::engine::commands::Commands;
+use crate::engine::contract::Registry;
+use crate::inventory::Inventory;
+use crate::store::Store;
+
+/// Settings of the API.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// What links begin with: `http://127.0.0.1:8080`, without a slash at the end.
+    pub base_url: String,
+    /// Bytes of a request's body, at most; more is answered with 413.
+    pub body_max: usize,
+    /// From the request's first byte to the answer, at most; subscriptions are not meant.
+    pub timeout: std::time::Duration,
+    /// What a document may ask for at the most.
+    pub limits: Limits,
+    pub socket: SocketOptions,
+}
+
+/// Settings of WebSockets and event streams.
+#[derive(Debug, Clone)]
+pub struct SocketOptions {
+    /// How long a client may take from the upgrade to `connection_init`.
+    pub init_timeout: std::time::Duration,
+    /// From one ping of the server to the next; a client that has not answered by then is gone.
+    /// The token is looked at again at each.
+    pub ping_every: std::time::Duration,
+    /// Operations of one connection at a time.
+    pub operations_max: usize,
+    /// Bytes of a message from a client.
+    pub message_max: usize,
+    /// Results that may wait for a slow client, per operation.
+    pub queue_max: usize,
+    /// How long an operation waits for room in its queue, and the connection for the network.
+    pub stall_max: std::time::Duration,
+    /// Connections at a time, over all clients; one more is answered with 503.
+    pub connections_max: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            base_url: "http://127.0.0.1:8080".into(),
+            body_max: 1024 * 1024,
+            timeout: std::time::Duration::from_secs(30),
+            limits: Limits::default(),
+            socket: SocketOptions::default(),
+        }
+    }
+}
+
+impl Default for SocketOptions {
+    fn default() -> Self {
+        Self {
+            init_timeout: std::time::Duration::from_secs(10),
+            ping_every: std::time::Duration::from_secs(20),
+            operations_max: 100,
+            message_max: 64 * 1024,
+            queue_max: 64,
+            stall_max: std::time::Duration::from_secs(30),
+            connections_max: 1_000,
+        }
+    }
+}
+
+/// What the API works with. Cheap to clone.
+#[derive(Clone)]
+pub struct Context {
+    pub store: Store,
+    pub commands: Commands,
+    pub registry: Registry,
+    pub inventory: Inventory,
+    pub clock: Clock,
+    pub config: Options,
+}
+
+/// What executes documents; the caller puts the [`crate::model::Actor`] into each request's data.
+#[must_use]
+pub fn schema(context: Context) -> Schema {
+    let authenticator = Authenticator::new(context.store.clone(), context.clock.clone());
+    graphql::schema(context, authenticator)
+}
+
+/// All routes: `/healthz`, `/graphql`, `/graphql/ws`, and GraphiQL at `/`.
+pub fn router(context: Context) -> Router {
+    let authenticator = Authenticator::new(context.store.clone(), context.clock.clone());
+    http::router(context, authenticator)
+}

@@ -1,5 +1,10 @@
 //! Who somebody is, by token, and what they may do.
 
+mod authenticator;
+pub mod token;
+
+pub use authenticator::{Authenticator, Unauthenticated};
+
 use crate::model::{Action, Actor, Resource, Role};
 
 /// Why not.

@@ -1,1 +1,66 @@
-//! placeholder
+//! Settings: flags and `GENNAKER_*` variables, validated once at start. One file per section; a
+//! flag stands before its variable, and the unit is part of the name.
+
+mod data;
+mod host;
+mod log;
+mod security;
+mod server;
+
+pub use data::{DataArgs, DataConfig};
+pub use host::{HostArgs, HostConfig, PortRange};
+pub use log::{LogArgs, LogFormat};
+pub use security::{SecurityArgs, SecurityConfig};
+pub use server::{ServerArgs, ServerConfig};
+
+/// A setting does not hold.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{setting}: {message}")]
+pub struct Error {
+    /// The flag: `--listen`.
+    pub setting: &'static str,
+    /// What is wrong and what to do.
+    pub message: String,
+}
+
+impl Error {
+    fn new(setting: &'static str, message: impl Into<String>) -> Self {
+        Self { setting, message: message.into() }
+    }
+}
+
+/// All flags of a server, as given.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    pub server: ServerArgs,
+    #[command(flatten)]
+    pub data: DataArgs,
+    #[command(flatten)]
+    pub host: HostArgs,
+    #[command(flatten)]
+    pub security: SecurityArgs,
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// All settings of a server, checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub server: ServerConfig,
+    pub data: DataConfig,
+    pub host: HostConfig,
+    pub security: SecurityConfig,
+}
+
+impl Args {
+    /// Checks every setting; touches nothing.
+    ///
+    /// # Errors
+    /// The first setting that does not hold.
+    pub fn validate(self) -> Result<Config, Error> {
+        let data = self.data.validate()?;
+        let host = self.host.validate(&data.dir)?;
+        Ok(Config { server: self.server.validate()?, security: self.security.validate()?, data, host })
+    }
+}

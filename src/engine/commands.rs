@@ -1,12 +1,23 @@
 //! What people, bots and triggers may ask for. Each is one function that takes who acts, checks
 //! that they may, and commits state, events and audit row in one transaction.
 
+mod save;
+mod start;
+mod steer;
+
+use std::sync::Arc;
+
 use serde_json::Value;
 
+use super::contract::Registry;
+use super::{Options, notices, validate};
+use crate::auth::{self, Denied};
+use crate::clock::Clock;
 use crate::model::{
-    Actor, Application, ApplicationId, CancelMode, Execution, ExecutionId, Pipeline, PipelineDefinition, PipelineId,
-    StageId, StageSpec,
+    Action, Actor, Application, ApplicationId, AuditId, AuditRow, CancelMode, Execution, ExecutionId, Pipeline,
+    PipelineDefinition, PipelineId, Resource, StageId, StageSpec,
 };
+use crate::store::{self, CommitError, Store, Write};
 
 /// Why a command was refused: a closed set, shown to clients as an enum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,17 +108,39 @@ pub struct SaveApplication {
 
 /// Where commands are given. Cheap to clone.
 #[derive(Clone)]
-pub struct Commands {}
+pub struct Commands {
+    store: Store,
+    registry: Registry,
+    clock: Clock,
+    options: Arc<Options>,
+}
 
-#[allow(unused_variables, clippy::unused_async, clippy::todo, clippy::missing_errors_doc)]
 impl Commands {
+    pub(super) fn new(store: Store, registry: Registry, clock: Clock, options: Options) -> Self {
+        Self { store, registry, clock, options: Arc::new(options) }
+    }
+
+    /// Starts the pipeline's newest revision, or finds what was started under the key.
+    ///
+    /// # Errors
+    /// `NotFound`, `Forbidden`, `Invalid` (a parameter is missing, unknown or not one of its
+    /// options), `IdempotencyKeyReused`, `Unavailable`.
     pub async fn start_pipeline(&self, actor: &Actor, start: StartPipeline) -> Result<Started, Error> {
-        todo!()
+        start::pipeline(self, actor, start).await
     }
+
+    /// Starts stages without a pipeline.
+    ///
+    /// # Errors
+    /// As [`Commands::start_pipeline`].
     pub async fn start_operation(&self, actor: &Actor, start: StartOperation) -> Result<Started, Error> {
-        todo!()
+        start::operation(self, actor, start).await
     }
+
     /// Cancelling what is being cancelled or over is `WrongState`.
+    ///
+    /// # Errors
+    /// `NotFound`, `Forbidden`, `WrongState`, `Invalid` (the reason is too long), `Unavailable`.
     pub async fn cancel(
         &self,
         actor: &Actor,
@@ -115,35 +148,148 @@ impl Commands {
         reason: &str,
         mode: CancelMode,
     ) -> Result<Execution, Error> {
-        todo!()
+        steer::cancel(self, actor, execution, reason, mode).await
     }
+
+    /// Gives a waiting manual judgment its answer.
+    ///
+    /// # Errors
+    /// `NotFound`, `Forbidden`, `WrongState` (it does not wait), `Invalid` (no such input), `Unavailable`.
     pub async fn judge(&self, actor: &Actor, judgment: Judgment) -> Result<Execution, Error> {
-        todo!()
+        steer::judge(self, actor, judgment).await
     }
+
+    /// # Errors
+    /// `Forbidden`, `Invalid`, `Conflict` (the name is taken), `Unavailable`.
     pub async fn create_application(&self, actor: &Actor, save: SaveApplication) -> Result<Application, Error> {
-        todo!()
+        save::create_application(self, actor, save).await
     }
+
     /// The name stays.
+    ///
+    /// # Errors
+    /// `NotFound`, `Forbidden`, `Invalid`, `Conflict` (it changed meanwhile), `Unavailable`.
     pub async fn update_application(
         &self,
         actor: &Actor,
         id: ApplicationId,
         save: SaveApplication,
     ) -> Result<Application, Error> {
-        todo!()
+        save::update_application(self, actor, id, save).await
     }
+
     /// Refused while an execution runs.
+    ///
+    /// # Errors
+    /// `NotFound`, `Forbidden`, `WrongState`, `Unavailable`.
     pub async fn delete_application(&self, actor: &Actor, id: ApplicationId) -> Result<(), Error> {
-        todo!()
+        save::delete_application(self, actor, id).await
     }
+
+    /// Creates the pipeline of that name, or adds its next revision.
+    ///
+    /// # Errors
+    /// `NotFound` (the application), `Forbidden`, `Invalid`, `Conflict` (a newer revision), `Unavailable`.
     pub async fn save_pipeline(&self, actor: &Actor, save: SavePipeline) -> Result<Pipeline, Error> {
-        todo!()
+        save::save_pipeline(self, actor, save).await
     }
+
+    /// Refused while an execution of it runs.
+    ///
+    /// # Errors
+    /// `NotFound`, `Forbidden`, `WrongState`, `Unavailable`.
     pub async fn delete_pipeline(&self, actor: &Actor, id: PipelineId) -> Result<(), Error> {
-        todo!()
+        save::delete_pipeline(self, actor, id).await
     }
+
     /// The first fault of a definition, by path: keys, references, cycles, kinds, configs, limits.
+    ///
+    /// # Errors
+    /// `Invalid`, with the field.
     pub fn validate_definition(&self, definition: &PipelineDefinition) -> Result<(), Error> {
-        todo!()
+        validate::definition(definition, &self.registry, &self.options)
     }
+
+    /// The row that says who did what; its detail is cut to what the log takes.
+    fn audit(&self, actor: &Actor, action: Action, resource: Resource, detail: Value) -> Write {
+        let detail = if notices::size(&detail) > AUDIT_DETAIL_MAX {
+            serde_json::json!({ "leftOut": "the detail is too large for the log" })
+        } else {
+            detail
+        };
+        Write::InsertAudit(AuditRow {
+            id: AuditId::new(),
+            at: self.clock.now(),
+            principal: actor.principal,
+            principal_name: actor.name.clone(),
+            action,
+            resource,
+            detail,
+        })
+    }
+}
+
+/// Bytes of an audit row's detail.
+const AUDIT_DETAIL_MAX: usize = 4 * 1024;
+/// How often a command reads and tries again when something changed meanwhile.
+const TRIES: usize = 16;
+
+impl Error {
+    /// A refusal that points at no field.
+    pub(super) fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), field: Vec::new() }
+    }
+
+    /// The input does not hold at that field.
+    pub(super) fn invalid(field: &[&str], message: impl Into<String>) -> Self {
+        let field = field.iter().map(|part| (*part).to_owned()).collect();
+        Self { code: Code::Invalid, message: message.into(), field }
+    }
+
+    fn busy(what: &str) -> Self {
+        Self::new(Code::Unavailable, format!("{what} changes too often right now; try again"))
+    }
+}
+
+impl From<Denied> for Error {
+    fn from(denied: Denied) -> Self {
+        Self::new(Code::Forbidden, denied.to_string())
+    }
+}
+
+impl From<store::Error> for Error {
+    fn from(error: store::Error) -> Self {
+        tracing::warn!("a command could not be done: {error}");
+        Self::new(Code::Unavailable, "the database cannot be read now; try again")
+    }
+}
+
+impl From<CommitError> for Error {
+    fn from(error: CommitError) -> Self {
+        tracing::warn!("a command could not be done: {error}");
+        match error {
+            CommitError::Refused(_) => Self::new(Code::Conflict, "it changed meanwhile; read it again and retry"),
+            CommitError::Unavailable(_) => Self::new(Code::Unavailable, "the database cannot save now; try again"),
+            CommitError::Unknown(_) => Self::new(
+                Code::Unavailable,
+                "the database did not answer; it may or may not have been done: look before trying again",
+            ),
+        }
+    }
+}
+
+fn allow(actor: &Actor, action: Action, resource: &Resource) -> Result<(), Error> {
+    auth::allow(actor, action, resource).map_err(Error::from)
+}
+
+/// `, did you mean …?` where something is near.
+pub(super) fn did_you_mean<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+    let lower = name.to_lowercase();
+    known
+        .into_iter()
+        .map(|known| (strsim::jaro_winkler(&lower, &known.to_lowercase()), known))
+        .filter(|(near, _)| *near > 0.75)
+        .max_by(|one, other| one.0.total_cmp(&other.0))
+        .map(|(_, known)| format!("; did you mean `{known}`?"))
+        .unwrap_or_default()
 }

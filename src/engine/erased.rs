@@ -66,7 +66,7 @@ impl<S: Stage> DynStage for Erased<S> {
             let instance = error.instance();
             let unknown = match instance.as_ref() {
                 Value::String(text) => expression::is_expression(text),
-                other => HANGS_ON_VALUES.contains(&error.keyword()) && expression::has_expression(other),
+                other => HANGS_ON_VALUES.contains(&error.kind().keyword()) && expression::has_expression(other),
             };
             !unknown
         });
@@ -161,7 +161,8 @@ fn pointer(path: &serde_path_to_error::Path) -> String {
         let name = match segment {
             Segment::Seq { index } => index.to_string(),
             Segment::Map { key } => key.replace('~', "~0").replace('/', "~1"),
-            Segment::Enum { .. } | Segment::Unknown => continue,
+            Segment::Enum { variant } => variant.replace('~', "~0").replace('/', "~1"),
+            Segment::Unknown => continue,
         };
         out.push('/');
         out.push_str(&name);

@@ -16,6 +16,8 @@ mod validate;
 mod worker;
 
 #[cfg(test)]
+mod script;
+#[cfg(test)]
 mod simulation;
 #[cfg(test)]
 mod tests;

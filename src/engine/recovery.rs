@@ -39,12 +39,14 @@ pub(super) async fn watch(shared: Arc<Shared>) {
 }
 
 async fn round(shared: &Shared, seen: &mut Observed) -> Result<(), Error> {
-    shared.store.owner_beat(shared.owner).await?;
+    let beat = shared.store.owner_beat(shared.owner).await;
     let owners = shared.store.owners().await?;
     if owners.iter().all(|(owner, _)| *owner != shared.owner) {
         // Somebody took this server for dead. What was taken over is guarded by its lease number.
         tracing::warn!("this server was taken for dead, and registers again");
         shared.store.owner_register(shared.owner).await?;
+    } else {
+        beat?;
     }
     let others = owners.into_iter().filter(|(owner, _)| *owner != shared.owner);
     for dead in seen.dead(others, Instant::now(), shared.options.lease) {

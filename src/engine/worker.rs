@@ -352,12 +352,14 @@ impl Worker {
     }
 
     /// The stage's config with expressions evaluated; those of children are values already.
-    async fn resolve(&self, id: StageId) -> Result<Value, Failure> {
+    async fn resolve(&self, id: StageId) -> Result<Value, Box<Failure>> {
         let Some(stage) = self.execution.stage(id) else { return Ok(Value::Null) };
         if stage.parent.is_some() {
             return Ok(stage.config.clone());
         }
-        let refuse = |code: &str, what: String| failure(code, cut(&format!("stage `{}`: {what}", stage.key)), Some(id));
+        let refuse = |code: &str, what: String| {
+            Box::new(failure(code, cut(&format!("stage `{}`: {what}", stage.key)), Some(id)))
+        };
         let config = stage.config.clone();
         let evaluated = if expression::has_expression(&config) {
             let vars = variables(&self.execution);
@@ -378,8 +380,7 @@ impl Worker {
     /// One commit for the turn. False: the rows were newer, and are in memory now.
     async fn save(&mut self, changes: &Changes, decisions: &[Decision], now: DateTime<Utc>) -> Result<bool, Gone> {
         let over = self.execution.status.is_complete();
-        let wake_at =
-            if over { None } else { timers::wake_at(decisions, !self.facts.busy.is_empty(), now) };
+        let wake_at = if over { None } else { timers::wake_at(decisions, !self.facts.busy.is_empty(), now) };
         let execution = Arc::make_mut(&mut self.execution);
         let (version, seq) = (execution.version, execution.event_seq);
         let events = i64::try_from(changes.stages.values().filter(|seen| **seen).count()).unwrap_or(i64::MAX);
@@ -474,8 +475,19 @@ impl Worker {
     }
 
     fn saved(&mut self, changes: &Changes, now: DateTime<Utc>) {
+        let execution = &self.execution;
+        if changes.execution {
+            tracing::info!(
+                execution.id = %execution.id, application = execution.application_name,
+                "execution `{}` #{} is {}", execution.name, execution.number, execution.status.as_str()
+            );
+        }
         for index in changes.stages.keys() {
             let stage = &self.execution.stages[*index];
+            tracing::debug!(
+                execution.id = %stage.execution, stage.id = %stage.id, stage.kind = stage.kind,
+                "stage `{}` is {}", stage.key, stage.status.as_str()
+            );
             if stage.status.is_complete() {
                 self.progress.remove(&stage.id);
                 self.open.remove(&(stage.id, stage.attempt));
@@ -595,7 +607,8 @@ impl Worker {
     /// Nothing runs, nothing is due soon, nobody is listened to.
     fn idle(&self, next: Option<DateTime<Utc>>) -> bool {
         let soon = self.shared.clock.now() + apply::delta(self.shared.options.idle_after);
-        self.steps.is_empty() && self.topics.is_empty() && next.is_none_or(|at| at > soon)
+        let rows_say_all = self.topics.is_empty() && self.facts.not_before.is_empty();
+        self.steps.is_empty() && rows_say_all && next.is_none_or(|at| at > soon)
     }
 
     /// Takes itself off the list of those in memory, unless there is a message.

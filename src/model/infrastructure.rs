@@ -84,9 +84,9 @@ pub struct ServerGroupSpec {
     pub launch: Value,
 }
 
-/// A check of an instance.
+/// A check of an instance. Unknown fields are refused by the schemas: serde cannot, where one is flattened.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct HealthCheck {
     #[serde(flatten)]
     pub probe: Probe,

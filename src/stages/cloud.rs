@@ -8,14 +8,14 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::engine::contract::{Cause, Effect, EffectError, Next, Repeat, StepContext, StepError, cluster_topic};
+use crate::engine::contract::{Cause, Effect, Next, Repeat, StepContext, StepError, cluster_topic};
 use crate::inventory::Inventory;
 use crate::model::{HealthState, Instance, Place, ServerGroup, names};
 use crate::providers::{self, ErrorKind, Operation, Provider, Snapshot};
 use crate::store::{ClusterClaim, ClusterKey};
 
-/// How long a provider may take to answer a change; the work itself may go on after it.
-pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long a provider may take to answer a change, fetching what it needs for it included.
+const CALL_TIMEOUT: Duration = Duration::from_secs(300);
 /// From one look at the inventory to the next where no notice comes.
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The same for those who wait in line for a cluster.
@@ -35,14 +35,7 @@ where
             call(Operation { key: ticket.operation, fence: ticket.fence, deadline: ticket.deadline })
         })
         .await;
-    made.map_err(|error| match error {
-        EffectError::Call(error) => refused(&what, &error),
-        EffectError::Unknown { what, .. } => StepError::Retry(
-            Cause::new("OUTCOME_UNKNOWN", format!("cannot tell whether the provider did: {what}"))
-                .hint("it is asked again under the same key"),
-        ),
-        EffectError::NotMade(why) => StepError::Retry(Cause::new("NOT_MADE", format!("cannot {what}: {why}"))),
-    })
+    made.map_err(|error| error.into_step(|error| refused(&what, &error)))
 }
 
 /// What a provider's refusal does to a step.

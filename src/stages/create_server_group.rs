@@ -16,7 +16,7 @@ use crate::engine::contract::{Cause, INVENTORY_TOPIC, Next, Stage, StepContext, 
 use crate::inventory::Inventory;
 use crate::model::{
     Capacity, ChildSpec, Execution, HealthCheck, OnFailure, Phase, Place, ServerGroup, ServerGroupSpec,
-    Stage as StageRow, Status, names,
+    Stage as StageRow, names,
 };
 use crate::providers::Snapshot;
 use crate::strategies::{self, Deployment, Strategy};
@@ -240,7 +240,7 @@ impl CreateServerGroup {
             return Ok(next);
         }
         let snapshot = cloud::fresh(&self.inventory, &place.account).await?;
-        check_references(config, &place, &snapshot)?;
+        check_references(cx, config, &place, &snapshot)?;
         let name = reserve(cx, &place, &cluster, &snapshot).await?;
         // A group of this name from before a crash is ours and not one of those that were there.
         let members = cloud::members(&snapshot, &place, &cluster);
@@ -342,8 +342,8 @@ impl CreateServerGroup {
     }
 }
 
-/// Load balancers and security groups exist.
-fn check_references(config: &Config, place: &Place, snapshot: &Snapshot) -> Result<(), StepError> {
+/// Load balancers and security groups exist; the traffic of another application is not taken.
+fn check_references(cx: &StepContext, config: &Config, place: &Place, snapshot: &Snapshot) -> Result<(), StepError> {
     let missing = |what: &str, code, name: &str, there: Vec<&String>| {
         let there: Vec<_> = there.into_iter().take(10).map(|name| format!("`{name}`")).collect();
         let hint = if there.is_empty() {
@@ -360,6 +360,9 @@ fn check_references(config: &Config, place: &Place, snapshot: &Snapshot) -> Resu
         .filter(|found| found.spec.place == *place)
         .map(|found| &found.spec.name)
         .collect();
+    for name in &config.load_balancers {
+        cloud::own_unnumbered(cx, "load balancer", name)?;
+    }
     if let Some(name) = config.load_balancers.iter().find(|name| !load_balancers.contains(name)) {
         return Err(missing("load balancer", "LOAD_BALANCER_NOT_FOUND", name, load_balancers));
     }
@@ -470,8 +473,8 @@ fn deployment<'a>(
 fn strategy_unwind(config: &Config, chosen: &Chosen, execution: &Execution, stage: &StageRow) -> Vec<ChildSpec> {
     let Ok(strategy) = config.strategy() else { return Vec::new() };
     let (place, options) = (config.place(), Value::Object(config.strategy.options.clone()));
-    let has_begun =
-        |child: &&StageRow| child.phase == Phase::Body && !matches!(child.status, Status::NotStarted | Status::Skipped);
+    // One that was cancelled before it began has a status, but no start.
+    let has_begun = |child: &&StageRow| child.phase == Phase::Body && child.started_at.is_some();
     let begun: Vec<_> = execution.children(stage.id).filter(has_begun).collect();
     strategy.unwind(&deployment(&place, chosen, &options, &begun), execution)
 }

@@ -152,7 +152,7 @@ fn absent(name: &str) -> Next<Cursor> {
 
 /// Refuses to take the last healthy instances of a cluster out of traffic. A group that is out
 /// already, or has nothing healthy, takes nothing away.
-fn guard(group: &ServerGroup, snapshot: &Snapshot) -> Result<(), StepError> {
+pub(super) fn guard(group: &ServerGroup, snapshot: &Snapshot) -> Result<(), StepError> {
     let name = &group.spec.name;
     if !group.spec.enabled || cloud::up(group) == 0 {
         return Ok(());

@@ -12,9 +12,9 @@ use crate::engine::contract::{Cause, Next, Stage, StepContext, StepError};
 pub(super) struct ManualJudgment;
 
 /// The signal by which the word comes.
-pub(super) const SIGNAL: &str = "judge";
+const SIGNAL: &str = "judge";
 /// Where the pipeline says nothing.
-pub(super) const PATIENCE: Duration = Duration::from_secs(3 * 24 * 60 * 60);
+const PATIENCE: Duration = Duration::from_secs(3 * 24 * 60 * 60);
 
 #[derive(Deserialize)]
 pub(super) struct Config {
@@ -37,20 +37,20 @@ pub(super) enum Cursor {
 
 /// What comes with the signal.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-pub(super) struct Judgment {
-    pub proceed: bool,
+struct Judgment {
+    proceed: bool,
     #[serde(default)]
-    pub input: Option<String>,
+    input: Option<String>,
     #[serde(default)]
-    pub comment: Option<String>,
+    comment: Option<String>,
     /// The principal's name.
     #[serde(default)]
-    pub by: String,
+    by: String,
 }
 
 impl Judgment {
     /// The word that woke this step, if there was one.
-    pub fn of(cx: &StepContext) -> Result<Option<Self>, StepError> {
+    fn of(cx: &StepContext) -> Result<Option<Self>, StepError> {
         let Some(payload) = cx.signal() else { return Ok(None) };
         let judgment = Self::deserialize(payload).map_err(|error| {
             StepError::Fail(Cause::new("INVALID", "the judgment that came is not readable").because(error))
@@ -59,7 +59,7 @@ impl Judgment {
     }
 
     /// The failure of a stage that was told to stop.
-    pub fn stopped(&self) -> StepError {
+    fn stopped(&self) -> StepError {
         let comment = match self.comment.as_deref().map(str::trim) {
             Some(comment) if !comment.is_empty() => format!(": {comment}"),
             _ => String::new(),
@@ -152,7 +152,7 @@ impl Stage for ManualJudgment {
 
 /// Until when a person's word is waited for: a moment before the stage's own deadline at the latest,
 /// since this end says more than that one.
-pub(super) fn patience_until(cx: &StepContext) -> DateTime<Utc> {
+fn patience_until(cx: &StepContext) -> DateTime<Utc> {
     let until = cx.now() + TimeDelta::from_std(PATIENCE).unwrap_or(TimeDelta::MAX);
     cx.stage().deadline.map_or(until, |deadline| until.min(deadline - TimeDelta::seconds(1)))
 }

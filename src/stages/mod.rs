@@ -50,3 +50,6 @@ pub fn registry(deps: Deps) -> Registry {
         .with(wait::Wait)
         .with(webhook::Webhook { outbound, secrets })
 }
+
+#[cfg(test)]
+mod tests;

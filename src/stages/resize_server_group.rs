@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::cloud::{self, Ready, Target};
-use super::schema;
+use super::{disable_server_group, schema};
 use crate::engine::contract::{INVENTORY_TOPIC, Next, Stage, StepContext, StepError};
 use crate::inventory::Inventory;
 use crate::model::{Capacity, ServerGroup};
@@ -14,10 +14,13 @@ pub(super) struct ResizeServerGroup {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct Config {
     #[serde(flatten)]
     target: Target,
     capacity: Capacity,
+    #[serde(default)]
+    allow_last: bool,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -35,13 +38,15 @@ pub(super) enum Cursor {
 impl Stage for ResizeServerGroup {
     const KIND: &'static str = "resizeServerGroup";
     const TITLE: &'static str = "Resize server group";
-    const DESCRIPTION: &'static str =
-        "Changes a server group's capacity and waits until it has that many instances, healthy if it is enabled.";
+    const DESCRIPTION: &'static str = "Changes a server group's capacity and waits until it has that many instances, healthy if it is enabled. \
+         Refused where the last healthy group of a cluster would have none.";
     type Config = Config;
     type Cursor = Cursor;
 
     fn schema(&self) -> Value {
-        let properties = schema::merged([schema::target(), json!({"capacity": schema::capacity()})]);
+        let allow_last = disable_server_group::guard_properties()["allowLast"].take();
+        let own = json!({"capacity": schema::capacity(), "allowLast": allow_last});
+        let properties = schema::merged([schema::target(), own]);
         schema::one_target(schema::object(properties, &["capacity"]))
     }
     fn example(&self) -> Value {
@@ -77,6 +82,11 @@ impl Stage for ResizeServerGroup {
                     Ready::Waiting(next) => Ok(next),
                     Ready::Absent(name) => Err(config.target.absent(&self.inventory, &name)),
                     Ready::Found(group) => {
+                        // Here and not beside the change: after it, a repeated step would refuse its own work.
+                        if config.capacity.desired == 0 && !config.allow_last {
+                            let snapshot = cloud::fresh(&self.inventory, &place.account).await?;
+                            disable_server_group::guard(&group, &snapshot)?;
+                        }
                         let before = group.spec.capacity;
                         cx.output("serverGroup", json!(group.spec.name));
                         // Read by an unwind, which may come before the end.

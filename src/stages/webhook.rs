@@ -11,9 +11,9 @@ use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::manual_judgment::{self, Judgment};
 use super::schema;
 use crate::engine::contract::{Cause, Effect, EffectError, Next, Repeat, Stage, StepContext, StepError};
+use crate::model::{ChildSpec, OnFailure};
 use crate::outbound::{self, Outbound};
 use crate::secrets::{self, Mask, Secrets};
 
@@ -82,10 +82,8 @@ enum OnUnknownOutcome {
 pub(super) enum Cursor {
     /// About to make the call of that number, from 0; it may have been made.
     Call { attempt: u32 },
-    /// Nobody knows what became of that call: the question has to be asked.
-    Ask { attempt: u32, what: String },
-    /// It is asked.
-    Decide { attempt: u32, what: String },
+    /// Nobody knows what became of that call: a person is asked, by a judgment below this stage.
+    Decide { attempt: u32 },
 }
 
 impl Default for Cursor {
@@ -197,7 +195,6 @@ impl Stage for Webhook {
     const DESCRIPTION: &'static str = "Makes an HTTP call and checks the status of its answer. Header values and strings \
                                        in the body may be secret references.";
     const TIMEOUT: Duration = Duration::from_secs(3 * 24 * 60 * 60 + 60 * 60);
-    const SIGNALS: &'static [&'static str] = &[manual_judgment::SIGNAL];
     type Config = Config;
     type Cursor = Cursor;
 
@@ -275,15 +272,14 @@ impl Stage for Webhook {
     fn task(&self, cursor: &Cursor) -> usize {
         match cursor {
             Cursor::Call { .. } => 0,
-            Cursor::Ask { .. } | Cursor::Decide { .. } => 1,
+            Cursor::Decide { .. } => 1,
         }
     }
 
     async fn step(&self, cx: &StepContext, config: &Config, cursor: Cursor) -> Result<Next<Cursor>, StepError> {
         match cursor {
             Cursor::Call { attempt } => self.call(cx, config, attempt).await,
-            Cursor::Ask { attempt, what } => Ok(ask(cx, attempt, what)),
-            Cursor::Decide { attempt, what } => decide(cx, attempt, what),
+            Cursor::Decide { attempt } => decide(cx, attempt),
         }
     }
 }
@@ -337,10 +333,7 @@ impl Webhook {
                 let message = format!("`{what}` was begun at {} and its answer was lost", since.format("%F %T UTC"));
                 unknown(config, attempt, &target, &message)
             }
-            Err(EffectError::NotMade(why)) => {
-                Err(StepError::Retry(Cause::new("NOT_MADE", format!("cannot call {target}: {why}"))))
-            }
-            Err(EffectError::Call(error)) => Err(failed(&error)),
+            Err(error) => Err(error.into_step(|error| failed(&error))),
         }
     }
 
@@ -509,7 +502,7 @@ fn unknown(config: &Config, attempt: u32, target: &str, message: &str) -> Result
         return Ok(Next::Poll { cursor: Cursor::Call { attempt: attempt + 1 }, after: pause(attempt), topic: None });
     }
     if !retry && config.on_unknown_outcome == OnUnknownOutcome::Ask {
-        return Ok(Next::Goto(Cursor::Ask { attempt, what: message.to_owned() }));
+        return Ok(ask(attempt, target, message));
     }
     let cause = if retry {
         Cause::new("NO_ANSWER", format!("no answer from {target} in {} calls", attempt + 1))
@@ -536,38 +529,38 @@ fn failed(error: &CallError) -> StepError {
 const TOOK_EFFECT: &str = "took effect";
 const CALL_AGAIN: &str = "call again";
 
-fn ask(cx: &StepContext, attempt: u32, what: String) -> Next<Cursor> {
-    let timeout = (manual_judgment::patience_until(cx) - cx.now()).to_std().unwrap_or_default();
-    let question = format!(
-        "{what}. Look at the other side: go on with `{TOOK_EFFECT}` or `{CALL_AGAIN}`, or stop to fail the stage"
+/// A judgment below this stage; told to stop, it fails, and this stage with it.
+fn ask(attempt: u32, target: &str, what: &str) -> Next<Cursor> {
+    let instructions = format!(
+        "{what}. Look at the other side whether the call to {target} took effect. Go on with `{TOOK_EFFECT}` or \
+         `{CALL_AGAIN}`, or stop to fail the stage."
     );
-    cx.output("instructions", json!(question));
-    cx.output("inputs", json!([TOOK_EFFECT, CALL_AGAIN]));
-    cx.progress(0, 1, "judgments", question);
-    Next::Wait { cursor: Cursor::Decide { attempt, what }, signal: manual_judgment::SIGNAL, timeout }
+    let question = ChildSpec {
+        key: question(attempt),
+        kind: "manualJudgment".to_owned(),
+        name: "Did the call take effect?".to_owned(),
+        requires: Vec::new(),
+        config: json!({"instructions": instructions, "inputs": [TOOK_EFFECT, CALL_AGAIN]}),
+        timeout_seconds: None,
+        on_failure: OnFailure::FailPipeline,
+    };
+    Next::Spawn { children: vec![question], cursor: Cursor::Decide { attempt } }
 }
 
-fn decide(cx: &StepContext, attempt: u32, what: String) -> Result<Next<Cursor>, StepError> {
-    let Some(judgment) = Judgment::of(cx)? else {
-        if cx.timed_out() {
-            return Err(StepError::Fail(
-                Cause::new("JUDGMENT_TIMED_OUT", "nobody has said in time whether the call took effect").because(what),
-            ));
-        }
-        return Ok(ask(cx, attempt, what));
-    };
-    if !judgment.proceed {
-        return Err(judgment.stopped());
-    }
-    match judgment.input.as_deref() {
-        Some(TOOK_EFFECT) => {
-            let by = judgment.by;
-            cx.progress(1, 1, "judgments", format!("{by} says that the call took effect"));
-            Ok(Next::Done(json!({"statusCode": null, "headers": {}, "body": null, "outcome": "assumed", "by": by})))
-        }
+fn question(attempt: u32) -> String {
+    format!("ask-{attempt}")
+}
+
+fn decide(cx: &StepContext, attempt: u32) -> Result<Next<Cursor>, StepError> {
+    let key = question(attempt);
+    let outputs = cx.child(&key).map(|child| &child.outputs);
+    let of = |name: &str| outputs.and_then(|outputs| outputs.get(name)).and_then(Value::as_str);
+    match of("input") {
+        Some(TOOK_EFFECT) => Ok(Next::Done(
+            json!({"statusCode": null, "headers": {}, "body": null, "outcome": "assumed", "by": of("by")}),
+        )),
         Some(CALL_AGAIN) => Ok(Next::Goto(Cursor::Call { attempt: attempt + 1 })),
-        // Going on without saying how is no answer to this question.
-        _ => Ok(ask(cx, attempt, what)),
+        _ => Err(StepError::fail("INVALID", "the judgment does not say whether the call took effect")),
     }
 }
 
@@ -626,7 +619,8 @@ mod tests {
         };
         assert!(is_call(next(json!({"method": "PUT"}), 0)));
         assert!(is_call(next(json!({"onUnknownOutcome": "retry"}), 0)));
-        assert!(matches!(next(json!({"onUnknownOutcome": "ask"}), 0), Ok(Next::Goto(Cursor::Ask { attempt: 0, .. }))));
+        let asked = next(json!({"onUnknownOutcome": "ask"}), 0);
+        assert!(matches!(asked, Ok(Next::Spawn { cursor: Cursor::Decide { attempt: 0 }, .. })), "{asked:?}");
         let code = |next| match next {
             Err(StepError::Fail(cause)) => cause.code,
             other => panic!("{other:?}"),

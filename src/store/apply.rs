@@ -247,11 +247,13 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
             }
             Op::ReserveName { place, name, stage, attempt } => {
                 let key = vec![rows::text(&place.account), rows::text(&place.location), rows::text(name)];
-                let sql = "SELECT stage_id, attempt FROM name_reservation WHERE account = ? AND location = ? AND name = ?";
+                let sql =
+                    "SELECT stage_id, attempt FROM name_reservation WHERE account = ? AND location = ? AND name = ?";
                 let mine = match one(self.db, sql, key.clone()).await? {
                     Some(row) => {
                         let (holder, held): (Uuid, i64) = (row.try_get_by_index(0)?, row.try_get_by_index(1)?);
-                        holder == stage.uuid() && held == i64::from(*attempt)
+                        let mine = holder == stage.uuid() && held == i64::from(*attempt);
+                        mine || self.take_name_over(key, holder, *stage, *attempt).await?
                     }
                     None => {
                         let sql = "INSERT INTO name_reservation (account, location, name, stage_id, attempt) \
@@ -276,6 +278,25 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
             }
         }
         Ok(())
+    }
+
+    /// A name whose holder's execution is over, or pruned, is free again: who asks has looked that
+    /// there is no such server group. Without this a cluster would run out of its thousand names.
+    async fn take_name_over(
+        &mut self,
+        name: Vec<Value>,
+        holder: Uuid,
+        stage: StageId,
+        attempt: i32,
+    ) -> Result<bool, DbErr> {
+        let sql = "SELECT 1 FROM stage s JOIN execution e ON e.id = s.execution_id WHERE s.id = ? AND e.finished = 0";
+        if one(self.db, sql, vec![rows::id(holder)]).await?.is_some() {
+            return Ok(false);
+        }
+        let sql = "UPDATE name_reservation SET stage_id = ?, attempt = ? WHERE account = ? AND location = ? AND name = ?";
+        let values = [rows::id(stage.uuid()), rows::int(attempt.into())].into_iter().chain(name).collect();
+        execute(self.db, sql, values).await?;
+        Ok(true)
     }
 
     async fn insert_execution(
@@ -348,8 +369,7 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
         stage: StageId,
         queue_max: usize,
     ) -> Result<ClusterClaim, DbErr> {
-        let place =
-            vec![rows::text(&key.place.account), rows::text(&key.place.location), rows::text(&key.cluster)];
+        let place = vec![rows::text(&key.place.account), rows::text(&key.place.location), rows::text(&key.cluster)];
         let mut queue = self.queue(&place).await?;
         if !queue.iter().any(|(_, queued)| *queued == stage) {
             // The counter's row is held until COMMIT: arrivals are in order, and counted right.
@@ -388,9 +408,7 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
         let count = ids.len() as u64;
         let values = padded(ids.into_iter().map(rows::id).collect());
         let marks = marks(values.len());
-        for (table, column) in
-            [("event", "stream"), ("cluster_claim", "execution_id"), ("execution", "id")]
-        {
+        for (table, column) in [("event", "stream"), ("cluster_claim", "execution_id"), ("execution", "id")] {
             execute(self.db, &format!("DELETE FROM {table} WHERE {column} IN ({marks})"), values.clone()).await?;
         }
         Ok(count)
@@ -463,8 +481,7 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
 }
 
 /// The queue before a cluster, the holder first.
-pub(super) const QUEUE: &str =
-    "SELECT execution_id, stage_id FROM cluster_claim WHERE account = ? AND location = ? AND cluster = ? ORDER BY arrival";
+pub(super) const QUEUE: &str = "SELECT execution_id, stage_id FROM cluster_claim WHERE account = ? AND location = ? AND cluster = ? ORDER BY arrival";
 
 pub(super) fn queue_row(row: &sea_orm::QueryResult) -> Result<(ExecutionId, StageId), DbErr> {
     let (execution, stage): (Uuid, Uuid) = (row.try_get_by_index(0)?, row.try_get_by_index(1)?);

@@ -102,8 +102,10 @@ pub enum Write {
     /// appends its first events: one for the execution (sequence 1) and one for each stage
     /// (2 …), and keeps `event_seq` accordingly. It is due at once.
     InsertExecution(Box<Execution>),
-    /// The execution's own columns; `stages` is not looked at. `wake_at`: when the engine must
-    /// look again, None for "only after a signal".
+    /// What changes in an execution's own columns: status, version, event sequence, cancel,
+    /// failure, start, end and deadline. `stages` is not looked at, nor is what stays as it was
+    /// inserted (number, names, parameters, notifications); the lease stays too. `wake_at`: when
+    /// the engine must look again, None for "only after a signal"; an ended execution is never due.
     UpdateExecution {
         execution: Box<Execution>,
         wake_at: Option<DateTime<Utc>>,

@@ -2,7 +2,7 @@
 //! and retention.
 
 use chrono::{DateTime, TimeDelta, Utc};
-use sea_orm::Value;
+use sea_orm::{DbBackend, Value};
 use uuid::Uuid;
 
 use super::apply::{Answer, Outcome, QUEUE, queue_row};
@@ -207,11 +207,17 @@ impl Store {
         loop {
             let limit = (limit - pruned).min(PRUNE_AT_ONCE);
             let answer = self.write_op(Op::Prune { ended_before, keys_before, limit }, None).await?.answer;
-            let Answer::Count(count) = answer else { return Ok(pruned) };
+            let Answer::Count(count) = answer else { break };
             pruned += count;
             if count < PRUNE_AT_ONCE {
-                return Ok(pruned);
+                break;
             }
         }
+        if pruned > 0 && self.inner.read.get_database_backend() == DbBackend::Sqlite {
+            // Gives pages back to the file system, some at a time.
+            let sql = "PRAGMA incremental_vacuum(4000)";
+            self.write_op(Op::Run { sql, values: Vec::new() }, None).await?;
+        }
+        Ok(pruned)
     }
 }

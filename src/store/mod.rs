@@ -1,5 +1,9 @@
 //! The database: SQLite or PostgreSQL behind the same functions. A [`Commit`] is data: guards and
 //! writes; sea-orm types stay in here.
+//!
+//! A commit's way: `prepare` (in the caller's task) → `writer` (groups, COMMIT, answers) → `apply`
+//! (inside the transaction). `read` and `page` read; `leases` has what the store decides itself;
+//! `rows` knows the columns, `sql` the dialects, `open` files, locks and migrations.
 
 mod apply;
 mod commit;

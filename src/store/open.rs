@@ -52,9 +52,9 @@ pub(super) async fn open(options: &Options, clock: Clock, role: As) -> Result<St
         let (notices, latency) = (notices.clone(), Arc::clone(&latency));
         (Writer::Direct { db: db.clone(), slots, queue_max, notices, latency, replica }, db, task)
     } else {
-        let (db, read, lock) = open_sqlite(options, role).await?;
+        let (file, read) = open_sqlite(options, role).await?;
         let (sender, receiver) = mpsc::channel(queue_max);
-        let work = writer::run(db, receiver, notices.clone(), Arc::clone(&latency), stop.clone(), lock);
+        let work = writer::run(file, receiver, notices.clone(), Arc::clone(&latency), stop.clone());
         (Writer::Queue(sender), read, tokio::spawn(work))
     };
     let epoch = read_epoch(&read).await?;
@@ -65,10 +65,7 @@ pub(super) async fn open(options: &Options, clock: Clock, role: As) -> Result<St
 
 // --- SQLite --------------------------------------------------------------------------------------
 
-async fn open_sqlite(
-    options: &Options,
-    role: As,
-) -> Result<(DatabaseConnection, DatabaseConnection, Option<File>), Error> {
+async fn open_sqlite(options: &Options, role: As) -> Result<(writer::File<Option<File>>, DatabaseConnection), Error> {
     let dir = &options.data_dir;
     let path = dir.join(FILE);
     let fault = |source| Error::Directory { path: dir.clone(), source };
@@ -94,16 +91,17 @@ async fn open_sqlite(
         Durability::Normal => SqliteSynchronous::Normal,
     };
     let file = path.clone();
-    let db = connect_sqlite(1, move |sqlite| {
+    let writing = move |sqlite: SqliteConnectOptions| {
         sqlite
             .filename(&file)
             .auto_vacuum(SqliteAutoVacuum::Incremental)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(synchronous)
             .pragma("journal_size_limit", "67108864")
-            .pragma("cache_size", "-8000")
-    })
-    .await?;
+            .pragma("wal_autocheckpoint", "0")
+    };
+    let write = writing.clone();
+    let db = connect_sqlite(1, move |sqlite| write(sqlite).pragma("cache_size", "-8000")).await?;
     match role {
         As::Server => {
             if check_version(&db).await? == State::Behind && existed {
@@ -119,8 +117,10 @@ async fn open_sqlite(
         }
         As::Tool => {}
     }
+    let log = beside(&path, "-wal");
     let read = connect_sqlite(SQLITE_READERS, move |sqlite| sqlite.filename(&path).pragma("query_only", "on")).await?;
-    Ok((db, read, lock))
+    let checkpoints = connect_sqlite(1, writing).await?;
+    Ok((writer::File { db, checkpoints, log, guard: lock }, read))
 }
 
 fn lock(dir: &Path) -> Result<File, Error> {
@@ -184,7 +184,7 @@ async fn connect_postgres(url: &str) -> Result<DatabaseConnection, Error> {
     options
         .max_connections(POSTGRES_POOL)
         .acquire_timeout(Duration::from_secs(30))
-        .test_before_acquire_if_idle_for(Duration::from_secs(30))
+        .test_before_acquire_if_idle_for(Duration::from_secs(1))
         .sqlx_logging(false)
         .record_stmt_in_spans(false)
         .statement_timeout(Duration::from_secs(30));

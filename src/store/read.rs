@@ -7,8 +7,8 @@ use super::page::{Key, List};
 use super::sql::{all, marks, one, padded};
 use super::{Error, ExecutionFilter, IdempotencyRecord, Intent, Page, PageRequest, Store, rows};
 use crate::model::{
-    Application, ApplicationId, AuditRow, Event, Execution, ExecutionId, Notification, Pipeline, PipelineId,
-    Principal, PrincipalId, Revision, Stage, StageId, StreamId, Token, TokenId,
+    Application, ApplicationId, AuditRow, Event, Execution, ExecutionId, Notification, Pipeline, PipelineId, Principal,
+    PrincipalId, Revision, Stage, StageId, StreamId, Token, TokenId,
 };
 
 /// The most names that are listed for "did you mean".

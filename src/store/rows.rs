@@ -366,7 +366,30 @@ pub fn event_execution(execution: &Execution) -> EventBody {
     }
 }
 
-/// The stage as an event tells it: without config, resolved config and cursor.
+/// Outputs of a stage that are longer than this, as JSON, are left out of its events.
+const OUTPUTS_IN_EVENT_MAX: usize = 32 * 1024;
+
+/// Outputs as an event tells them: whole, or how long they are.
+fn event_outputs(outputs: &serde_json::Value) -> serde_json::Value {
+    struct Count(usize);
+    impl std::io::Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    if serde_json::to_writer(&mut count, outputs).is_ok() && count.0 <= OUTPUTS_IN_EVENT_MAX {
+        return outputs.clone();
+    }
+    serde_json::json!({ "omittedBytes": count.0 })
+}
+
+/// The stage as an event tells it: without config, resolved config and cursor; outputs of more
+/// than 32 KiB are replaced by `{"omittedBytes": n}`, so that no event grows beyond its limit.
 #[must_use]
 pub fn event_stage(stage: &Stage) -> EventBody {
     EventBody::StageChanged {
@@ -388,7 +411,7 @@ pub fn event_stage(stage: &Stage) -> EventBody {
             cursor: serde_json::Value::Null,
             wake: stage.wake.clone(),
             retries: stage.retries,
-            outputs: stage.outputs.clone(),
+            outputs: event_outputs(&stage.outputs),
             progress: stage.progress.clone(),
             tasks: stage.tasks.clone(),
             failure: stage.failure.clone(),

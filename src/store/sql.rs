@@ -108,25 +108,46 @@ pub(super) fn for_update<C: ConnectionTrait>(db: &C) -> &'static str {
 
 /// The database's code of an error: `23505`, `40001`, `5` …
 pub(super) fn code(error: &DbErr) -> Option<Cow<'_, str>> {
-    use sea_orm::RuntimeErr;
-    use sea_orm::sqlx::Error;
-    let (DbErr::Exec(RuntimeErr::SqlxError(error))
-    | DbErr::Query(RuntimeErr::SqlxError(error))
-    | DbErr::Conn(RuntimeErr::SqlxError(error))) = error
-    else {
-        return None;
-    };
-    match error.as_ref() {
-        Error::Database(error) => error.code(),
+    match sqlx_error(error)? {
+        sea_orm::sqlx::Error::Database(error) => error.code(),
         _ => None,
     }
+}
+
+fn sqlx_error(error: &DbErr) -> Option<&sea_orm::sqlx::Error> {
+    use sea_orm::RuntimeErr::SqlxError;
+    match error {
+        DbErr::Exec(SqlxError(error)) | DbErr::Query(SqlxError(error)) | DbErr::Conn(SqlxError(error)) => {
+            Some(error.as_ref())
+        }
+        _ => None,
+    }
+}
+
+/// PostgreSQL has rolled the transaction back because of another; a row that another inserted
+/// first is one of these, since the guards will see it the next time.
+pub(super) fn conflict(error: &DbErr) -> bool {
+    matches!(code(error).as_deref(), Some("40001" | "40P01" | "23505" | "55P03"))
+}
+
+/// The connection to PostgreSQL is gone: the server was stopped, the network cut.
+pub(super) fn connection_lost(error: &DbErr) -> bool {
+    use sea_orm::sqlx::Error;
+    let code_says = code(error).is_some_and(|code| code.starts_with("57P") || code.starts_with("08"));
+    code_says || matches!(sqlx_error(error), Some(Error::Io(_) | Error::WorkerCrashed))
+}
+
+/// SQLite is out of something, be it time, disk or a working disk: trying again at once is no use.
+pub(super) fn exhausted(error: &DbErr) -> bool {
+    let primary = code(error).and_then(|code| code.parse::<u32>().ok()).map(|code| code & 0xff);
+    matches!(primary, Some(5 | 6 | 8 | 10 | 11 | 13 | 14 | 26))
 }
 
 /// In words for people; an overloaded SQLite file says so.
 pub(super) fn describe(error: &DbErr) -> String {
     match code(error).as_deref() {
         Some("5" | "6" | "261" | "262" | "517") => "the database is busy; try again".to_owned(),
-        Some("13") => "the disk is full; make room and try again".to_owned(),
+        Some("13" | "53100") => "the disk is full; make room and try again".to_owned(),
         _ => error.to_string(),
     }
 }

@@ -2,6 +2,7 @@
 //! PostgreSQL: one transaction per commit, tried again where the database says so. Callers hear
 //! only after COMMIT.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use sea_orm::{
     DatabaseConnection, DatabaseTransaction, DbErr, SqliteTransactionMode, TransactionOptions, TransactionTrait,
 };
-use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
+use tokio::sync::{Notify, Semaphore, broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::apply::{Batch, Outcome};
@@ -143,7 +144,9 @@ impl Writer {
 
 /// Why a batch did not happen, or may not have.
 enum Broken {
-    /// It did not: the transaction is rolled back.
+    /// Not one statement was run.
+    AtBegin(DbErr),
+    /// It did not happen: the transaction is rolled back.
     Before(DbErr),
     /// COMMIT was sent.
     AtCommit(DbErr),
@@ -152,7 +155,7 @@ enum Broken {
 impl From<Broken> for CommitError {
     fn from(broken: Broken) -> Self {
         match broken {
-            Broken::Before(error) => Self::Unavailable(sql::describe(&error)),
+            Broken::AtBegin(error) | Broken::Before(error) => Self::Unavailable(sql::describe(&error)),
             Broken::AtCommit(error) => Self::Unknown(sql::describe(&error)),
         }
     }
@@ -162,16 +165,28 @@ type Outcomes = Vec<Result<Outcome, Refusal>>;
 
 // --- SQLite --------------------------------------------------------------------------------------
 
+/// A SQLite file with what its writer needs.
+pub(super) struct File<G> {
+    /// The only connection that writes.
+    pub db: DatabaseConnection,
+    /// Another one, on which the log is carried into the file without holding up the writer.
+    pub checkpoints: DatabaseConnection,
+    /// Where the write-ahead log is.
+    pub log: PathBuf,
+    /// Kept (it holds the lock on the data directory) until the writer has ended.
+    pub guard: G,
+}
+
 /// The writer's task: ends when it is told to and nothing is queued, or when the store is gone.
-/// `guard` is kept (and with it the lock on the data directory) until then.
 pub(super) async fn run<G>(
-    db: DatabaseConnection,
+    File { db, checkpoints, log, guard }: File<G>,
     mut queue: mpsc::Receiver<Request>,
     notices: Notices,
     latency: Arc<Latency>,
     stop: CancellationToken,
-    guard: G,
 ) {
+    let mut log = Log { path: log, wake: Arc::default(), commits: 0 };
+    let checkpointer = tokio::spawn(carry(checkpoints.clone(), Arc::clone(&log.wake)));
     let mut batch = Vec::with_capacity(BATCH_MAX);
     loop {
         tokio::select! {
@@ -184,13 +199,14 @@ pub(super) async fn run<G>(
         }
         let waiting = std::mem::take(&mut batch);
         let prepared: Vec<&Prepared> = waiting.iter().map(|request| &request.prepared).collect();
+        let count = waiting.len();
         match write_batch(&db, &prepared).await {
             Ok(outcomes) => {
                 for (request, outcome) in waiting.into_iter().zip(outcomes) {
                     answer(request, outcome.map_err(CommitError::Refused), &notices, &latency);
                 }
             }
-            Err(Broken::Before(error)) if waiting.len() > 1 => {
+            Err(Broken::Before(error)) if waiting.len() > 1 && !sql::exhausted(&error) => {
                 // One of them is bad: each on its own, so that only the bad one fails.
                 tracing::warn!(error = %sql::describe(&error), "a batch of commits failed; trying each on its own");
                 for request in waiting {
@@ -209,11 +225,62 @@ pub(super) async fn run<G>(
                 }
             }
         }
+        log.grew(&db, count).await;
     }
+    checkpointer.abort();
+    // Cancelled, which is what was asked for; its connection may still be at work.
+    let _ = checkpointer.await;
+    if let Err(error) = checkpoints.close().await {
+        tracing::warn!(%error, "the connection for checkpoints did not close");
+    }
+    // Carried over as a whole, so that the next start finds an empty log. A reader may be in the way.
+    checkpoint(&db, "PRAGMA wal_checkpoint(TRUNCATE)").await;
     if let Err(error) = db.close().await {
         tracing::warn!(%error, "the database's file did not close");
     }
     drop(guard);
+}
+
+/// Commits after which the log is carried into the file.
+const CARRY_AFTER: usize = 256;
+/// Bytes of log at which the writer itself makes it begin anew; above what the file is cut to
+/// then (`journal_size_limit`, 64 MiB).
+pub(super) const LOG_MAX: u64 = 96 << 20;
+
+/// How far the log runs ahead of the file. SQLite would carry it over within a commit, which then
+/// takes as long as writing a thousand pages; so it is done beside the writer.
+struct Log {
+    path: PathBuf,
+    wake: Arc<Notify>,
+    commits: usize,
+}
+
+impl Log {
+    async fn grew(&mut self, db: &DatabaseConnection, commits: usize) {
+        self.commits += commits;
+        if self.commits >= CARRY_AFTER {
+            self.commits = 0;
+            self.wake.notify_one();
+        }
+        // While commits follow each other without a gap, only their writer can begin the log anew.
+        if std::fs::metadata(&self.path).is_ok_and(|log| log.len() > LOG_MAX) {
+            checkpoint(db, "PRAGMA wal_checkpoint(RESTART)").await;
+        }
+    }
+}
+
+async fn carry(db: DatabaseConnection, wake: Arc<Notify>) {
+    loop {
+        wake.notified().await;
+        checkpoint(&db, "PRAGMA wal_checkpoint(PASSIVE)").await;
+    }
+}
+
+/// A checkpoint that fails is made up for by the next.
+async fn checkpoint(db: &DatabaseConnection, pragma: &str) {
+    if let Err(error) = sql::one(db, pragma, Vec::new()).await {
+        tracing::warn!(error = %sql::describe(&error), "the log was not carried into the file");
+    }
 }
 
 fn answer(request: Request, result: Result<Outcome, CommitError>, notices: &Notices, latency: &Latency) {
@@ -234,7 +301,7 @@ fn only(outcomes: Outcomes) -> Result<Outcome, CommitError> {
 async fn write_batch(db: &DatabaseConnection, batch: &[&Prepared]) -> Result<Outcomes, Broken> {
     let options =
         TransactionOptions { sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate), ..Default::default() };
-    let tx = db.begin_with_options(options).await.map_err(Broken::Before)?;
+    let tx = db.begin_with_options(options).await.map_err(Broken::AtBegin)?;
     match apply(&tx, batch).await {
         Ok(outcomes) => {
             tx.commit().await.map_err(Broken::AtCommit)?;
@@ -260,15 +327,11 @@ async fn apply(tx: &DatabaseTransaction, commits: &[&Prepared]) -> Result<Outcom
 
 /// One commit in its own transaction. Conflicts between transactions (serialization, deadlock, a
 /// row that another inserted first) are met by looking at the guards again.
-async fn write_one(
-    db: &DatabaseConnection,
-    prepared: &Prepared,
-    replica: uuid::Uuid,
-) -> Result<Outcome, CommitError> {
+async fn write_one(db: &DatabaseConnection, prepared: &Prepared, replica: uuid::Uuid) -> Result<Outcome, CommitError> {
     let mut tries = 1;
     loop {
         match try_one(db, prepared, replica).await {
-            Err(Broken::Before(error) | Broken::AtCommit(error)) if tries < TRIES && conflicts(&error) => {
+            Err(broken) if tries < TRIES && broken.may_be_retried() => {
                 // Spread, so that those who met do not meet again.
                 let spread = u64::from(uuid::Uuid::new_v4().as_bytes()[0]);
                 tokio::time::sleep(Duration::from_micros(u64::from(tries) * 20 * spread)).await;
@@ -280,13 +343,19 @@ async fn write_one(
     }
 }
 
-/// The database has rolled the transaction back, and it may be tried again.
-fn conflicts(error: &DbErr) -> bool {
-    matches!(sql::code(error).as_deref(), Some("40001" | "40P01" | "23505" | "55P03"))
+impl Broken {
+    /// Certainly nothing happened, and trying again may help: the database rolled the transaction
+    /// back for another's sake, or the connection was lost before COMMIT was sent.
+    fn may_be_retried(&self) -> bool {
+        match self {
+            Self::AtBegin(error) | Self::Before(error) => sql::conflict(error) || sql::connection_lost(error),
+            Self::AtCommit(error) => sql::conflict(error),
+        }
+    }
 }
 
 async fn try_one(db: &DatabaseConnection, prepared: &Prepared, replica: uuid::Uuid) -> Result<Outcomes, Broken> {
-    let tx = db.begin().await.map_err(Broken::Before)?;
+    let tx = db.begin().await.map_err(Broken::AtBegin)?;
     let outcomes = async {
         let outcomes = apply(&tx, &[prepared]).await?;
         if let Some(Ok(outcome)) = outcomes.first() {

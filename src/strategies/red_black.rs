@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Deployment, Strategy};
-use crate::model::{ChildSpec, Execution, OnFailure};
+use crate::model::{ChildSpec, Execution, OnFailure, Status};
 
 pub(super) struct RedBlack;
 
@@ -105,7 +105,8 @@ impl Strategy for RedBlack {
         let mut children = Vec::new();
         let mut left = false;
         for old in deployment.previous {
-            if deployment.begun(&format!("destroy-{old}")).is_some() {
+            let destroyed = deployment.begun(&format!("destroy-{old}"));
+            if destroyed.is_some_and(|stage| stage.status == Status::Succeeded) {
                 // It cannot come back.
                 continue;
             }
@@ -179,7 +180,7 @@ impl Recipe {
 mod tests {
     use super::*;
     use crate::model::{
-        ApplicationId, ExecutionId, ExecutionKind, Phase, Place, PrincipalId, Stage, StageId, Status, Wake,
+        ApplicationId, ExecutionId, ExecutionKind, Phase, Place, PrincipalId, Stage, StageId, Wake,
     };
 
     /// What the recipe says, a child a line: `key <- requirements`.

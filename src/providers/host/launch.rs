@@ -1,1 +1,344 @@
-//! placeholder
+//! What a server group of the `host` provider launches: artifact, command, environment, stop
+//! policy, user and limits. The JSON that people write, its schema, and its checks.
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+/// How to run one instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Launch {
+    pub artifact: Artifact,
+    /// Program and arguments, never a shell line. A program that begins with `./` stands in the artifact.
+    pub command: Vec<String>,
+    /// On top of PATH, HOME and PORT. Values may be `secret://…` references.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub environment: BTreeMap<String, String>,
+    #[serde(default)]
+    pub stop: Stop,
+    /// The user to run as; the host's own when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_as: Option<String>,
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+/// What is run: exactly one of a path on the host and a URL of a `.tar.gz`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Artifact {
+    /// A file or directory below one of the host's artifact roots.
+    Path(PathArtifact),
+    /// A `.tar.gz` by `file://` (below the roots) or `https://` (with its digest).
+    Url(UrlArtifact),
+}
+
+/// A file or directory on the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PathArtifact {
+    pub path: PathBuf,
+    /// Hex; of the file. Checked when given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+}
+
+/// A tarball by URL.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct UrlArtifact {
+    pub url: String,
+    /// Hex; of the tarball.
+    pub sha256: String,
+}
+
+/// How an instance is asked to end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Stop {
+    /// By name: `SIGTERM`.
+    pub signal: String,
+    /// After this time the whole process group is killed.
+    pub grace_seconds: u64,
+}
+
+impl Default for Stop {
+    fn default() -> Self {
+        Self { signal: "SIGTERM".to_owned(), grace_seconds: 10 }
+    }
+}
+
+impl Stop {
+    /// The signal; SIGTERM where the name is unknown.
+    #[must_use]
+    pub fn signal(&self) -> Signal {
+        Signal::from_str(&self.signal).unwrap_or(Signal::SIGTERM)
+    }
+
+    /// The grace time.
+    #[must_use]
+    pub const fn grace(&self) -> Duration {
+        Duration::from_secs(self.grace_seconds)
+    }
+}
+
+/// Limits of one instance; none where absent.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Limits {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    /// Thousandths of a CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_millis: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub processes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub open_files: Option<u64>,
+}
+
+impl Limits {
+    /// Whether anything is limited.
+    #[must_use]
+    pub fn any(&self) -> bool {
+        *self != Self::default()
+    }
+}
+
+const MAX_ARGUMENTS: usize = 1_000;
+const MAX_VARIABLES: usize = 1_000;
+
+impl Launch {
+    /// Reads a launch and checks it.
+    ///
+    /// # Errors
+    /// (JSON pointer, what is wrong) of the first fault.
+    pub fn read(launch: &Value) -> Result<Self, (String, String)> {
+        if let Some(artifact) = launch.get("artifact") {
+            let (path, url) = (artifact.get("path").is_some(), artifact.get("url").is_some());
+            if path == url {
+                return Err(("/artifact".to_owned(), "give either `path` or `url`".to_owned()));
+            }
+            if url && artifact.get("sha256").is_none() {
+                return Err(("/artifact/sha256".to_owned(), "a url needs the sha256 of its tarball".to_owned()));
+            }
+        }
+        let launch: Self = serde_path_to_error::deserialize(launch).map_err(|error| {
+            let pointer: String = error
+                .path()
+                .iter()
+                .map(|segment| format!("/{}", segment.to_string().trim_matches(['[', ']'])))
+                .collect();
+            (pointer, error.into_inner().to_string())
+        })?;
+        launch.check()?;
+        Ok(launch)
+    }
+
+    fn check(&self) -> Result<(), (String, String)> {
+        let fault = |pointer: &str, message: String| Err((pointer.to_owned(), message));
+        match &self.artifact {
+            Artifact::Path(artifact) => {
+                if !artifact.path.is_absolute() || artifact.path.components().any(|part| part == Component::ParentDir) {
+                    return fault("/artifact/path", "the path must be absolute and without `..`".to_owned());
+                }
+                if artifact.sha256.as_deref().is_some_and(|digest| !is_digest(digest)) {
+                    return fault("/artifact/sha256", "a sha256 has 64 hex digits".to_owned());
+                }
+            }
+            Artifact::Url(artifact) => {
+                if !artifact.url.starts_with("https://") && !artifact.url.starts_with("file:///") {
+                    return fault("/artifact/url", "only https:// and file:/// urls are fetched".to_owned());
+                }
+                if !is_digest(&artifact.sha256) {
+                    return fault("/artifact/sha256", "a sha256 has 64 hex digits".to_owned());
+                }
+            }
+        }
+        match self.command.first() {
+            None => return fault("/command", "the command needs at least a program".to_owned()),
+            Some(program) if program.is_empty() => {
+                return fault("/command/0", "the program must not be empty".to_owned());
+            }
+            Some(program) if Path::new(program).components().any(|part| part == Component::ParentDir) => {
+                return fault("/command/0", "the program must not contain `..`".to_owned());
+            }
+            Some(_) => {}
+        }
+        if self.command.len() > MAX_ARGUMENTS {
+            return fault("/command", format!("more than {MAX_ARGUMENTS} arguments"));
+        }
+        if let Some(index) = self.command.iter().position(|argument| argument.contains('\0')) {
+            return fault(&format!("/command/{index}"), "an argument must not contain a NUL character".to_owned());
+        }
+        if self.environment.len() > MAX_VARIABLES {
+            return fault("/environment", format!("more than {MAX_VARIABLES} variables"));
+        }
+        for (name, value) in &self.environment {
+            let pointer = format!("/environment/{name}");
+            if name.is_empty() || name.contains(['=', '\0']) {
+                return fault(&pointer, "a variable's name must not be empty or contain `=`".to_owned());
+            }
+            if name == "PORT" {
+                return fault(&pointer, "PORT is given by the host; read it instead of setting it".to_owned());
+            }
+            if value.contains('\0') {
+                return fault(&pointer, "a variable must not contain a NUL character".to_owned());
+            }
+        }
+        if Signal::from_str(&self.stop.signal).is_err() {
+            return fault("/stop/signal", format!("`{}` is not a signal; SIGTERM is one", self.stop.signal));
+        }
+        if self.stop.grace_seconds > 3_600 {
+            return fault("/stop/graceSeconds", "at most 3600 seconds".to_owned());
+        }
+        if self.run_as.as_deref().is_some_and(str::is_empty) {
+            return fault("/runAs", "the user's name must not be empty".to_owned());
+        }
+        Ok(())
+    }
+
+    /// JSON Schema of a launch.
+    #[must_use]
+    pub fn schema() -> Value {
+        let digest = json!({ "type": "string", "pattern": "^[0-9a-fA-F]{64}$", "title": "SHA-256, hex" });
+        let positive = |title: &str| json!({ "type": "integer", "minimum": 1, "title": title });
+        json!({
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            "title": "Launch on a host",
+            "type": "object",
+            "additionalProperties": false,
+            "required": ["artifact", "command"],
+            "properties": {
+                "artifact": {
+                    "title": "What to run",
+                    "oneOf": [
+                        {
+                            "title": "A file or directory on the host, below one of its artifact roots",
+                            "type": "object",
+                            "additionalProperties": false,
+                            "required": ["path"],
+                            "properties": {
+                                "path": { "type": "string", "pattern": "^/", "title": "Absolute path" },
+                                "sha256": digest
+                            }
+                        },
+                        {
+                            "title": "A .tar.gz",
+                            "type": "object",
+                            "additionalProperties": false,
+                            "required": ["url", "sha256"],
+                            "properties": {
+                                "url": { "type": "string", "pattern": "^(https://|file:///)", "title": "URL of the tarball" },
+                                "sha256": digest
+                            }
+                        }
+                    ]
+                },
+                "command": {
+                    "title": "Program and arguments",
+                    "description": "Never a shell line. A program that begins with ./ stands in the artifact. $PORT is in the environment.",
+                    "type": "array", "minItems": 1, "maxItems": MAX_ARGUMENTS,
+                    "items": { "type": "string" }
+                },
+                "environment": {
+                    "title": "Environment",
+                    "description": "On top of PATH, HOME and PORT. Values may be secret://env/NAME or secret://file/PATH.",
+                    "type": "object", "maxProperties": MAX_VARIABLES,
+                    "additionalProperties": { "type": "string" }
+                },
+                "stop": {
+                    "title": "How an instance is asked to end",
+                    "type": "object",
+                    "additionalProperties": false,
+                    "properties": {
+                        "signal": { "type": "string", "default": "SIGTERM", "pattern": "^SIG[A-Z0-9]+$" },
+                        "graceSeconds": { "type": "integer", "minimum": 0, "maximum": 3600, "default": 10 }
+                    }
+                },
+                "runAs": { "type": "string", "minLength": 1, "title": "User to run as; the host must run as root" },
+                "limits": {
+                    "title": "Limits of one instance",
+                    "type": "object",
+                    "additionalProperties": false,
+                    "properties": {
+                        "memoryBytes": positive("Memory in bytes"),
+                        "cpuMillis": positive("Thousandths of a CPU"),
+                        "processes": positive("Processes and threads"),
+                        "openFiles": positive("Open files")
+                    }
+                }
+            }
+        })
+    }
+
+    /// A launch that passes.
+    #[must_use]
+    pub fn example() -> Value {
+        json!({
+            "artifact": {
+                "url": "https://releases.example.com/hello-2.0.0.tar.gz",
+                "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+            },
+            "command": ["./hello", "--verbose"],
+            "environment": { "GREETING": "hello" },
+            "stop": { "signal": "SIGTERM", "graceSeconds": 10 },
+            "limits": { "openFiles": 1024 }
+        })
+    }
+}
+
+fn is_digest(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn launch() -> Value {
+        json!({ "artifact": { "path": "/srv/hello" }, "command": ["./hello"] })
+    }
+
+    #[test]
+    fn the_example_passes_the_schema_and_the_checks() {
+        let validator = jsonschema::validator_for(&Launch::schema()).expect("the schema is a schema");
+        assert!(validator.is_valid(&Launch::example()));
+        Launch::read(&Launch::example()).expect("passes");
+        assert!(validator.is_valid(&launch()));
+    }
+
+    #[test]
+    fn a_fault_is_named_with_its_place() {
+        let cases: [(&str, Value, &str); 8] = [
+            ("/artifact", json!({ "path": "/x", "url": "file:///x" }), "/artifact"),
+            ("/artifact", json!({ "url": "https://x/y.tar.gz" }), "/artifact/sha256"),
+            ("/artifact", json!({ "path": "/srv/../etc" }), "/artifact/path"),
+            ("/command", json!([]), "/command"),
+            ("/command", json!(["../x"]), "/command/0"),
+            ("/environment", json!({ "PORT": "1" }), "/environment/PORT"),
+            ("/stop", json!({ "signal": "SIGNOTHING" }), "/stop/signal"),
+            ("/limits", json!({ "memoryBytes": "much" }), "/limits/memoryBytes"),
+        ];
+        for (field, value, pointer) in cases {
+            let mut launch = launch();
+            launch[&field[1..]] = value.clone();
+            let (at, message) = Launch::read(&launch).expect_err("faulty");
+            assert_eq!(at, pointer, "{value} gave: {message}");
+        }
+    }
+
+    #[test]
+    fn what_is_left_out_has_a_default() {
+        let launch = Launch::read(&launch()).expect("passes");
+        assert_eq!(launch.stop.signal(), Signal::SIGTERM);
+        assert_eq!(launch.stop.grace(), Duration::from_secs(10));
+        assert!(!launch.limits.any());
+    }
+}

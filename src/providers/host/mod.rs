@@ -3,6 +3,7 @@
 //! is the provider that drives it over a Unix socket.
 
 pub mod client;
+pub mod control;
 pub mod daemon;
 pub mod launch;
 pub mod protocol;

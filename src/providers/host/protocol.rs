@@ -1,1 +1,178 @@
-//! placeholder
+//! What the server and a host say to each other: JSON over HTTP/1 on a Unix socket, under `/v1`.
+//! Errors are [`crate::providers::Error`] with a matching status.
+
+use std::path::{Path, PathBuf};
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use crate::model::{Capacity, LoadBalancerSpec, SecurityGroupSpec, ServerGroupSpec, Share, TrafficSecond};
+use crate::providers::{ErrorKind, Operation};
+
+/// The protocol's version; the first segment of every path. A host answers only its own.
+pub const VERSION: u32 = 1;
+
+/// A request's or answer's body has at most this many bytes (snapshots excepted).
+pub const MAX_BODY: usize = 1024 * 1024;
+
+/// A snapshot has at most this many bytes.
+pub const MAX_SNAPSHOT: usize = 64 * 1024 * 1024;
+
+/// How long `GET /v1/changes` waits at most, in seconds.
+pub const MAX_WAIT_SECONDS: u64 = 25;
+
+/// How much of a log `GET /v1/instances/<id>/log` gives at most.
+pub const MAX_LOG_BYTES: usize = 64 * 1024;
+
+/// The control socket of the host that owns a directory.
+#[must_use]
+pub fn socket_path(directory: &Path) -> PathBuf {
+    directory.join("host.sock")
+}
+
+/// What a host says of itself: `GET /v1/status`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// [`VERSION`].
+    pub protocol: u32,
+    /// Of the binary.
+    pub version: String,
+    /// Of the process that answers; another one after a restart or an upgrade.
+    pub pid: u32,
+    /// Of the small parent that holds the sockets.
+    pub keeper: Option<u32>,
+    pub started_at: DateTime<Utc>,
+    pub directory: PathBuf,
+    pub account: String,
+    pub location: String,
+    /// Below which artifacts may lie.
+    pub artifact_roots: Vec<PathBuf>,
+    pub server_groups: usize,
+    pub instances: usize,
+    pub load_balancers: usize,
+    pub security_groups: usize,
+    pub revision: u64,
+}
+
+/// `GET /v1/changes?after=N`: the newest revision, as soon as it is above N or the wait is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changes {
+    pub revision: u64,
+}
+
+/// The query of `GET /v1/changes`.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct ChangesQuery {
+    #[serde(default)]
+    pub after: u64,
+    /// Seconds; at most [`MAX_WAIT_SECONDS`].
+    #[serde(default)]
+    pub wait: Option<u64>,
+}
+
+/// `PUT /v1/server-groups/<name>`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EnsureServerGroup {
+    pub op: Operation,
+    pub spec: ServerGroupSpec,
+}
+
+/// `PUT /v1/server-groups/<name>/capacity`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EnsureCapacity {
+    pub op: Operation,
+    pub capacity: Capacity,
+}
+
+/// `PUT /v1/server-groups/<name>/enabled`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EnsureEnabled {
+    pub op: Operation,
+    pub enabled: bool,
+}
+
+/// `POST /v1/server-groups/<name>/destroy`, `…/load-balancers/<name>/delete`, `…/security-groups/<name>/delete`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EnsureAbsent {
+    pub op: Operation,
+}
+
+/// `PUT /v1/load-balancers/<name>`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EnsureLoadBalancer {
+    pub op: Operation,
+    pub spec: LoadBalancerSpec,
+}
+
+/// `PUT /v1/load-balancers/<name>/shares`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EnsureShares {
+    pub op: Operation,
+    pub shares: Vec<Share>,
+}
+
+/// `PUT /v1/security-groups/<name>`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EnsureSecurityGroup {
+    pub op: Operation,
+    pub spec: SecurityGroupSpec,
+}
+
+/// The query of `GET /v1/instances/<id>/log`.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct LogQuery {
+    pub bytes: usize,
+}
+
+/// The answer: the end of what the instance wrote.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogTail {
+    pub text: String,
+}
+
+/// The query of `GET /v1/load-balancers/<name>/traffic`.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct TrafficQuery {
+    /// Unix time.
+    pub since: i64,
+}
+
+/// The answer, oldest first.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Traffic {
+    pub seconds: Vec<TrafficSecond>,
+}
+
+/// `POST /v1/upgrade`: another worker takes over, from this binary.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Upgrade {
+    /// The running one's path when absent.
+    #[serde(default)]
+    pub binary: Option<PathBuf>,
+}
+
+/// `POST /v1/stop`: the host ends.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct StopHost {
+    /// Stops the instances too; else they run on until a host takes the directory again.
+    #[serde(default)]
+    pub instances: bool,
+}
+
+/// An answer without content.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Done {}
+
+/// The HTTP status that goes with an error.
+#[must_use]
+pub const fn status_of(kind: ErrorKind) -> u16 {
+    match kind {
+        ErrorKind::NotFound => 404,
+        ErrorKind::Conflict => 409,
+        ErrorKind::Invalid => 422,
+        ErrorKind::Fenced => 412,
+        ErrorKind::Exhausted => 507,
+        ErrorKind::Unavailable => 503,
+    }
+}

@@ -1,1 +1,423 @@
-//! placeholder
+//! The parent of one instance: a small process without an async runtime, in a session of its own,
+//! that outlives the host. It starts the command, holds its output pipe and rotates the log, reaps
+//! every descendant, records how the command ended, and leaves nothing behind.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use chrono::{DateTime, Utc};
+use nix::errno::Errno;
+use nix::sys::signal::{SigSet, Signal, kill, killpg};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, User};
+use serde::{Deserialize, Serialize};
+
+use super::daemon::files;
+use super::daemon::identity::{self, Identity};
+use super::daemon::limits::{self, Cgroup};
+use super::daemon::logs::Log;
+use super::launch::Launch;
+use crate::clock::Clock;
+use crate::secrets::{self, Secrets};
+
+/// `start.json`: what the host wants started. Written before the shim is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Start {
+    pub instance: String,
+    pub incarnation: u64,
+    pub launch: Launch,
+    /// The unpacked artifact; the command's working directory.
+    pub directory: PathBuf,
+    pub port: u16,
+    /// Below which `secret://file/…` may point.
+    pub secret_roots: Vec<PathBuf>,
+}
+
+/// `pid.json`: what runs. The shim itself is written before the command is started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Running {
+    pub incarnation: u64,
+    pub shim: Identity,
+    /// The command; leads a process group of its own.
+    pub process: Option<Identity>,
+    pub launched_at: DateTime<Utc>,
+    /// How the limits asked for are enforced.
+    pub limits: Option<String>,
+}
+
+/// `exit.json`: how the command ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Exited {
+    pub incarnation: u64,
+    pub at: DateTime<Utc>,
+    pub how: Exit,
+}
+
+/// The end of a process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "type")]
+pub enum Exit {
+    Status { code: i32 },
+    Signal { number: i32 },
+    /// It never ran.
+    NotStarted { message: String },
+    /// The shim was killed before it could say.
+    Unknown,
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status { code } => write!(f, "exit status {code}"),
+            Self::Signal { number } => write!(f, "signal {number}"),
+            Self::NotStarted { message } => write!(f, "not started: {message}"),
+            Self::Unknown => f.write_str("unknown: its shim was killed"),
+        }
+    }
+}
+
+/// The files of an instance's directory.
+#[derive(Debug, Clone)]
+pub struct InstanceDirectory(pub PathBuf);
+
+impl InstanceDirectory {
+    #[must_use]
+    pub fn start(&self) -> PathBuf {
+        self.0.join("start.json")
+    }
+    #[must_use]
+    pub fn running(&self) -> PathBuf {
+        self.0.join("pid.json")
+    }
+    #[must_use]
+    pub fn exited(&self) -> PathBuf {
+        self.0.join("exit.json")
+    }
+    /// Locked by the shim as long as it lives.
+    #[must_use]
+    pub fn lock(&self) -> PathBuf {
+        self.0.join("shim.lock")
+    }
+    #[must_use]
+    pub fn home(&self) -> PathBuf {
+        self.0.join("home")
+    }
+    /// Where the log files lie.
+    #[must_use]
+    pub fn logs(&self) -> PathBuf {
+        self.0.join("log")
+    }
+}
+
+/// How long a shim waits for another one of the same instance to go.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+
+/// How long the shim tries to kill what its command left behind.
+const CLEAN_UP: Duration = Duration::from_secs(5);
+
+/// Runs the instance of a directory to its end. Must be called before any thread is started.
+///
+/// # Errors
+/// What kept the shim from its work; what kept the command from starting is recorded in `exit.json`.
+pub fn run(directory: &Path) -> anyhow::Result<()> {
+    // Fails only for the leader of a process group, which a host never starts us as.
+    let _ = nix::unistd::setsid();
+    let forwarded = forwarded_signals();
+    forwarded.thread_block().context("cannot block signals")?;
+    let directory = InstanceDirectory(directory.to_path_buf());
+    let lock = lock(&directory)?;
+    let start: Start = files::read_json(&directory.start())?
+        .with_context(|| format!("nothing to start: no {}", directory.start().display()))?;
+    if files::read_json::<Exited>(&directory.exited())?.is_some_and(|exit| exit.incarnation >= start.incarnation) {
+        anyhow::bail!("incarnation {} of {} has already run", start.incarnation, start.instance);
+    }
+    end_predecessor(&directory)?;
+    adopt_orphans()?;
+
+    let clock = Clock::system();
+    let mut running = Running {
+        incarnation: start.incarnation,
+        shim: Identity::own()?,
+        process: None,
+        launched_at: clock.now(),
+        limits: None,
+    };
+    files::write_json(&directory.running(), &running)?;
+    let how = match spawn(&start, &directory) {
+        Ok(child) => {
+            running.process = Identity::of(child.pid).ok();
+            running.limits = child.limits.clone();
+            // Recorded even where the process has already ended: its group may live.
+            if let Err(error) = files::write_json(&directory.running(), &running) {
+                let _ = killpg(Pid::from_raw(child.pid), Signal::SIGKILL);
+                return Err(error.into());
+            }
+            attend(child, &directory, forwarded)?
+        }
+        Err(error) => Exit::NotStarted { message: format!("{error:#}") },
+    };
+    files::write_json(&directory.exited(), &Exited { incarnation: start.incarnation, at: clock.now(), how })?;
+    drop(lock);
+    Ok(())
+}
+
+/// Whoever holds it is the one shim of this instance; it goes with the process.
+fn lock(directory: &InstanceDirectory) -> anyhow::Result<File> {
+    let path = directory.lock();
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(|error| files::about(&path, "cannot open", &error))?;
+    let give_up = Instant::now() + LOCK_WAIT;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(std::fs::TryLockError::WouldBlock) if Instant::now() < give_up => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(std::fs::TryLockError::WouldBlock) => {
+                anyhow::bail!("another shim runs the instance of {}", directory.0.display())
+            }
+            Err(std::fs::TryLockError::Error(error)) => return Err(files::about(&path, "cannot lock", &error).into()),
+        }
+    }
+}
+
+/// Kills what an earlier shim that was itself killed may have left running.
+fn end_predecessor(directory: &InstanceDirectory) -> anyhow::Result<()> {
+    let Some(before) = files::read_json::<Running>(&directory.running())? else { return Ok(()) };
+    let Some(process) = before.process else { return Ok(()) };
+    let give_up = Instant::now() + CLEAN_UP;
+    while process.signal_group(Signal::SIGKILL) && Instant::now() < give_up {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+/// Descendants that lose their parent become ours.
+fn adopt_orphans() -> anyhow::Result<()> {
+    #[cfg(target_os = "linux")]
+    nix::sys::prctl::set_child_subreaper(true).context("cannot become a subreaper")?;
+    Ok(())
+}
+
+/// What is passed on to the instance instead of ending the shim.
+fn forwarded_signals() -> SigSet {
+    let mut set = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
+        set.add(signal);
+    }
+    set
+}
+
+struct Child {
+    pid: i32,
+    output: OwnedFd,
+    limits: Option<String>,
+    cgroup: Option<Cgroup>,
+}
+
+fn spawn(start: &Start, directory: &InstanceDirectory) -> anyhow::Result<Child> {
+    let launch = &start.launch;
+    let environment = environment(start, directory)?;
+    let user = user(launch.run_as.as_deref())?;
+    let home = directory.home();
+    files::make_directory(&home)?;
+    if let Some(user) = &user {
+        nix::unistd::chown(&home, Some(user.uid), Some(user.gid)).context("cannot give the home directory away")?;
+    }
+    let plan = limits::plan(&format!("{}-{}", start.instance, std::process::id()), &launch.limits, user.as_ref());
+    let (reader, writer) = nix::unistd::pipe().context("cannot make a pipe")?;
+    for end in [&reader, &writer] {
+        nix::fcntl::fcntl(end, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))?;
+    }
+    let (program, arguments) = launch.command.split_first().context("the command is empty")?;
+    let program = program.strip_prefix("./").map_or_else(|| PathBuf::from(program), |rest| start.directory.join(rest));
+    let mut command = Command::new(&program);
+    command
+        .args(arguments)
+        .current_dir(&start.directory)
+        .env_clear()
+        .envs(environment)
+        .stdin(Stdio::null())
+        .stdout(Stdio::from(writer.try_clone()?))
+        .stderr(Stdio::from(writer))
+        .process_group(0);
+    prepare(&mut command, user, &plan);
+    let child = command.spawn().with_context(|| format!("cannot run {}", program.display()))?;
+    let pid = i32::try_from(child.id()).context("process id out of range")?;
+    // The command holds copies of the pipe's writing end; the log ends only when all are closed.
+    drop(command);
+    Ok(Child { pid, output: reader, limits: plan.report, cgroup: plan.cgroup })
+}
+
+/// What is done in the new process between fork and exec.
+fn prepare(command: &mut Command, user: Option<User>, plan: &limits::Plan) {
+    let rlimits = plan.rlimits.clone();
+    let entry = plan.cgroup.as_ref().and_then(Cgroup::entry);
+    let name = user.as_ref().and_then(|user| std::ffi::CString::new(user.name.as_str()).ok());
+    let ids = user.map(|user| (user.uid, user.gid));
+    let before_exec = move || -> io::Result<()> {
+        SigSet::all().thread_unblock()?;
+        if let Some(entry) = &entry {
+            nix::unistd::write(entry, b"0")?;
+        }
+        for (resource, limit) in &rlimits {
+            nix::sys::resource::setrlimit(*resource, *limit, *limit)?;
+        }
+        if let Some((uid, gid)) = ids {
+            #[cfg(target_os = "linux")]
+            if let Some(name) = &name {
+                nix::unistd::initgroups(name, gid)?;
+            }
+            #[cfg(not(target_os = "linux"))]
+            let _ = &name;
+            nix::unistd::setgid(gid)?;
+            nix::unistd::setuid(uid)?;
+        }
+        // Should the shim be killed, its command does not go on unseen.
+        #[cfg(target_os = "linux")]
+        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+        Ok(())
+    };
+    #[expect(unsafe_code, reason = "the new process limits itself before it becomes the command")]
+    // SAFETY: the shim has one thread at this point, so nothing is locked in the copy; everything
+    // the closure needs was made before, and it makes only system calls (initgroups reads files).
+    unsafe {
+        command.pre_exec(before_exec);
+    }
+}
+
+/// PATH, HOME, PORT and what is declared, with secrets resolved now.
+///
+/// # Errors
+/// A secret that cannot be resolved, by the name of its variable.
+pub fn environment(start: &Start, directory: &InstanceDirectory) -> anyhow::Result<BTreeMap<String, String>> {
+    let mut environment = BTreeMap::from([
+        ("PATH".to_owned(), std::env::var("PATH").unwrap_or_else(|_| "/usr/local/bin:/usr/bin:/bin".to_owned())),
+        ("HOME".to_owned(), directory.home().display().to_string()),
+    ]);
+    let secrets = Secrets::new(start.secret_roots.iter().cloned());
+    for (name, value) in &start.launch.environment {
+        let value = if value.starts_with(secrets::SCHEME) {
+            secrets.resolve(value).with_context(|| format!("variable {name}"))?.expose().to_owned()
+        } else {
+            value.clone()
+        };
+        environment.insert(name.clone(), value);
+    }
+    environment.insert("PORT".to_owned(), start.port.to_string());
+    Ok(environment)
+}
+
+/// The user to run as, when it is not the one we are.
+///
+/// # Errors
+/// An unknown user, or one that only root may become.
+pub fn user(name: Option<&str>) -> anyhow::Result<Option<User>> {
+    let Some(name) = name else { return Ok(None) };
+    let user = User::from_name(name)
+        .with_context(|| format!("cannot look up user {name}"))?
+        .with_context(|| format!("runAs: there is no user {name} on this host"))?;
+    let own = nix::unistd::geteuid();
+    if user.uid == own {
+        return Ok(None);
+    }
+    anyhow::ensure!(own.is_root(), "runAs {name} needs a host that runs as root");
+    Ok(Some(user))
+}
+
+/// Stays until the command has ended and everything it left is gone.
+fn attend(child: Child, directory: &InstanceDirectory, forwarded: SigSet) -> anyhow::Result<Exit> {
+    let log = Log::open(&directory.logs())?;
+    let output = File::from(child.output);
+    let copier = std::thread::Builder::new().name("log".to_owned()).spawn(move || copy(output, log))?;
+    let group = Pid::from_raw(child.pid);
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        while let Ok(signal) = forwarded.wait() {
+            let _ = killpg(group, signal);
+        }
+    })?;
+    let how = reap(child.pid);
+    clean_up(child.pid, child.cgroup.as_ref());
+    // All writers are gone, so the log ends by itself; bounded in case one could not be killed.
+    let give_up = Instant::now() + Duration::from_secs(2);
+    while !copier.is_finished() && Instant::now() < give_up {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(how)
+}
+
+fn copy(mut output: File, mut log: Log) {
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        match output.read(&mut buffer) {
+            Ok(0) => break,
+            // A full disk must not stop the instance: what cannot be written is dropped.
+            Ok(count) => drop(log.append(&buffer[..count])),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => break,
+        }
+    }
+}
+
+/// Reaps whatever ends, until the command does.
+fn reap(main: i32) -> Exit {
+    loop {
+        match waitpid(None, None) {
+            Ok(WaitStatus::Exited(pid, code)) if pid.as_raw() == main => return Exit::Status { code },
+            Ok(WaitStatus::Signaled(pid, signal, _)) if pid.as_raw() == main => {
+                return Exit::Signal { number: signal as i32 };
+            }
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(_) => return Exit::Unknown,
+        }
+    }
+}
+
+/// Kills what is left of the command's group and descendants, and reaps it.
+fn clean_up(group: i32, cgroup: Option<&Cgroup>) {
+    let own = nix::unistd::getpid();
+    let give_up = Instant::now() + CLEAN_UP;
+    loop {
+        if let Some(cgroup) = cgroup {
+            cgroup.kill();
+        }
+        let left = identity::family(own.as_raw(), group);
+        for pid in left.iter().filter(|pid| **pid != own.as_raw()) {
+            let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+        }
+        while matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(status) if status != WaitStatus::StillAlive) {}
+        if left.is_empty() || Instant::now() > give_up {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    if let Some(cgroup) = cgroup {
+        cgroup.remove();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_reads_as_people_say_it() {
+        assert_eq!(Exit::Status { code: 3 }.to_string(), "exit status 3");
+        assert_eq!(Exit::Signal { number: 9 }.to_string(), "signal 9");
+    }
+}

@@ -1,1 +1,97 @@
-//! placeholder
+//! The host itself: three kinds of process from one binary. The [`keeper`] holds the listening
+//! sockets and restarts the [`worker`]; the worker owns the desired state, supervises instances and
+//! feeds the data plane; each instance's parent is a [`super::shim`]. Everything a worker knows is
+//! in files below one directory, so that the next one comes back complete.
+//!
+//! In the directory: `host.sock` (control), `host.lock` (the keeper's), `worker.lock`, `host.log`,
+//! `fences.json`, `groups/<name>/spec.json`, `groups/<name>/instances/<id>/…`,
+//! `load-balancers/<name>.json`, `security-groups/<name>.json`, `artifacts/<sha256>/…`, `stats/`.
+
+mod api;
+mod artifact;
+mod balancers;
+mod fences;
+pub mod files;
+mod groups;
+mod handoff;
+mod health;
+mod hub;
+pub mod identity;
+mod instance;
+pub mod keeper;
+pub mod limits;
+pub mod logs;
+mod ports;
+mod probe;
+mod records;
+mod sockets;
+mod supervisor;
+#[cfg(test)]
+mod tests;
+pub mod worker;
+
+use std::path::{Path, PathBuf};
+
+pub use crate::config::PortRange;
+
+/// Instances on one host, at most, where nothing else is asked for.
+pub const MAX_INSTANCES: usize = 500;
+
+/// What a host is started with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Its own; one host per directory.
+    pub directory: PathBuf,
+    pub account: String,
+    pub location: String,
+    /// Artifacts by path lie below one of these; none, none.
+    pub artifact_roots: Vec<PathBuf>,
+    /// `secret://file/…` points below one of these; none, none.
+    pub secret_roots: Vec<PathBuf>,
+    /// Ports given to instances; outside the system's ephemeral range.
+    pub ports: PortRange,
+    /// Instances on this host, at most.
+    pub max_instances: usize,
+    /// The binary that workers and shims are started from.
+    pub program: PathBuf,
+}
+
+impl Options {
+    /// The defaults for a directory.
+    ///
+    /// # Errors
+    /// Where the system does not tell which binary runs.
+    pub fn new(directory: &Path) -> std::io::Result<Self> {
+        Ok(Self {
+            directory: directory.to_path_buf(),
+            account: "local".to_owned(),
+            location: "local".to_owned(),
+            artifact_roots: Vec::new(),
+            secret_roots: Vec::new(),
+            ports: PortRange::DEFAULT,
+            max_instances: MAX_INSTANCES,
+            program: std::env::current_exe()?,
+        })
+    }
+
+    /// The arguments of `gennaker` that start a host with these options.
+    #[must_use]
+    pub fn arguments(&self) -> Vec<std::ffi::OsString> {
+        let mut arguments: Vec<std::ffi::OsString> = vec!["host".into(), "--dir".into(), self.directory.clone().into()];
+        let mut option = |name: &str, value: std::ffi::OsString| {
+            arguments.push(name.into());
+            arguments.push(value);
+        };
+        option("--account", self.account.clone().into());
+        option("--location", self.location.clone().into());
+        for root in &self.artifact_roots {
+            option("--artifact-root", root.clone().into());
+        }
+        for root in &self.secret_roots {
+            option("--secret-root", root.clone().into());
+        }
+        option("--ports", self.ports.to_string().into());
+        option("--max-instances", self.max_instances.to_string().into());
+        arguments
+    }
+}

@@ -1,0 +1,111 @@
+//! What pipelines may be built of: kinds of stages, strategies and providers.
+
+use async_graphql::{Context, Object, Result, SimpleObject};
+
+use super::scalars::{Duration, Json};
+use super::session::session;
+use crate::model::{Action, Resource};
+
+/// A kind of stage.
+#[derive(SimpleObject)]
+pub struct StageKind {
+    /// Its name in pipelines: `resizeServerGroup`.
+    kind: String,
+    /// Its name for people.
+    title: String,
+    /// What it does.
+    description: String,
+    /// JSON Schema (2020-12) of the config.
+    schema: Json,
+    /// A config that passes the schema.
+    example: Json,
+    /// From a stage's start to its failure by timeout where the pipeline says nothing.
+    timeout: Duration,
+    /// The signals by which a person may end its wait.
+    signals: Vec<String>,
+}
+
+/// A deployment strategy: how a new server group takes over from the old ones.
+#[derive(SimpleObject)]
+pub struct StrategyKind {
+    /// Its name in a deploy stage's config: `redBlack`.
+    kind: String,
+    /// Its name for people.
+    title: String,
+    /// What it does.
+    description: String,
+    /// JSON Schema (2020-12) of the options.
+    schema: Json,
+    /// Options that pass the schema.
+    example: Json,
+}
+
+/// A provider: what server groups can run on.
+#[derive(SimpleObject)]
+pub struct ProviderKind {
+    /// Its name: `host`.
+    kind: String,
+    /// Its name for people.
+    title: String,
+    /// What it runs server groups on.
+    description: String,
+    /// JSON Schema (2020-12) of a cluster's `launch`.
+    schema: Json,
+    /// A launch that passes the schema.
+    example: Json,
+}
+
+/// Queries for kinds.
+#[derive(Default)]
+pub struct KindQuery;
+
+#[Object]
+impl KindQuery {
+    /// All kinds of stages, by name.
+    async fn stage_kinds(&self, ctx: &Context<'_>) -> Result<Vec<StageKind>> {
+        let session = session(ctx)?;
+        session.may(Action::Read, &Resource::Server)?;
+        let of = |kind: crate::engine::contract::StageKind| StageKind {
+            kind: kind.kind.into(),
+            title: kind.title.into(),
+            description: kind.description.into(),
+            schema: Json(kind.schema),
+            example: Json(kind.example),
+            timeout: Duration::from(u64::try_from(kind.timeout.as_millis()).unwrap_or(u64::MAX)),
+            signals: kind.signals.iter().map(|&signal| signal.into()).collect(),
+        };
+        Ok(session.api.registry.iter().map(|stage| of(stage.kind())).collect())
+    }
+    /// All deployment strategies.
+    async fn strategy_kinds(&self, ctx: &Context<'_>) -> Result<Vec<StrategyKind>> {
+        session(ctx)?.may(Action::Read, &Resource::Server)?;
+        let of = |strategy: &dyn crate::strategies::Strategy| StrategyKind {
+            kind: strategy.kind().into(),
+            title: strategy.title().into(),
+            description: strategy.description().into(),
+            schema: Json(strategy.schema()),
+            example: Json(strategy.example()),
+        };
+        Ok(crate::strategies::all().iter().map(|strategy| of(&**strategy)).collect())
+    }
+    /// The kinds of providers that have an account here.
+    async fn provider_kinds(&self, ctx: &Context<'_>) -> Result<Vec<ProviderKind>> {
+        let session = session(ctx)?;
+        session.may(Action::Read, &Resource::Server)?;
+        let mut kinds: Vec<ProviderKind> = Vec::new();
+        for account in session.api.inventory.accounts() {
+            let Ok(provider) = session.api.inventory.provider(&account.name) else { continue };
+            let kind = provider.kind();
+            if kinds.iter().all(|known| known.kind != kind.kind) {
+                kinds.push(ProviderKind {
+                    kind: kind.kind.into(),
+                    title: kind.title.into(),
+                    description: kind.description.into(),
+                    schema: Json(kind.schema),
+                    example: Json(kind.example),
+                });
+            }
+        }
+        Ok(kinds)
+    }
+}

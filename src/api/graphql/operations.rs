@@ -1,0 +1,456 @@
+//! Operations on what runs at clouds. Each is one stage, run as an execution of its application,
+//! to be followed like any other.
+
+use async_graphql::{Context, InputObject, Object, Result};
+use serde_json::{Map, Value, json};
+
+use super::command::{Refused, settle, started_payload};
+use super::infrastructure::{HealthCheckProtocol, Protocol};
+use super::scalars::Duration;
+use super::selectors::{LoadBalancerSelector, SecurityGroupSelector, ServerGroupSelector};
+use super::session::{Session, session};
+use crate::api::error::shown;
+use crate::engine::commands::{StartOperation, Started};
+use crate::model::{OnFailure, Place, StageSpec, names};
+
+/// Where a load balancer listens.
+#[derive(InputObject)]
+pub struct ListenerInput {
+    /// The network address.
+    #[graphql(default = "127.0.0.1")]
+    address: String,
+    /// The port, or the first of a range.
+    port: u16,
+    /// The last port of the range; the first free one of it is taken and kept.
+    port_to: Option<u16>,
+}
+
+/// A check of instances.
+#[derive(InputObject)]
+pub struct HealthCheckInput {
+    /// How it asks.
+    protocol: HealthCheckProtocol,
+    /// HTTP: the path that is asked for.
+    path: Option<String>,
+    /// HTTP: the answers that are healthy; 200 when absent.
+    statuses: Option<Vec<u16>>,
+    /// HTTP: the port; the instance's own when absent.
+    port: Option<u16>,
+    /// HTTP: text that the body must contain.
+    body_contains: Option<String>,
+    /// COMMAND: the command that is run.
+    command: Option<Vec<String>>,
+    /// From one probe to the next.
+    interval: Option<Duration>,
+    /// How long an answer may take.
+    timeout: Option<Duration>,
+    /// Passes in a row that make an instance healthy.
+    healthy_threshold: Option<u32>,
+    /// Failures in a row that make it unhealthy.
+    unhealthy_threshold: Option<u32>,
+    /// Failures within this time from the start do not count.
+    start_grace: Option<Duration>,
+}
+
+impl From<HealthCheckInput> for Value {
+    fn from(check: HealthCheckInput) -> Self {
+        let mut value = Map::new();
+        let mut put = |key: &str, field: Option<Value>| {
+            if let Some(field) = field {
+                value.insert(key.into(), field);
+            }
+        };
+        let protocol = match check.protocol {
+            HealthCheckProtocol::Http => "http",
+            HealthCheckProtocol::Tcp => "tcp",
+            HealthCheckProtocol::Command => "command",
+        };
+        put("protocol", Some(protocol.into()));
+        put("path", check.path.map(Into::into));
+        put("statuses", check.statuses.map(Into::into));
+        put("port", check.port.map(Into::into));
+        put("bodyContains", check.body_contains.map(Into::into));
+        put("command", check.command.map(Into::into));
+        put("intervalMs", check.interval.map(|span| span.millis().into()));
+        put("timeoutMs", check.timeout.map(|span| span.millis().into()));
+        put("healthyThreshold", check.healthy_threshold.map(Into::into));
+        put("unhealthyThreshold", check.unhealthy_threshold.map(Into::into));
+        put("startGraceMs", check.start_grace.map(|span| span.millis().into()));
+        Self::Object(value)
+    }
+}
+
+/// A load balancer to make or change.
+#[derive(InputObject)]
+pub struct UpsertLoadBalancerInput {
+    /// The account's name.
+    #[graphql(default = "local")]
+    account: String,
+    /// The location within the account.
+    #[graphql(default = "local")]
+    location: String,
+    /// `application[-stack[-detail]]`.
+    name: String,
+    /// Where it listens; at least one.
+    listeners: Vec<ListenerInput>,
+    /// The check that it makes of every instance registered with it.
+    health_check: Option<HealthCheckInput>,
+    /// Names of the security groups whose rules let connections in; without any, nothing enters.
+    #[graphql(default)]
+    security_groups: Vec<String>,
+    /// How long a connection may go on after its instance was taken out; 30 s when absent.
+    drain: Option<Duration>,
+    /// The same key and input again answer with the execution that the first call started.
+    idempotency_key: Option<String>,
+}
+
+/// A load balancer to delete.
+#[derive(InputObject)]
+pub struct DeleteLoadBalancerInput {
+    /// Which one.
+    load_balancer: LoadBalancerSelector,
+    /// The same key and input again answer with the execution that the first call started.
+    idempotency_key: Option<String>,
+}
+
+/// A rule that lets connections in.
+#[derive(InputObject)]
+pub struct InboundRuleInput {
+    /// From these addresses: `10.0.0.0/8`.
+    cidr: String,
+    /// Of this sort.
+    #[graphql(default_with = "Protocol::Tcp")]
+    protocol: Protocol,
+    /// To ports from this one …
+    port_from: u16,
+    /// … to this one.
+    port_to: u16,
+}
+
+/// A security group to make or change.
+#[derive(InputObject)]
+pub struct UpsertSecurityGroupInput {
+    /// The account's name.
+    #[graphql(default = "local")]
+    account: String,
+    /// The location within the account.
+    #[graphql(default = "local")]
+    location: String,
+    /// `application[-stack[-detail]]`.
+    name: String,
+    /// What it is for.
+    #[graphql(default)]
+    description: String,
+    /// All its rules; no rule, no entry.
+    inbound: Vec<InboundRuleInput>,
+    /// The same key and input again answer with the execution that the first call started.
+    idempotency_key: Option<String>,
+}
+
+/// A security group to delete.
+#[derive(InputObject)]
+pub struct DeleteSecurityGroupInput {
+    /// Which one.
+    security_group: SecurityGroupSelector,
+    /// The same key and input again answer with the execution that the first call started.
+    idempotency_key: Option<String>,
+}
+
+/// How many instances: min ≤ desired ≤ max.
+#[derive(InputObject)]
+pub struct CapacityInput {
+    /// The least.
+    min: u32,
+    /// The wanted number.
+    desired: u32,
+    /// The most.
+    max: u32,
+}
+
+/// A server group to resize.
+#[derive(InputObject)]
+pub struct ResizeServerGroupInput {
+    /// Which one.
+    server_group: ServerGroupSelector,
+    /// How many instances it shall have.
+    capacity: CapacityInput,
+    /// The same key and input again answer with the execution that the first call started.
+    idempotency_key: Option<String>,
+}
+
+/// A server group to take into traffic.
+#[derive(InputObject)]
+pub struct EnableServerGroupInput {
+    /// Which one.
+    server_group: ServerGroupSelector,
+    /// The same key and input again answer with the execution that the first call started.
+    idempotency_key: Option<String>,
+}
+
+/// A server group to take out of traffic.
+#[derive(InputObject)]
+pub struct DisableServerGroupInput {
+    /// Which one.
+    server_group: ServerGroupSelector,
+    /// The same key and input again answer with the execution that the first call started.
+    idempotency_key: Option<String>,
+}
+
+/// A server group to destroy.
+#[derive(InputObject)]
+pub struct DestroyServerGroupInput {
+    /// Which one.
+    server_group: ServerGroupSelector,
+    /// The same key and input again answer with the execution that the first call started.
+    idempotency_key: Option<String>,
+}
+
+started_payload!(
+    /// What `upsertLoadBalancer` came to.
+    UpsertLoadBalancerPayload
+);
+started_payload!(
+    /// What `deleteLoadBalancer` came to.
+    DeleteLoadBalancerPayload
+);
+started_payload!(
+    /// What `upsertSecurityGroup` came to.
+    UpsertSecurityGroupPayload
+);
+started_payload!(
+    /// What `deleteSecurityGroup` came to.
+    DeleteSecurityGroupPayload
+);
+started_payload!(
+    /// What `resizeServerGroup` came to.
+    ResizeServerGroupPayload
+);
+started_payload!(
+    /// What `enableServerGroup` came to.
+    EnableServerGroupPayload
+);
+started_payload!(
+    /// What `disableServerGroup` came to.
+    DisableServerGroupPayload
+);
+started_payload!(
+    /// What `destroyServerGroup` came to.
+    DestroyServerGroupPayload
+);
+
+/// Mutations of what runs at clouds.
+#[derive(Default)]
+pub struct OperationMutation;
+
+#[Object]
+impl OperationMutation {
+    /// Makes a load balancer, or changes one to what is given.
+    async fn upsert_load_balancer(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "What to make.")] input: UpsertLoadBalancerInput,
+    ) -> Result<Option<UpsertLoadBalancerPayload>> {
+        let listener = |listener: &ListenerInput| {
+            let mut value = json!({"address": listener.address, "port": listener.port});
+            if let Some(port_to) = listener.port_to {
+                value["portTo"] = port_to.into();
+            }
+            value
+        };
+        let mut config = json!({
+            "account": input.account,
+            "location": input.location,
+            "name": input.name,
+            "listeners": input.listeners.iter().map(listener).collect::<Vec<_>>(),
+            "securityGroups": input.security_groups,
+        });
+        if let Some(check) = input.health_check {
+            config["healthCheck"] = check.into();
+        }
+        if let Some(drain) = input.drain {
+            config["drainSeconds"] = drain.seconds().into();
+        }
+        let operation = Operation {
+            kind: "upsertLoadBalancer",
+            title: format!("Upsert load balancer {}", shown(&input.name)),
+            name: input.name,
+            config,
+            idempotency_key: input.idempotency_key,
+        };
+        settle(operation.start(&session(ctx)?).await)
+    }
+    /// Deletes a load balancer; it fails while server groups are registered with it.
+    async fn delete_load_balancer(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "What to delete.")] input: DeleteLoadBalancerInput,
+    ) -> Result<Option<DeleteLoadBalancerPayload>> {
+        let session = session(ctx)?;
+        let delete = async {
+            let spec = session.select_load_balancer(input.load_balancer).await?.spec;
+            let operation = Operation {
+                kind: "deleteLoadBalancer",
+                title: format!("Delete load balancer {}", spec.name),
+                config: placed(&spec.place, "name", &spec.name),
+                name: spec.name,
+                idempotency_key: input.idempotency_key,
+            };
+            operation.start(&session).await
+        };
+        settle(delete.await)
+    }
+    /// Makes a security group, or changes one to what is given.
+    async fn upsert_security_group(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "What to make.")] input: UpsertSecurityGroupInput,
+    ) -> Result<Option<UpsertSecurityGroupPayload>> {
+        let rule = |rule: &InboundRuleInput| {
+            let protocol = match rule.protocol {
+                Protocol::Tcp => "TCP",
+                Protocol::Http => "HTTP",
+            };
+            json!({
+                "cidr": rule.cidr, "protocol": protocol, "portFrom": rule.port_from, "portTo": rule.port_to,
+            })
+        };
+        let config = json!({
+            "account": input.account,
+            "location": input.location,
+            "name": input.name,
+            "description": input.description,
+            "inbound": input.inbound.iter().map(rule).collect::<Vec<_>>(),
+        });
+        let operation = Operation {
+            kind: "upsertSecurityGroup",
+            title: format!("Upsert security group {}", shown(&input.name)),
+            name: input.name,
+            config,
+            idempotency_key: input.idempotency_key,
+        };
+        settle(operation.start(&session(ctx)?).await)
+    }
+    /// Deletes a security group; it fails while something uses it.
+    async fn delete_security_group(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "What to delete.")] input: DeleteSecurityGroupInput,
+    ) -> Result<Option<DeleteSecurityGroupPayload>> {
+        let session = session(ctx)?;
+        let delete = async {
+            let spec = session.select_security_group(input.security_group).await?.spec;
+            let operation = Operation {
+                kind: "deleteSecurityGroup",
+                title: format!("Delete security group {}", spec.name),
+                config: placed(&spec.place, "name", &spec.name),
+                name: spec.name,
+                idempotency_key: input.idempotency_key,
+            };
+            operation.start(&session).await
+        };
+        settle(delete.await)
+    }
+    /// Gives a server group another number of instances.
+    async fn resize_server_group(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "What to resize, and to what.")] input: ResizeServerGroupInput,
+    ) -> Result<Option<ResizeServerGroupPayload>> {
+        let CapacityInput { min, desired, max } = input.capacity;
+        let capacity = json!({"min": min, "desired": desired, "max": max});
+        let change = Change { kind: "resizeServerGroup", verb: "Resize", more: Some(("capacity", capacity)) };
+        settle(change.start(&session(ctx)?, input.server_group, input.idempotency_key).await)
+    }
+    /// Takes a server group into its load balancers' traffic.
+    async fn enable_server_group(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "What to enable.")] input: EnableServerGroupInput,
+    ) -> Result<Option<EnableServerGroupPayload>> {
+        let change = Change { kind: "enableServerGroup", verb: "Enable", more: None };
+        settle(change.start(&session(ctx)?, input.server_group, input.idempotency_key).await)
+    }
+    /// Takes a server group out of its load balancers' traffic; what is open is drained.
+    async fn disable_server_group(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "What to disable.")] input: DisableServerGroupInput,
+    ) -> Result<Option<DisableServerGroupPayload>> {
+        let change = Change { kind: "disableServerGroup", verb: "Disable", more: None };
+        settle(change.start(&session(ctx)?, input.server_group, input.idempotency_key).await)
+    }
+    /// Stops all instances of a server group and removes it.
+    async fn destroy_server_group(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "What to destroy.")] input: DestroyServerGroupInput,
+    ) -> Result<Option<DestroyServerGroupPayload>> {
+        let change = Change { kind: "destroyServerGroup", verb: "Destroy", more: None };
+        settle(change.start(&session(ctx)?, input.server_group, input.idempotency_key).await)
+    }
+}
+
+fn placed(place: &Place, key: &str, name: &str) -> Value {
+    json!({"account": place.account, "location": place.location, key: name})
+}
+
+/// A change of one server group.
+struct Change {
+    kind: &'static str,
+    verb: &'static str,
+    more: Option<(&'static str, Value)>,
+}
+
+impl Change {
+    async fn start(
+        self,
+        session: &Session<'_>,
+        selector: ServerGroupSelector,
+        idempotency_key: Option<String>,
+    ) -> Result<Started, Refused> {
+        let spec = session.select_server_group(selector).await?.spec;
+        let mut config = placed(&spec.place, "serverGroup", &spec.name);
+        let mut title = format!("{} {}", self.verb, spec.name);
+        if let Some((key, value)) = self.more {
+            title.push_str(&format!(" to {}", value["desired"]));
+            config[key] = value;
+        }
+        Operation { kind: self.kind, title, name: spec.name, config, idempotency_key }.start(session).await
+    }
+}
+
+/// One stage to run on its own.
+struct Operation {
+    kind: &'static str,
+    title: String,
+    /// Of what it acts on; its first part is the application.
+    name: String,
+    config: Value,
+    idempotency_key: Option<String>,
+}
+
+impl Operation {
+    async fn start(self, session: &Session<'_>) -> Result<Started, Refused> {
+        let Some(name) = names::parse(&self.name) else {
+            let message = format!("`{}` is no name of the form application[-stack[-detail]]", shown(&self.name));
+            return Err(Refused::invalid(message, &["name"]));
+        };
+        let application = session.select_application_named(&name.application, &["name"]).await?.id;
+        let stage = StageSpec {
+            key: self.kind.into(),
+            kind: self.kind.into(),
+            name: self.title.clone(),
+            requires: Vec::new(),
+            config: self.config,
+            on_failure: OnFailure::FailPipeline,
+            timeout_seconds: None,
+        };
+        let start = StartOperation {
+            application,
+            title: self.title,
+            stages: vec![stage],
+            idempotency_key: self.idempotency_key,
+        };
+        Ok(session.api.commands.start_operation(session.actor, start).await?)
+    }
+}

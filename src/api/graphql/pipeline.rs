@@ -1,0 +1,265 @@
+//! Pipelines and their immutable revisions.
+
+use async_graphql::{Context, ID, InputObject, Object, Result};
+use chrono::{DateTime, Utc};
+
+use super::access::Principal;
+use super::application::Application;
+use super::command::{payload, settle};
+use super::connection::{Connection, PageArgs};
+use super::definition::{Definition, NotificationRule, ParameterDefinition, StageDefinition};
+use super::execution::{Execution, ExecutionFilter};
+use super::ids::Key;
+use super::selectors::{ApplicationSelector, PipelineSelector};
+use super::session::{not_found, session};
+use crate::api::error::stored;
+use crate::engine::commands::SavePipeline;
+use crate::model::{self, PipelineDefinition};
+
+/// A pipeline: a recipe of stages within an application.
+#[derive(Clone)]
+pub struct Pipeline(pub model::Pipeline);
+
+impl From<model::Pipeline> for Pipeline {
+    fn from(row: model::Pipeline) -> Self {
+        Self(row)
+    }
+}
+
+/// A pipeline: a recipe of stages within an application.
+#[Object]
+impl Pipeline {
+    /// Opaque and global.
+    pub async fn id(&self) -> ID {
+        Key::Pipeline(self.0.id).id()
+    }
+    /// Unique within the application.
+    async fn name(&self) -> &str {
+        &self.0.name
+    }
+    /// The application it belongs to.
+    async fn application(&self, ctx: &Context<'_>) -> Result<Option<Application>> {
+        Ok(session(ctx)?.application(self.0.application).await?.map(Application))
+    }
+    /// The number of the newest revision, from 1.
+    async fn revision_number(&self) -> i64 {
+        self.0.revision
+    }
+    /// What the newest revision says.
+    async fn definition(&self) -> Definition {
+        Definition(self.0.definition.clone())
+    }
+    /// When it was made.
+    async fn created_at(&self) -> DateTime<Utc> {
+        self.0.created_at
+    }
+    /// When its newest revision was saved.
+    async fn updated_at(&self) -> DateTime<Utc> {
+        self.0.updated_at
+    }
+    /// The revision of that number.
+    async fn revision(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "From 1.")] number: i64,
+    ) -> Result<Option<PipelineRevision>> {
+        let found = session(ctx)?.api.store.revision(self.0.id, number).await.map_err(stored)?;
+        Ok(found.map(PipelineRevision))
+    }
+    /// All its revisions, the newest first.
+    async fn revisions(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "How many items from the start of the range: 1 to 100, 25 when absent.")] first: Option<i32>,
+        #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
+        #[graphql(desc = "How many items from the end of the range instead: 1 to 100.")] last: Option<i32>,
+        #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
+    ) -> Result<Connection<PipelineRevision>> {
+        let store = &session(ctx)?.api.store;
+        PageArgs { first, after, last, before }.read(async |page| store.revisions(self.0.id, &page).await).await
+    }
+    /// Its executions, the newest first.
+    async fn executions(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "Which executions.")] filter: Option<ExecutionFilter>,
+        #[graphql(desc = "How many items from the start of the range: 1 to 100, 25 when absent.")] first: Option<i32>,
+        #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
+        #[graphql(desc = "How many items from the end of the range instead: 1 to 100.")] last: Option<i32>,
+        #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
+    ) -> Result<Connection<Execution>> {
+        let store = &session(ctx)?.api.store;
+        let filter = filter.unwrap_or_default().with_pipeline(self.0.application, self.0.id);
+        PageArgs { first, after, last, before }.read(async |page| store.executions(&filter, &page).await).await
+    }
+}
+
+/// What a pipeline said at one time. Never changed.
+pub struct PipelineRevision(pub model::Revision);
+
+impl From<model::Revision> for PipelineRevision {
+    fn from(row: model::Revision) -> Self {
+        Self(row)
+    }
+}
+
+/// What a pipeline said at one time. Never changed.
+#[Object]
+impl PipelineRevision {
+    /// Opaque and global.
+    pub async fn id(&self) -> ID {
+        Key::Revision(self.0.pipeline, self.0.number).id()
+    }
+    /// Counts from 1 within the pipeline.
+    async fn number(&self) -> i64 {
+        self.0.number
+    }
+    /// What it says.
+    async fn definition(&self) -> Definition {
+        Definition(self.0.definition.clone())
+    }
+    /// When it was saved.
+    async fn created_at(&self) -> DateTime<Utc> {
+        self.0.created_at
+    }
+    /// Who saved it.
+    async fn created_by(&self, ctx: &Context<'_>) -> Result<Option<Principal>> {
+        let found = session(ctx)?.api.store.principal(self.0.created_by).await.map_err(stored)?;
+        Ok(found.map(Principal))
+    }
+    /// The name, as of then, of who saved it.
+    async fn created_by_name(&self) -> &str {
+        &self.0.created_by_name
+    }
+    /// The pipeline.
+    async fn pipeline(&self, ctx: &Context<'_>) -> Result<Option<Pipeline>> {
+        Ok(session(ctx)?.pipeline(self.0.pipeline).await?.map(Pipeline))
+    }
+}
+
+/// Queries for pipelines.
+#[derive(Default)]
+pub struct PipelineQuery;
+
+#[Object]
+impl PipelineQuery {
+    /// The pipeline of that name in that application.
+    async fn pipeline(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "The application's name.")] application: String,
+        #[graphql(desc = "The pipeline's name.")] name: String,
+    ) -> Result<Option<Pipeline>> {
+        let session = session(ctx)?;
+        let Some(application) = session.application_named(&application).await? else {
+            return Err(not_found(session.no_application(&application).await?));
+        };
+        match session.pipeline_named(&application, &name).await? {
+            Some(found) => Ok(Some(found.into())),
+            None => Err(not_found(session.no_pipeline(&application, &name).await?)),
+        }
+    }
+    /// The pipelines of all applications, by name.
+    async fn pipelines(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "How many items from the start of the range: 1 to 100, 25 when absent.")] first: Option<i32>,
+        #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
+        #[graphql(desc = "How many items from the end of the range instead: 1 to 100.")] last: Option<i32>,
+        #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
+    ) -> Result<Connection<Pipeline>> {
+        let session = session(ctx)?;
+        session.may(model::Action::Read, &model::Resource::Server)?;
+        PageArgs { first, after, last, before }.read(async |page| session.api.store.pipelines(None, &page).await).await
+    }
+}
+
+/// A pipeline to make, or the next revision of one.
+#[derive(InputObject)]
+pub struct SavePipelineInput {
+    /// The application it belongs to.
+    application: ApplicationSelector,
+    /// Its name; a pipeline of this name gets its next revision, otherwise it is made.
+    name: String,
+    /// What it is for.
+    #[graphql(default)]
+    description: String,
+    /// The values that are given when it is started.
+    #[graphql(default)]
+    parameters: Vec<ParameterDefinition>,
+    /// Its stages.
+    stages: Vec<StageDefinition>,
+    /// On which occasions people are told.
+    #[graphql(default)]
+    notifications: Vec<NotificationRule>,
+    /// The revision that was read before; refused with `CONFLICT` when there is a newer one.
+    /// 0: the pipeline must not exist yet.
+    expected_revision: Option<i64>,
+}
+
+/// A pipeline to delete.
+#[derive(InputObject)]
+pub struct DeletePipelineInput {
+    /// Which one.
+    pipeline: PipelineSelector,
+}
+
+payload!(
+    /// What `savePipeline` came to.
+    SavePipelinePayload {
+        /// The pipeline with its new revision.
+        pipeline: Pipeline
+    }
+);
+payload!(
+    /// What `deletePipeline` came to.
+    DeletePipelinePayload {
+        /// The pipeline as it was.
+        pipeline: Pipeline
+    }
+);
+
+/// Mutations of pipelines.
+#[derive(Default)]
+pub struct PipelineMutation;
+
+#[Object]
+impl PipelineMutation {
+    /// Makes a pipeline, or saves the next revision of one. Configs are checked against the
+    /// schemas of their stages' kinds; the error names the path of the first fault.
+    async fn save_pipeline(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "What to save.")] input: SavePipelineInput,
+    ) -> Result<Option<SavePipelinePayload>> {
+        let session = session(ctx)?;
+        let save = async {
+            let application = session.select_application(input.application).await?.id;
+            let definition = PipelineDefinition {
+                format_version: PipelineDefinition::FORMAT_VERSION,
+                description: input.description,
+                parameters: input.parameters.into_iter().map(Into::into).collect(),
+                stages: input.stages.into_iter().map(Into::into).collect(),
+                notifications: input.notifications.into_iter().map(Into::into).collect(),
+            };
+            let save =
+                SavePipeline { application, name: input.name, definition, expected_revision: input.expected_revision };
+            Ok(session.api.commands.save_pipeline(session.actor, save).await?.into())
+        };
+        settle(save.await)
+    }
+    /// Deletes a pipeline; its executions stay.
+    async fn delete_pipeline(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "What to delete.")] input: DeletePipelineInput,
+    ) -> Result<Option<DeletePipelinePayload>> {
+        let session = session(ctx)?;
+        let delete = async {
+            let old = session.select_pipeline(input.pipeline).await?;
+            session.api.commands.delete_pipeline(session.actor, old.id).await?;
+            Ok(old.into())
+        };
+        settle(delete.await)
+    }
+}

@@ -1,0 +1,90 @@
+//! HTTP: routes, headers, and who is let in. Everything under `/graphql` needs a token, from the
+//! first start on; only the explorer's own files and `/healthz` do not.
+
+mod assets;
+mod graphql;
+mod media;
+mod reply;
+mod request;
+mod sse;
+mod websocket;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use axum::routing::{any, get};
+use tokio::sync::Semaphore;
+
+use super::{Context, Options, Schema};
+use crate::auth::{Authenticator, Unauthenticated};
+use crate::clock::Clock;
+use crate::model::Actor;
+use reply::Fault;
+
+/// What the handlers share.
+struct App {
+    schema: Schema,
+    authenticator: Authenticator,
+    clock: Clock,
+    options: Options,
+    /// WebSockets and event streams that may be open at a time.
+    connections: Arc<Semaphore>,
+}
+
+pub fn router(context: Context, authenticator: Authenticator) -> Router {
+    let (clock, options) = (context.clock.clone(), context.config.clone());
+    let connections = Arc::new(Semaphore::new(options.socket.connections_max));
+    let schema = super::graphql::schema(context, authenticator.clone());
+    routes(App { schema, authenticator, clock, options, connections })
+}
+
+fn routes(app: App) -> Router {
+    Router::new()
+        .route("/healthz", get("ok\n"))
+        .route("/graphql", any(graphql::serve))
+        .route("/graphql/ws", any(websocket::upgrade))
+        .merge(assets::routes())
+        .fallback(reply::no_such_page)
+        .layer(middleware::from_fn(headers))
+        .with_state(Arc::new(app))
+}
+
+/// What every answer says to browsers; the explorer's page has a policy of its own.
+async fn headers(request: axum::extract::Request, next: Next) -> Response {
+    const ALWAYS: [(HeaderName, HeaderValue); 5] = [
+        (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+        (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
+        (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+        (HeaderName::from_static("cross-origin-opener-policy"), HeaderValue::from_static("same-origin")),
+        (HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-origin")),
+    ];
+    let mut response = next.run(request).await;
+    let headers = response.headers_mut();
+    headers.extend(ALWAYS);
+    headers
+        .entry(header::CONTENT_SECURITY_POLICY)
+        .or_insert(HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"));
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    response
+}
+
+impl App {
+    /// Who sends the request, by its `Authorization` header.
+    async fn actor(&self, headers: &HeaderMap) -> Result<Actor, Fault> {
+        let token = bearer(headers).ok_or(Unauthenticated::Missing)?;
+        Ok(self.authenticator.authenticate(token).await?)
+    }
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer_in)
+}
+
+/// The token in `Bearer gnk_…`.
+fn bearer_in(text: &str) -> Option<&str> {
+    let (scheme, token) = text.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}

@@ -1,0 +1,128 @@
+//! Answers: GraphQL responses made presentable, and every fault as JSON with a code.
+
+use async_graphql::{ServerError, Value};
+use axum::http::header::{self, HeaderValue};
+use axum::http::{Method, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value as Json, json};
+
+use super::media::Media;
+use crate::api::error::{Code, fault, shown};
+use crate::api::precheck::Refused;
+use crate::auth::Unauthenticated;
+
+const ERRORS_MAX: usize = 50;
+const MESSAGE_CHARS_MAX: usize = 500;
+
+/// The request is not executed.
+#[derive(Debug)]
+pub struct Fault {
+    pub status: StatusCode,
+    pub code: Code,
+    pub message: String,
+    /// Methods for `Allow`, with 405.
+    pub allow: Option<&'static str>,
+}
+
+impl Fault {
+    pub fn new(status: StatusCode, code: Code, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into(), allow: None }
+    }
+
+    pub fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, Code::BadRequest, message)
+    }
+
+    /// The `errors` of the answer.
+    pub fn errors(&self) -> Json {
+        json!([{"message": self.message, "extensions": {"code": self.code.as_str()}}])
+    }
+
+    /// The answer, in the media type asked for.
+    pub fn reply(self, media: Media) -> Response {
+        // Clients of the older media type take what is not 2xx for no GraphQL at all.
+        let of_document =
+            matches!(self.code, Code::ParseFailed | Code::ValidationFailed | Code::OperationResolutionFailure);
+        let status = if media == Media::Json && of_document { StatusCode::OK } else { self.status };
+        let mut response = body(status, media, &json!({"errors": self.errors()}));
+        if let Some(allow) = self.allow {
+            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            response
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"gennaker\""));
+        }
+        response
+    }
+}
+
+impl From<Refused> for Fault {
+    fn from(refused: Refused) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, refused.code, refused.message)
+    }
+}
+
+impl From<Unauthenticated> for Fault {
+    fn from(error: Unauthenticated) -> Self {
+        match error {
+            Unauthenticated::Missing | Unauthenticated::Invalid => {
+                Self::new(StatusCode::UNAUTHORIZED, Code::Unauthenticated, error.to_string())
+            }
+            Unauthenticated::Store(error) => {
+                let shown = fault(&error);
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable, shown.message)
+            }
+        }
+    }
+}
+
+fn body(status: StatusCode, media: Media, value: &Json) -> Response {
+    let content_type = HeaderValue::from_static(media.content_type());
+    (status, [(header::CONTENT_TYPE, content_type)], value.to_string()).into_response()
+}
+
+/// A GraphQL response and whether the request as a whole failed (it has no data at all).
+pub fn presentable(response: async_graphql::Response) -> (Json, bool) {
+    let failed = response.data == Value::Null
+        && !response.errors.is_empty()
+        && response.errors.iter().all(|error| error.path.is_empty());
+    let mut value = serde_json::Map::new();
+    if !response.errors.is_empty() {
+        let errors = response.errors.into_iter().take(ERRORS_MAX).map(error);
+        value.insert("errors".into(), errors.collect());
+    }
+    if !failed {
+        value.insert("data".into(), response.data.into_json().unwrap_or_default());
+    }
+    if !response.extensions.is_empty() {
+        value.insert("extensions".into(), json!(response.extensions));
+    }
+    (Json::Object(value), failed)
+}
+
+fn error(mut error: ServerError) -> Json {
+    if error.message.chars().count() > MESSAGE_CHARS_MAX {
+        error.message = error.message.chars().take(MESSAGE_CHARS_MAX).chain(['…']).collect();
+    }
+    let has_code = error.extensions.as_ref().is_some_and(|values| values.get("code").is_some());
+    if !has_code {
+        // The library's own: a document that does not fit, or an argument that cannot be read.
+        let code = if error.path.is_empty() { Code::ValidationFailed } else { Code::BadRequest };
+        error.extensions.get_or_insert_default().set("code", code.as_str());
+    }
+    json!(error)
+}
+
+/// A GraphQL response as an HTTP answer.
+pub fn executed(response: async_graphql::Response, media: Media) -> Response {
+    let (value, failed) = presentable(response);
+    let status = if failed && media != Media::Json { StatusCode::BAD_REQUEST } else { StatusCode::OK };
+    body(status, media, &value)
+}
+
+/// For every path that is none.
+pub async fn no_such_page(method: Method, uri: Uri) -> Response {
+    let message = format!("there is nothing at {method} {}; the API is at /graphql", shown(uri.path()));
+    Fault::new(StatusCode::NOT_FOUND, Code::NotFound, message).reply(Media::Json)
+}

@@ -1,0 +1,284 @@
+//! A client of the GraphQL API over real HTTP and a real WebSocket (`graphql-transport-ws`): what
+//! the demo drives its own server with, and what the tests talk through.
+
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::http::HeaderValue;
+use tokio_tungstenite::tungstenite::{self, Message};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
+
+/// Longest wait for an answer to a query or for the handshake of a subscription.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// From one ping of ours to the next, so that a silent connection is noticed.
+const PING: Duration = Duration::from_secs(10);
+
+/// The API did not give what was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No server, or it went away.
+    #[error("{url} cannot be reached: {message}")]
+    Unreachable { url: String, message: String },
+    /// An HTTP status without data.
+    #[error("the server answered {status}: {body}")]
+    Status { status: u16, body: String },
+    /// The answer has errors.
+    #[error("{}", first_message(.0))]
+    GraphQl(Vec<Value>),
+    /// The mutation was refused: its `userErrors`.
+    #[error("{}", first_message(.0))]
+    Refused(Vec<Value>),
+    /// The WebSocket was closed before the subscription was over.
+    #[error("the subscription broke off: {0}")]
+    Broken(String),
+}
+
+impl Error {
+    /// Whether the same may work when the server is back.
+    #[must_use]
+    pub const fn is_temporary(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::Broken(_) | Self::Status { status: 503, .. })
+    }
+
+    /// The `code` of the first error of either kind.
+    #[must_use]
+    pub fn code(&self) -> Option<&str> {
+        match self {
+            Self::GraphQl(errors) => errors.first()?.pointer("/extensions/code")?.as_str(),
+            Self::Refused(errors) => errors.first()?.get("code")?.as_str(),
+            _ => None,
+        }
+    }
+}
+
+fn first_message(errors: &[Value]) -> String {
+    let Some(error) = errors.first() else { return "refused without a reason".to_owned() };
+    let message = error["message"].as_str().unwrap_or("refused");
+    match error["field"].as_array() {
+        Some(field) if !field.is_empty() => {
+            let path: Vec<_> = field.iter().filter_map(Value::as_str).collect();
+            format!("{message} (at {})", path.join("."))
+        }
+        _ => message.to_owned(),
+    }
+}
+
+/// A client. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Client {
+    http: reqwest::Client,
+    /// `http://127.0.0.1:7777`
+    base: String,
+    token: Option<String>,
+}
+
+impl Client {
+    /// A client of the server at that URL, which has no path.
+    ///
+    /// # Errors
+    /// When the HTTP client cannot be made.
+    pub fn new(base: &str, token: Option<&str>) -> Result<Self, Error> {
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .timeout(TIMEOUT)
+            .build()
+            .map_err(|error| Error::Unreachable { url: base.to_owned(), message: error.to_string() })?;
+        Ok(Self { http, base: base.trim_end_matches('/').to_owned(), token: token.map(str::to_owned) })
+    }
+
+    /// The server's URL.
+    #[must_use]
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
+    /// The same server as somebody else.
+    #[must_use]
+    pub fn with_token(&self, token: Option<&str>) -> Self {
+        Self { token: token.map(str::to_owned), ..self.clone() }
+    }
+
+    /// Sends a document and gives the status and the answer as they are.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub async fn post(&self, document: &str, variables: &Value) -> Result<(u16, Value), Error> {
+        let mut request = self
+            .http
+            .post(format!("{}/graphql", self.base))
+            .json(&json!({ "query": document, "variables": variables }));
+        if let Some(token) = &self.token {
+            request = request.bearer_auth(token);
+        }
+        let unreachable = |error: reqwest::Error| Error::Unreachable {
+            url: self.base.clone(),
+            message: std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string),
+        };
+        let answer = request.send().await.map_err(unreachable)?;
+        let status = answer.status().as_u16();
+        let body = answer.bytes().await.map_err(unreachable)?;
+        let value = serde_json::from_slice(&body)
+            .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&body).into_owned()));
+        Ok((status, value))
+    }
+
+    /// The data of a query or mutation.
+    ///
+    /// # Errors
+    /// When there is no data, or there are errors beside it.
+    pub async fn query(&self, document: &str, variables: Value) -> Result<Value, Error> {
+        let (status, mut answer) = self.post(document, &variables).await?;
+        match answer.get_mut("errors").map(Value::take) {
+            Some(Value::Array(errors)) if !errors.is_empty() => Err(Error::GraphQl(errors)),
+            _ if answer.get("data").is_some_and(Value::is_object) => Ok(answer["data"].take()),
+            _ => Err(Error::Status { status, body: answer.to_string().chars().take(500).collect() }),
+        }
+    }
+
+    /// The payload of a mutation's only field, without `userErrors`.
+    ///
+    /// # Errors
+    /// Those of [`Client::query`], and `userErrors`.
+    pub async fn mutate(&self, document: &str, input: Value) -> Result<Value, Error> {
+        let mut data = self.query(document, json!({ "input": input })).await?;
+        let payload = data
+            .as_object_mut()
+            .and_then(|fields| fields.values_mut().next())
+            .map(Value::take)
+            .ok_or_else(|| Error::Broken("a mutation answered without its field".to_owned()))?;
+        match payload.get("userErrors") {
+            Some(Value::Array(errors)) if !errors.is_empty() => Err(Error::Refused(errors.clone())),
+            _ => Ok(payload),
+        }
+    }
+
+    /// Begins a subscription on a connection of its own.
+    ///
+    /// # Errors
+    /// When the server cannot be reached or refuses the connection.
+    pub async fn subscribe(&self, document: &str, variables: &Value) -> Result<Subscription, Error> {
+        match tokio::time::timeout(TIMEOUT, self.subscribe_now(document, variables)).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(Error::Broken(format!("no acknowledgement within {} s", TIMEOUT.as_secs()))),
+        }
+    }
+
+    async fn subscribe_now(&self, document: &str, variables: &Value) -> Result<Subscription, Error> {
+        let url = format!("{}/graphql/ws", self.base.replacen("http", "ws", 1));
+        let unreachable =
+            |error: tungstenite::Error| Error::Unreachable { url: self.base.clone(), message: error.to_string() };
+        let mut request = url.as_str().into_client_request().map_err(unreachable)?;
+        request.headers_mut().insert("sec-websocket-protocol", HeaderValue::from_static("graphql-transport-ws"));
+        let (socket, _) = tokio_tungstenite::connect_async(request).await.map_err(|error| match error {
+            tungstenite::Error::Http(answer) => Error::Status {
+                status: answer.status().as_u16(),
+                body: answer.body().as_deref().map(String::from_utf8_lossy).unwrap_or_default().into_owned(),
+            },
+            error => unreachable(error),
+        })?;
+        let mut subscription = Subscription { socket, over: false, heard: Instant::now() };
+        let payload = match &self.token {
+            Some(token) => json!({ "Authorization": format!("Bearer {token}") }),
+            None => json!({}),
+        };
+        subscription.send(&json!({ "type": "connection_init", "payload": payload })).await?;
+        loop {
+            match subscription.receive().await? {
+                message if message["type"] == "connection_ack" => break,
+                message if message["type"] == "ping" => subscription.send(&json!({ "type": "pong" })).await?,
+                message => return Err(Error::Broken(format!("instead of an acknowledgement came {message}"))),
+            }
+        }
+        subscription
+            .send(&json!({
+                "id": "1",
+                "type": "subscribe",
+                "payload": { "query": document, "variables": variables },
+            }))
+            .await?;
+        Ok(subscription)
+    }
+}
+
+/// A running subscription; dropping it ends it.
+#[derive(Debug)]
+pub struct Subscription {
+    socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    over: bool,
+    heard: Instant,
+}
+
+impl Subscription {
+    /// The data of the next event; None when the server has completed the subscription.
+    ///
+    /// # Errors
+    /// When the operation ended with errors or the connection broke.
+    pub async fn next(&mut self) -> Result<Option<Value>, Error> {
+        while !self.over {
+            let mut message = match tokio::time::timeout(PING, self.receive()).await {
+                Ok(message) => message?,
+                Err(_) if self.heard.elapsed() > PING * 3 => {
+                    self.over = true;
+                    return Err(Error::Broken(format!("nothing heard for {} s", self.heard.elapsed().as_secs())));
+                }
+                Err(_) => {
+                    self.send(&json!({ "type": "ping" })).await?;
+                    continue;
+                }
+            };
+            match message["type"].as_str() {
+                Some("next") => {
+                    let mut payload = message["payload"].take();
+                    if let Some(Value::Array(errors)) = payload.get_mut("errors").map(Value::take)
+                        && !errors.is_empty()
+                    {
+                        return Err(Error::GraphQl(errors));
+                    }
+                    return Ok(Some(payload["data"].take()));
+                }
+                Some("error") => {
+                    self.over = true;
+                    return Err(Error::GraphQl(message["payload"].as_array().cloned().unwrap_or_default()));
+                }
+                Some("complete") => self.over = true,
+                Some("ping") => self.send(&json!({ "type": "pong" })).await?,
+                _ => {}
+            }
+        }
+        Ok(None)
+    }
+
+    async fn send(&mut self, message: &Value) -> Result<(), Error> {
+        self.socket
+            .send(Message::text(message.to_string()))
+            .await
+            .map_err(|error| Error::Broken(error.to_string()))
+    }
+
+    /// The next JSON message. May be dropped while it waits.
+    async fn receive(&mut self) -> Result<Value, Error> {
+        loop {
+            let message = self.socket.next().await;
+            self.heard = Instant::now();
+            match message {
+                Some(Ok(Message::Text(text))) => {
+                    return serde_json::from_str(&text).map_err(|error| Error::Broken(error.to_string()));
+                }
+                Some(Ok(Message::Close(frame))) => {
+                    let why = frame.map_or_else(
+                        || "closed".to_owned(),
+                        |frame| format!("closed with {}: {}", u16::from(frame.code), frame.reason),
+                    );
+                    return Err(Error::Broken(why));
+                }
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Err(Error::Broken(error.to_string())),
+                None => return Err(Error::Broken("closed without a word".to_owned())),
+            }
+        }
+    }
+}

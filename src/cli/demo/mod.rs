@@ -1,0 +1,374 @@
+//! `gennaker demo`: server, host, application and traffic on this machine, from version 1.0.0 to
+//! 2.0.0, watched over the product's own API. Everything it starts is stopped at its end.
+
+mod screen;
+pub mod setup;
+pub mod summary;
+mod view;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use self::screen::Screen;
+use self::summary::Group;
+use self::view::Tree;
+use super::client::Client;
+use super::load::{self, Load, Report};
+use super::{Failure, Outcome, asked_to_end, block_on};
+use crate::app::App;
+use crate::clock::Clock;
+use crate::config::{self, PortRange};
+use crate::model::Status;
+use crate::telemetry;
+
+/// Flags.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  gennaker demo                 ends with Ctrl-C, and removes what it made
+  gennaker demo --exit          ends by itself; status 0 if both deploys succeeded and no request failed
+  gennaker demo --keep          leaves the data directory, with the server's log in it")]
+pub struct Args {
+    /// End by itself; the status says whether both deploys succeeded and no request failed
+    #[arg(long)]
+    exit: bool,
+    /// Leave the data directory behind
+    #[arg(long)]
+    keep: bool,
+    /// Plain lines even on a terminal
+    #[arg(long)]
+    plain: bool,
+    /// Port of the server; the next free one is taken where it is in use
+    #[arg(long, default_value_t = 7777)]
+    port: u16,
+    /// Requests per second through the load balancer
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=5_000))]
+    rate: u32,
+}
+
+/// The first version and the second.
+const VERSIONS: [&str; 2] = ["1.0.0", "2.0.0"];
+/// Connections of the load.
+const CONNECTIONS: u32 = 4;
+/// Traffic before and after the second deploy, so that the summary shows a change.
+const CALM: Duration = Duration::from_secs(2);
+/// Ports that the load balancer may take.
+const LOAD_BALANCER_PORTS: (u16, u16) = (8080, 8179);
+/// From one drawing of the tree to the next while nothing happens.
+const REDRAW: Duration = Duration::from_millis(200);
+
+/// Shows it.
+///
+/// # Errors
+/// When a part does not start or, with `--exit`, something went wrong on the way.
+pub fn run(args: Args) -> Outcome {
+    block_on(async move {
+        let stop = CancellationToken::new();
+        let _watch = Owned(tokio::spawn({
+            let stop = stop.clone();
+            async move {
+                // Without handlers there is no way to end but the end itself.
+                if asked_to_end().await.is_ok() {
+                    stop.cancel();
+                }
+            }
+        }));
+        let mut screen = Screen::new(args.plain);
+        let ground = Ground::prepare(args.keep)?;
+        let outcome = demo(&args, &ground, &mut screen, &stop).await;
+        screen.keep();
+        screen.line("");
+        screen.line("Stopping the host and its instances …");
+        let cleared = ground.clear().await;
+        if args.keep {
+            screen.line(&format!("Data is left in {}", ground.dir.display()));
+        }
+        let good = outcome?;
+        cleared?;
+        // Ending it is how a person ends a demo; a program waits for its verdict.
+        Ok(if good || !args.exit { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    })
+}
+
+/// True when both deploys succeeded and no request failed.
+async fn demo(args: &Args, ground: &Ground, screen: &mut Screen, stop: &CancellationToken) -> anyhow::Result<bool> {
+    let app = tokio::select! {
+        app = ground.start_server(args.port) => app?,
+        () = stop.cancelled() => return Ok(false),
+    };
+    let verdict = tokio::select! {
+        verdict = present(args, &app, ground, screen) => verdict,
+        () = app.failed() => Err(anyhow::anyhow!("the server ended by itself; see {}", ground.log().display())),
+        () = stop.cancelled() => Ok(false),
+    };
+    let verdict = match verdict {
+        Err(error) if !args.exit => {
+            screen.keep();
+            screen.line("");
+            screen.line(&screen.paint().with("31", &format!("The demo did not work out: {error:#}")));
+            screen.line(&format!("The server's log is {}", ground.log().display()));
+            Ok(false)
+        }
+        verdict => verdict,
+    };
+    if !args.exit && !stop.is_cancelled() {
+        screen.line("");
+        screen.line(&format!("Still serving {} (Ctrl-C ends it)", address_of(&app)?));
+        stop.cancelled().await;
+    }
+    app.stop().await?;
+    verdict
+}
+
+/// The URL with a token in its fragment, which browsers keep to themselves.
+fn address_of(app: &App) -> anyhow::Result<String> {
+    let token = app.first_token().context("the new server gave no token")?;
+    Ok(format!("{}/#token={token}", app.url()))
+}
+
+async fn present(args: &Args, app: &App, ground: &Ground, screen: &mut Screen) -> anyhow::Result<bool> {
+    let client = Client::new(&app.url(), app.first_token())?;
+    screen.line(&screen.paint().bold("Gennaker demo: one application, two versions, live traffic"));
+    screen.line("");
+    screen.line(&format!("  Look inside   {}", address_of(app)?));
+    screen.line(&format!("  Data          {}", ground.dir.display()));
+    show(args, &client, screen).await
+}
+
+/// The show itself; true when all went well.
+async fn show(args: &Args, client: &Client, screen: &mut Screen) -> anyhow::Result<bool> {
+    let executable = std::env::current_exe()?.canonicalize()?;
+    setup::create_application(client).await?;
+    let execution = setup::upsert_security_group(client, LOAD_BALANCER_PORTS).await?;
+    succeed(follow(client, &execution, screen).await?)?;
+    let execution = setup::upsert_load_balancer(client, LOAD_BALANCER_PORTS).await?;
+    succeed(follow(client, &execution, screen).await?)?;
+    let address = setup::load_balancer_address(client).await?;
+    setup::save_pipeline(client, setup::pipeline(&executable, address)).await?;
+    screen.line(&format!("  The load balancer listens at http://{address}/"));
+    screen.line("");
+    let messages = Messages::start(client).await?;
+
+    screen.line(&screen.paint().bold(&format!("Version {}", VERSIONS[0])));
+    let execution = setup::start_pipeline(client, VERSIONS[0]).await?;
+    succeed(follow(client, &execution, screen).await?)?;
+    messages.show(screen);
+
+    let load = Load::start(load::Options {
+        target: address,
+        path: "/".to_owned(),
+        requests_per_second: args.rate,
+        connections: CONNECTIONS,
+        retry_broken: false,
+    });
+    tokio::time::sleep(CALM).await;
+    let before = setup::server_groups(client).await?;
+    screen.line("");
+    screen.line(&screen.paint().bold(&format!("Version {}, under {} requests per second", VERSIONS[1], args.rate)));
+    let execution = setup::start_pipeline(client, VERSIONS[1]).await?;
+    let second = follow(client, &execution, screen).await?;
+    messages.show(screen);
+    tokio::time::sleep(CALM).await;
+    let report = load.stop().await;
+    let after = setup::server_groups(client).await?;
+
+    screen.line("");
+    for line in summary::draw(screen.paint(), &report, &before, &after) {
+        screen.line(&line);
+    }
+    Ok(second.ended() == Some(Status::Succeeded) && faultless(&report, &after))
+}
+
+/// Traffic flowed, none of it failed, and the end of it came from the new version.
+fn faultless(report: &Report, after: &[Group]) -> bool {
+    let [old, new] = VERSIONS;
+    let versions = report.versions();
+    report.failed == 0
+        && versions.contains_key(old)
+        && versions.contains_key(new)
+        && after.iter().any(|group| group.version == new && group.enabled)
+        && after.iter().all(|group| group.version == new || !group.enabled)
+}
+
+fn succeed(tree: Tree) -> anyhow::Result<()> {
+    if tree.ended() == Some(Status::Succeeded) {
+        return Ok(());
+    }
+    match tree.failure() {
+        Some(failure) => {
+            let hint = failure.hint.as_ref().map(|hint| format!("; {hint}")).unwrap_or_default();
+            let log = failure.log_tail.as_ref().map(|log| format!("\n{log}")).unwrap_or_default();
+            anyhow::bail!("{}: {}{hint}{log}", failure.code, failure.message)
+        }
+        None => anyhow::bail!("an execution ended as {:?}", tree.ended()),
+    }
+}
+
+/// Shows an execution's tree until it ends.
+async fn follow(client: &Client, execution: &str, screen: &mut Screen) -> anyhow::Result<Tree> {
+    let clock = Clock::system();
+    let mut subscription =
+        client.subscribe(setup::FOLLOW, &serde_json::json!({ "id": execution, "after": null })).await?;
+    // A task of its own reads, so that drawing never cuts a read short.
+    let (sender, mut events) = tokio::sync::mpsc::channel(64);
+    let reader = Owned(tokio::spawn(async move {
+        loop {
+            let next = subscription.next().await;
+            let over = !matches!(next, Ok(Some(_)));
+            if sender.send(next).await.is_err() || over {
+                return;
+            }
+        }
+    }));
+    let mut tree = Tree::default();
+    let mut redraw = tokio::time::interval(REDRAW);
+    loop {
+        tokio::select! {
+            event = events.recv() => match event.transpose()?.flatten() {
+                Some(mut data) => {
+                    let lines = tree.apply(&data["executionEvents"].take());
+                    if !screen.is_terminal() {
+                        lines.iter().for_each(|line| screen.line(line));
+                    }
+                }
+                None => break,
+            },
+            _ = redraw.tick(), if screen.is_terminal() => screen.picture(&tree.draw(clock.now(), screen.paint())),
+        }
+    }
+    drop(reader);
+    if screen.is_terminal() {
+        screen.picture(&tree.draw(clock.now(), screen.paint()));
+        screen.keep();
+    }
+    Ok(tree)
+}
+
+/// Messages to people, as they come over the feed.
+struct Messages {
+    received: std::sync::Mutex<tokio::sync::mpsc::Receiver<String>>,
+    _reader: Owned,
+}
+
+impl Messages {
+    async fn start(client: &Client) -> anyhow::Result<Self> {
+        let mut subscription = client.subscribe(setup::NOTIFICATIONS, &serde_json::json!({})).await?;
+        let (sender, received) = tokio::sync::mpsc::channel(64);
+        let reader = Owned(tokio::spawn(async move {
+            while let Ok(Some(data)) = subscription.next().await {
+                let message = &data["notifications"]["notification"];
+                let text = message["subject"].as_str().unwrap_or_default().to_owned();
+                if !text.is_empty() && sender.send(text).await.is_err() {
+                    return;
+                }
+            }
+        }));
+        Ok(Self { received: received.into(), _reader: reader })
+    }
+
+    fn show(&self, screen: &mut Screen) {
+        let mut received = self.received.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        while let Ok(text) = received.try_recv() {
+            screen.line(&screen.paint().dim(&format!("  message: {text}")));
+        }
+    }
+}
+
+/// A task that ends with its owner.
+struct Owned(JoinHandle<()>);
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// What the demo stands on: a directory, a slice of ports, and a host of its own.
+struct Ground {
+    dir: PathBuf,
+    keep: bool,
+    config: config::Config,
+    /// Holds the slice of ports for this demo: another one finds it taken.
+    _slot: std::net::TcpListener,
+}
+
+/// Ports of one demo.
+const SLOT_PORTS: u16 = 200;
+const SLOTS: u16 = 48;
+
+impl Ground {
+    fn prepare(keep: bool) -> Result<Self, Failure> {
+        let (slot, ports) = take_slot()?;
+        let executable = std::env::current_exe()?.canonicalize()?;
+        let dir = temporary_dir().context("a directory for the demo's data")?;
+        let root = executable.parent().unwrap_or(Path::new("/")).to_owned();
+        let args = config::Args {
+            data: config::DataArgs { data_dir: Some(dir.join("data")), ..config::DataArgs::default() },
+            host: config::HostArgs { artifact_root: vec![root], port_range: ports, ..config::HostArgs::default() },
+            ..config::Args::default()
+        };
+        let config = args.validate()?;
+        let log = std::fs::File::create(dir.join("server.log"))?;
+        telemetry::start(config::LogFormat::Text, telemetry::Target::File(log));
+        Ok(Self { dir, keep, config, _slot: slot })
+    }
+
+    async fn start_server(&self, port: u16) -> anyhow::Result<App> {
+        let listener = listen_from(port).await?;
+        Ok(App::start(self.config.clone(), listener, Clock::system()).await?)
+    }
+
+    fn log(&self) -> PathBuf {
+        self.dir.join("server.log")
+    }
+
+    /// Stops the host with its instances and removes the data.
+    async fn clear(&self) -> anyhow::Result<()> {
+        let stopped = crate::cli::host::stop_all(&self.config.host.dir).await;
+        if !self.keep {
+            std::fs::remove_dir_all(&self.dir).with_context(|| format!("removing {}", self.dir.display()))?;
+        }
+        stopped
+    }
+}
+
+/// The wanted port, or the next free one, or any.
+async fn listen_from(port: u16) -> anyhow::Result<TcpListener> {
+    for port in (port..=port.saturating_add(100)).chain([0]) {
+        let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
+        match TcpListener::bind(address).await {
+            Ok(listener) => return Ok(listener),
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {}
+            Err(error) => return Err(error).with_context(|| format!("listening on {address}")),
+        }
+    }
+    anyhow::bail!("no free port on 127.0.0.1")
+}
+
+/// A slice of the ports for instances that no other demo uses: whoever listens on its first port has it.
+fn take_slot() -> anyhow::Result<(std::net::TcpListener, PortRange)> {
+    for slot in 0..SLOTS {
+        let first = PortRange::DEFAULT.first + slot * SLOT_PORTS;
+        if let Ok(listener) = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, first)) {
+            return Ok((listener, PortRange { first: first + 1, last: first + SLOT_PORTS - 1 }));
+        }
+    }
+    anyhow::bail!("all ports for demos are taken; end one of those that run")
+}
+
+/// A new directory that only this user can read.
+fn temporary_dir() -> std::io::Result<PathBuf> {
+    use std::os::unix::fs::DirBuilderExt;
+    let base = std::env::temp_dir().canonicalize()?;
+    let name = format!("gennaker-demo-{}", &uuid::Uuid::new_v4().simple().to_string()[..12]);
+    let dir = base.join(name);
+    std::fs::DirBuilder::new().mode(0o700).create(&dir)?;
+    Ok(dir)
+}

@@ -1,0 +1,128 @@
+//! `gennaker host`: the process that owns load balancers and instances of this machine, and what
+//! may be asked of it: `status`, `upgrade`, `stop`.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+
+use super::{Outcome, block_on};
+use crate::providers::host::control::{Control, Error};
+use crate::providers::host::daemon::{MAX_INSTANCES, Options, PortRange, keeper, worker};
+use crate::providers::host::protocol::{StopHost, Upgrade};
+
+/// What `gennaker host` is given.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// The host's own directory; one host per directory.
+    #[arg(long, global = true, env = "GENNAKER_HOST_DIR", value_name = "DIR", default_value = "gennaker-data/host")]
+    pub dir: PathBuf,
+    /// The account that this host belongs to.
+    #[arg(long, default_value = "local")]
+    pub account: String,
+    /// The location that this host is.
+    #[arg(long, default_value = "local")]
+    pub location: String,
+    /// Local artifacts must lie below one of these directories; may be repeated.
+    #[arg(long = "artifact-root", value_name = "DIR")]
+    pub artifact_roots: Vec<PathBuf>,
+    /// `secret://file/…` must point below one of these directories; may be repeated.
+    #[arg(long = "secret-root", value_name = "DIR")]
+    pub secret_roots: Vec<PathBuf>,
+    /// Ports for instances; keep it outside the ephemeral range of the system.
+    #[arg(long, default_value_t = PortRange::DEFAULT, value_name = "FROM-TO")]
+    pub ports: PortRange,
+    /// Instances on this host, at most.
+    #[arg(long, default_value_t = MAX_INSTANCES)]
+    pub max_instances: usize,
+    /// Used by a host for its own parts.
+    #[arg(long, hide = true, conflicts_with = "adopt")]
+    pub worker: bool,
+    /// Used by a host for its own parts.
+    #[arg(long, hide = true)]
+    pub adopt: bool,
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What may be asked of a running host.
+#[derive(Debug, Clone, clap::Subcommand)]
+pub enum Command {
+    /// What the host is and holds
+    Status,
+    /// Replaces the running host by a binary, without a dropped request
+    Upgrade {
+        /// The new binary; the same path as before when absent.
+        #[arg(long, value_name = "FILE")]
+        binary: Option<PathBuf>,
+    },
+    /// Ends the host; its instances run on until a host takes the directory again, unless told
+    Stop {
+        /// Stops the instances too.
+        #[arg(long)]
+        instances: bool,
+    },
+}
+
+/// How long a command waits for the host to do it.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long stopping may take: the instances have their grace times.
+const STOP: Duration = Duration::from_secs(3_700);
+
+/// Runs a host until it is stopped, or asks one. Must be called before any runtime exists.
+///
+/// # Errors
+/// What failed, and what to do.
+pub fn run(args: Args) -> Outcome {
+    let directory = std::path::absolute(&args.dir).context("cannot make the host's directory absolute")?;
+    let Some(command) = args.command else { return host(args, &directory) };
+    block_on(async move {
+        let control = Control::new(&directory);
+        match command {
+            Command::Status => {
+                let status = control.status().await?;
+                println!("{}", serde_json::to_string_pretty(&status)?);
+            }
+            Command::Upgrade { binary } => {
+                let binary = binary.as_deref().map(std::path::absolute).transpose()?;
+                let status = control.upgrade(Upgrade { binary }, PATIENCE).await.with_context(|| {
+                    format!("the upgrade did not come about; see {}", directory.join("host.log").display())
+                })?;
+                println!("process {} of version {} has taken over", status.pid, status.version);
+            }
+            Command::Stop { instances } => {
+                control.stop(StopHost { instances }, STOP).await?;
+                println!("stopped");
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// Stops the host of a directory with all its instances; also what a host that is gone left running.
+///
+/// # Errors
+/// What could not be stopped.
+pub async fn stop_all(directory: &Path) -> anyhow::Result<()> {
+    match Control::new(directory).stop(StopHost { instances: true }, STOP).await {
+        Ok(()) => Ok(()),
+        Err(Error::Absent { .. }) => worker::stop_left_behind(directory).await,
+        Err(error) => Err(error).with_context(|| format!("stopping the host of {}", directory.display())),
+    }
+}
+
+fn host(args: Args, directory: &Path) -> Outcome {
+    let options = Options {
+        account: args.account,
+        location: args.location,
+        artifact_roots: args.artifact_roots,
+        secret_roots: args.secret_roots,
+        ports: args.ports,
+        max_instances: args.max_instances,
+        ..Options::new(directory)?
+    };
+    if args.worker { worker::run(options)? } else { keeper::run(options, args.adopt)? }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,59 @@
+//! `gennaker serve`: the server, until it is asked to end.
+
+use std::process::ExitCode;
+
+use super::{Failure, Outcome, asked_to_end, block_on};
+use crate::app::{self, App};
+use crate::clock::Clock;
+use crate::config;
+use crate::telemetry;
+
+/// Flags.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  gennaker serve --artifact-root /srv/builds
+  gennaker serve --listen 127.0.0.1:0 --data-dir /tmp/try
+  DATABASE_URL=postgres://gennaker@db/gennaker gennaker serve --log json
+
+The first start makes the principal `admin` and prints a token for it once. Instances and load
+balancers belong to the host daemon, which goes on when the server ends: see `gennaker host`.")]
+pub struct Args {
+    #[command(flatten)]
+    pub config: config::Args,
+}
+
+/// Serves.
+///
+/// # Errors
+/// When a setting does not hold or a part does not start.
+pub fn run(args: Args) -> Outcome {
+    telemetry::start(args.config.log.format, telemetry::Target::Stderr);
+    let config = args.config.validate().map_err(Failure::input)?;
+    block_on(async move {
+        let listener = app::listen(config.server.listen).await?;
+        let data = config.data.describe();
+        let app = App::start(config, listener, Clock::system()).await?;
+        announce(&app, &data);
+        tokio::select! {
+            ended = asked_to_end() => ended?,
+            () = app.failed() => {}
+        }
+        app.stop().await?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+fn announce(app: &App, data: &str) {
+    println!("Gennaker serves {} ({data})", app.url());
+    println!("  GraphQL   {}/graphql", app.url());
+    match app.first_token() {
+        Some(token) => {
+            println!("  Explore   {}/#token={token}", app.url());
+            println!();
+            println!("The first start made the principal `admin`. Its token is shown this once:");
+            println!("  {token}");
+        }
+        None => println!("  Explore   {}/#token=<your token>", app.url()),
+    }
+}

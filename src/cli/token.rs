@@ -1,0 +1,196 @@
+//! `gennaker token`: who may come in. Works on the database itself, beside a running server or
+//! without one: whoever may read the data directory administers the server.
+
+use std::process::ExitCode;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use clap::{Subcommand, ValueEnum};
+
+use super::{Failure, Outcome, block_on};
+use crate::app::local_actor;
+use crate::auth::token;
+use crate::clock::Clock;
+use crate::config::DataArgs;
+use crate::model::{PrincipalKind, Role, Token, TokenId};
+use crate::store::{PageRequest, Store};
+
+/// Flags.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  gennaker token create --principal alice --role operator
+  gennaker token create --principal ci --kind service --role operator --expires-in-days 90
+  gennaker token list
+  gennaker token revoke tk_0199a1b2c3d47e5f8a9b0c1d2e3f4a5b
+
+A running server takes a new token at once and refuses a revoked one within ten seconds.")]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a token and show it, once
+    Create(Create),
+    /// List tokens, without their secrets
+    List(List),
+    /// Make a token invalid
+    Revoke(Revoke),
+}
+
+#[derive(Debug, clap::Args)]
+struct Create {
+    /// Whose token it is: a person's or a program's name; made if there is none of that name
+    #[arg(long, value_name = "NAME")]
+    principal: String,
+    /// What a new principal may do
+    #[arg(long, value_enum, default_value_t = RoleArg::Viewer)]
+    role: RoleArg,
+    /// What a new principal is
+    #[arg(long, value_enum, default_value_t = KindArg::User)]
+    kind: KindArg,
+    /// What the token is for
+    #[arg(long, default_value = "")]
+    description: String,
+    /// Days until it is no longer valid; without it, it stays valid until revoked
+    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=36_500))]
+    expires_in_days: Option<u32>,
+    #[command(flatten)]
+    data: DataArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct List {
+    #[command(flatten)]
+    data: DataArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct Revoke {
+    /// Id of the token, as listed: tk_…
+    token: TokenId,
+    #[command(flatten)]
+    data: DataArgs,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum RoleArg {
+    /// Reads everything but secrets, tokens and the audit log
+    Viewer,
+    /// Also saves, starts, judges and cancels
+    Operator,
+    /// Everything
+    Admin,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum KindArg {
+    User,
+    Service,
+}
+
+/// Does it.
+///
+/// # Errors
+/// When the database cannot be opened, or what is asked does not hold.
+pub fn run(args: Args) -> Outcome {
+    block_on(async move {
+        match args.command {
+            Command::Create(create) => self::create(create).await,
+            Command::List(list) => self::list(list).await,
+            Command::Revoke(revoke) => self::revoke(revoke).await,
+        }
+    })
+}
+
+async fn open(data: DataArgs, clock: &Clock) -> Result<Store, Failure> {
+    let data = data.validate().map_err(Failure::input)?;
+    Ok(Store::open_beside(&data.store_options(), clock.clone()).await?)
+}
+
+async fn create(args: Create) -> Outcome {
+    let clock = Clock::system();
+    let store = open(args.data, &clock).await?;
+    let actor = local_actor(&store, &clock).await?;
+    let role = match args.role {
+        RoleArg::Viewer => Role::Viewer,
+        RoleArg::Operator => Role::Operator,
+        RoleArg::Admin => Role::Admin,
+    };
+    let kind = match args.kind {
+        KindArg::User => PrincipalKind::User,
+        KindArg::Service => PrincipalKind::Service,
+    };
+    let principal = token::ensure_principal(&store, &actor, &args.principal, kind, &[role], clock.now())
+        .await
+        .map_err(failure)?;
+    let expires_at = args.expires_in_days.map(|days| clock.now() + TimeDelta::days(days.into()));
+    let (made, text) = token::issue(&store, &actor, &principal, &args.description, clock.now(), expires_at)
+        .await
+        .map_err(failure)?;
+    store.close().await;
+    if principal.roles != [role] {
+        eprintln!("note: `{}` was there before and keeps its roles: {}", principal.name, roles(&principal.roles));
+    }
+    eprintln!("token {} of `{}` ({}), shown this once:", made.id, principal.name, roles(&principal.roles));
+    println!("{text}");
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn list(args: List) -> Outcome {
+    let clock = Clock::system();
+    let store = open(args.data, &clock).await?;
+    let mut after = None;
+    println!("{:<35}  {:<20}  {:<10}  {:<20}  {:<8}  description", "token", "principal", "roles", "created", "state");
+    loop {
+        let page = store.tokens(&PageRequest { after, before: None, limit: 100, backward: false }).await?;
+        for (_, token) in &page.items {
+            let principal = store.principal(token.principal).await?;
+            let (name, roles) = principal.map_or(("?".into(), "?".into()), |p| (p.name, roles(&p.roles)));
+            println!(
+                "{:<35}  {name:<20}  {roles:<10}  {:<20}  {:<8}  {}",
+                token.id.to_string(),
+                token.created_at.format("%Y-%m-%dT%H:%M:%SZ"),
+                state(token, clock.now()),
+                token.description
+            );
+        }
+        after = page.items.last().map(|(key, _)| key.clone());
+        if !page.has_next || after.is_none() {
+            break;
+        }
+    }
+    store.close().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn revoke(args: Revoke) -> Outcome {
+    let clock = Clock::system();
+    let store = open(args.data, &clock).await?;
+    let actor = local_actor(&store, &clock).await?;
+    let token = token::revoke(&store, &actor, args.token, clock.now()).await.map_err(failure)?;
+    store.close().await;
+    println!("{} is revoked", token.id);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn failure(error: token::Error) -> Failure {
+    match error {
+        token::Error::Invalid(_) | token::Error::NotFound(_) => Failure::input(error),
+        error => error.into(),
+    }
+}
+
+fn state(token: &Token, now: DateTime<Utc>) -> &'static str {
+    match (token.revoked_at, token.expires_at) {
+        (Some(_), _) => "revoked",
+        (None, Some(at)) if at <= now => "expired",
+        _ => "valid",
+    }
+}
+
+fn roles(roles: &[Role]) -> String {
+    let names: Vec<_> = roles.iter().map(|role| format!("{role:?}").to_uppercase()).collect();
+    names.join("+")
+}

@@ -1,0 +1,141 @@
+//! Where the data is, how durable it is, and for how long it stays.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::Error;
+use crate::store::{Durability, Options};
+
+/// Flags.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Data")]
+pub struct DataArgs {
+    /// Directory of the database and everything else that is kept
+    /// [default: $XDG_DATA_HOME/gennaker or ~/.local/share/gennaker]
+    #[arg(long, env = "GENNAKER_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// PostgreSQL instead of SQLite: postgres://user@host/database
+    #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
+    pub database_url: Option<String>,
+    /// What a power cut may take from SQLite: nothing (full), or the last commits (normal)
+    #[arg(long, env = "GENNAKER_DURABILITY", value_enum, default_value_t = Durability::Full)]
+    pub durability: Durability,
+    /// Finished executions are deleted after this many days; 0 keeps them for good
+    #[arg(long, env = "GENNAKER_RETENTION_DAYS", value_name = "DAYS", default_value_t = DataArgs::RETENTION_DAYS)]
+    pub retention_days: u32,
+}
+
+impl DataArgs {
+    const RETENTION_DAYS: u32 = 30;
+    /// Commits that may wait for the writer.
+    const QUEUE_MAX: usize = 4096;
+
+    /// # Errors
+    /// When no directory is given and none can be derived, or the URL is of no database we know.
+    pub fn validate(self) -> Result<DataConfig, Error> {
+        if let Some(url) = &self.database_url
+            && !["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme))
+        {
+            return Err(Error::new(
+                "--database-url",
+                "is not a postgres:// URL; leave it (and DATABASE_URL) out for SQLite in the data directory",
+            ));
+        }
+        let dir = match self.data_dir {
+            Some(dir) => std::path::absolute(&dir)
+                .map_err(|error| Error::new("--data-dir", format!("{}: {error}", dir.display())))?,
+            None => default_dir(|name| std::env::var_os(name).map(PathBuf::from))?,
+        };
+        Ok(DataConfig {
+            dir,
+            database_url: self.database_url,
+            durability: self.durability,
+            retention: (self.retention_days > 0)
+                .then(|| Duration::from_secs(u64::from(self.retention_days) * 24 * 60 * 60)),
+        })
+    }
+}
+
+impl Default for DataArgs {
+    fn default() -> Self {
+        Self {
+            data_dir: None,
+            database_url: None,
+            durability: Durability::Full,
+            retention_days: Self::RETENTION_DAYS,
+        }
+    }
+}
+
+fn default_dir(variable: impl Fn(&str) -> Option<PathBuf>) -> Result<PathBuf, Error> {
+    let absolute = |path: PathBuf| path.is_absolute().then_some(path);
+    variable("XDG_DATA_HOME")
+        .and_then(absolute)
+        .or_else(|| variable("HOME").and_then(absolute).map(|home| home.join(".local/share")))
+        .map(|base| base.join("gennaker"))
+        .ok_or_else(|| Error::new("--data-dir", "neither XDG_DATA_HOME nor HOME is set; say where the data shall be"))
+}
+
+/// Settings.
+#[derive(Debug, Clone)]
+pub struct DataConfig {
+    pub dir: PathBuf,
+    pub database_url: Option<String>,
+    pub durability: Durability,
+    /// Finished executions older than this are deleted; None keeps them.
+    pub retention: Option<Duration>,
+}
+
+impl DataConfig {
+    /// What the store wants to know.
+    #[must_use]
+    pub fn store_options(&self) -> Options {
+        Options {
+            database_url: self.database_url.clone(),
+            data_dir: self.dir.clone(),
+            durability: self.durability,
+            queue_max: DataArgs::QUEUE_MAX,
+        }
+    }
+
+    /// For people; without the database's password.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        match &self.database_url {
+            Some(_) => format!("PostgreSQL, other data in {}", self.dir.display()),
+            None => format!("SQLite in {}", self.dir.display()),
+        }
+    }
+
+    /// A path below the data directory.
+    #[must_use]
+    pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.dir.join(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dir(xdg: Option<&str>, home: Option<&str>) -> Result<PathBuf, Error> {
+        default_dir(|name| if name == "HOME" { home } else { xdg }.map(PathBuf::from))
+    }
+
+    #[test]
+    fn the_data_directory_follows_the_desktop_rules() {
+        assert_eq!(dir(Some("/x"), Some("/h")), Ok("/x/gennaker".into()));
+        assert_eq!(dir(None, Some("/h")), Ok("/h/.local/share/gennaker".into()));
+        // a relative XDG_DATA_HOME is to be ignored
+        assert_eq!(dir(Some("x"), Some("/h")), Ok("/h/.local/share/gennaker".into()));
+        assert!(dir(None, None).is_err());
+    }
+
+    #[test]
+    fn a_url_of_another_database_is_refused_without_being_repeated() {
+        let error = DataArgs { database_url: Some("mysql://root:pw@x/y".into()), ..DataArgs::default() }
+            .validate()
+            .expect_err("not a database of ours");
+        assert!(!error.to_string().contains("pw"), "{error}");
+    }
+}

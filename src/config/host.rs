@@ -1,0 +1,114 @@
+//! The host provider: its directory, what it may run, and the ports it may use.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use super::Error;
+
+/// Flags.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Host")]
+pub struct HostArgs {
+    /// Directory of the host daemon, which is started if none runs there
+    /// [default: `host` in the data directory]
+    #[arg(long, env = "GENNAKER_HOST_DIR", value_name = "DIR")]
+    pub host_dir: Option<PathBuf>,
+    /// Local artifacts must lie below one of these directories; may be repeated
+    #[arg(long, env = "GENNAKER_ARTIFACT_ROOTS", value_name = "DIR", value_delimiter = ':')]
+    pub artifact_root: Vec<PathBuf>,
+    /// Ports for instances; keep it outside the ephemeral range of the system
+    #[arg(long, env = "GENNAKER_PORT_RANGE", value_name = "FROM-TO", default_value_t = PortRange::DEFAULT)]
+    pub port_range: PortRange,
+}
+
+impl Default for HostArgs {
+    fn default() -> Self {
+        Self { host_dir: None, artifact_root: Vec::new(), port_range: PortRange::DEFAULT }
+    }
+}
+
+/// Ports from the first to the last, both included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortRange {
+    pub first: u16,
+    pub last: u16,
+}
+
+impl PortRange {
+    /// Below the ephemeral ports of Linux (32768 on) and macOS (49152 on).
+    pub const DEFAULT: Self = Self { first: 20_000, last: 29_999 };
+}
+
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.first, self.last)
+    }
+}
+
+impl FromStr for PortRange {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (first, last) = text.split_once('-').ok_or("a range of ports is written 20000-29999")?;
+        let port = |text: &str| text.trim().parse::<u16>().map_err(|_| format!("`{text}` is not a port"));
+        let (first, last) = (port(first)?, port(last)?);
+        if first < 1024 || last < first {
+            return Err(format!("{first}-{last} is not a range of ports from 1024 on, the lower one first"));
+        }
+        Ok(Self { first, last })
+    }
+}
+
+impl HostArgs {
+    /// # Errors
+    /// When an artifact root is no absolute directory.
+    pub fn validate(self, data_dir: &Path) -> Result<HostConfig, Error> {
+        let mut artifact_roots = Vec::new();
+        for root in self.artifact_root {
+            let found = root.canonicalize().map_err(|error| {
+                Error::new("--artifact-root", format!("{}: {error}; name an existing directory", root.display()))
+            })?;
+            if !found.is_dir() {
+                return Err(Error::new("--artifact-root", format!("{} is not a directory", root.display())));
+            }
+            artifact_roots.push(found);
+        }
+        let dir = match self.host_dir {
+            Some(dir) => std::path::absolute(&dir)
+                .map_err(|error| Error::new("--host-dir", format!("{}: {error}", dir.display())))?,
+            None => data_dir.join("host"),
+        };
+        Ok(HostConfig { dir, artifact_roots, port_range: self.port_range })
+    }
+}
+
+/// Settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostConfig {
+    /// One host per directory.
+    pub dir: PathBuf,
+    /// Absolute, links resolved.
+    pub artifact_roots: Vec<PathBuf>,
+    pub port_range: PortRange,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_range_reads_back() {
+        assert_eq!("20000-29999".parse(), Ok(PortRange::DEFAULT));
+        assert_eq!(PortRange::DEFAULT.to_string().parse(), Ok(PortRange::DEFAULT));
+        for text in ["", "20000", "30000-20000", "80-90", "1-x", "70000-80000"] {
+            assert!(text.parse::<PortRange>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_artifact_root_has_to_exist() {
+        let args = HostArgs { artifact_root: vec!["/does/not/exist".into()], ..HostArgs::default() };
+        let error = args.validate(Path::new("/data")).expect_err("no such directory");
+        assert_eq!(error.setting, "--artifact-root");
+    }
+}

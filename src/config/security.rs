@@ -1,0 +1,72 @@
+//! Which files hold secrets, and which private addresses outgoing calls may reach.
+
+use std::path::PathBuf;
+
+use super::Error;
+use crate::outbound::Allow;
+
+/// Flags.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Security")]
+pub struct SecurityArgs {
+    /// `secret://file/…` may name files below these directories; may be repeated
+    #[arg(long, env = "GENNAKER_SECRET_DIRS", value_name = "DIR", value_delimiter = ':')]
+    pub secret_dir: Vec<PathBuf>,
+    /// Private or loopback networks (CIDR), addresses or host:port that outgoing calls may reach; may
+    /// be repeated. Public addresses and own load balancers need none
+    #[arg(long, env = "GENNAKER_OUTBOUND_ALLOW", value_name = "ENTRY", value_delimiter = ',')]
+    pub outbound_allow: Vec<String>,
+}
+
+/// Settings.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SecurityConfig {
+    /// Absolute, links resolved.
+    pub secret_dirs: Vec<PathBuf>,
+    pub outbound_allow: Vec<Allow>,
+}
+
+impl SecurityArgs {
+    /// # Errors
+    /// When a directory does not exist or a network is none.
+    pub fn validate(self) -> Result<SecurityConfig, Error> {
+        let secret_dirs = self
+            .secret_dir
+            .into_iter()
+            .map(|dir| {
+                dir.canonicalize().map_err(|error| {
+                    Error::new("--secret-dir", format!("{}: {error}; name an existing directory", dir.display()))
+                })
+            })
+            .collect::<Result<_, _>>()?;
+        let outbound_allow = self
+            .outbound_allow
+            .iter()
+            .map(|text| text.parse().map_err(|error| Error::new("--outbound-allow", format!("{error}"))))
+            .collect::<Result<_, _>>()?;
+        Ok(SecurityConfig { secret_dirs, outbound_allow })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn allow(entries: &[&str]) -> Result<SecurityConfig, Error> {
+        let outbound_allow = entries.iter().map(ToString::to_string).collect();
+        SecurityArgs { secret_dir: Vec::new(), outbound_allow }.validate()
+    }
+
+    #[test]
+    fn networks_addresses_and_hosts_with_a_port_are_taken() {
+        let config = allow(&["10.0.0.0/8", "::1", "hooks.internal:8443"]).expect("all three are entries");
+        assert_eq!(config.outbound_allow.len(), 3);
+        assert_eq!(allow(&["example.org"]).expect_err("a name alone is none").setting, "--outbound-allow");
+    }
+
+    #[test]
+    fn a_secret_directory_has_to_exist() {
+        let args = SecurityArgs { secret_dir: vec!["/does/not/exist".into()], outbound_allow: Vec::new() };
+        assert_eq!(args.validate().expect_err("no such directory").setting, "--secret-dir");
+    }
+}

@@ -1,0 +1,202 @@
+//! Whether a pipeline's definition holds: the first fault, by its path.
+
+use std::collections::{HashMap, HashSet};
+
+use super::commands::{Code, Error, did_you_mean};
+use super::contract::Registry;
+use super::{Options, notices};
+use crate::expression;
+use crate::model::{PipelineDefinition, StageSpec};
+
+/// Stages of a pipeline.
+const STAGES_MAX: usize = 100;
+/// Parameters of a pipeline.
+const PARAMETERS_MAX: usize = 100;
+/// Notification rules of a pipeline.
+const RULES_MAX: usize = 20;
+/// Characters of a key or a parameter's name.
+const KEY_MAX: usize = 64;
+/// Characters of a name or title.
+const NAME_MAX: usize = 200;
+/// Characters of a description.
+const DESCRIPTION_MAX: usize = 4_000;
+/// The longest timeout of a stage: a year.
+const TIMEOUT_MAX: u64 = 365 * 86_400;
+
+/// Checks the whole definition.
+pub(super) fn definition(definition: &PipelineDefinition, registry: &Registry, options: &Options) -> Result<(), Error> {
+    if definition.format_version != PipelineDefinition::FORMAT_VERSION {
+        let message = format!(
+            "format version {} is not known; this server writes and reads {}",
+            definition.format_version,
+            PipelineDefinition::FORMAT_VERSION
+        );
+        return Err(Error::invalid(&["formatVersion"], message));
+    }
+    text(&["description"], &definition.description, DESCRIPTION_MAX)?;
+    if definition.notifications.len() > RULES_MAX {
+        return Err(Error::invalid(
+            &["notifications"],
+            format!("a pipeline has at most {RULES_MAX} notification rules"),
+        ));
+    }
+    parameters(definition)?;
+    let stages = &definition.stages;
+    if stages.is_empty() || stages.len() > STAGES_MAX {
+        let message = format!("a pipeline has 1 to {STAGES_MAX} stages, not {}", stages.len());
+        return Err(Error::invalid(&["stages"], message));
+    }
+    keys(stages)?;
+    references(stages)?;
+    cycles(stages)?;
+    for (index, stage) in stages.iter().enumerate() {
+        config(index, stage, registry, options)?;
+    }
+    Ok(())
+}
+
+fn text(field: &[&str], text: &str, max: usize) -> Result<(), Error> {
+    if text.chars().count() > max {
+        return Err(Error::invalid(field, format!("the text has more than {max} characters")));
+    }
+    Ok(())
+}
+
+fn is_key(key: &str) -> bool {
+    let allowed = |char: char| char.is_ascii_alphanumeric() || matches!(char, '-' | '_');
+    !key.is_empty() && key.len() <= KEY_MAX && key.chars().all(allowed)
+}
+
+fn parameters(definition: &PipelineDefinition) -> Result<(), Error> {
+    if definition.parameters.len() > PARAMETERS_MAX {
+        return Err(Error::invalid(&["parameters"], format!("a pipeline has at most {PARAMETERS_MAX} parameters")));
+    }
+    let mut names = HashSet::new();
+    for (index, parameter) in definition.parameters.iter().enumerate() {
+        let at = index.to_string();
+        let (name, size) = (&parameter.name, notices::size);
+        if !is_key(name) {
+            let message = format!("`{name}` is not a parameter's name: 1 to {KEY_MAX} letters, digits, `-` and `_`");
+            return Err(Error::invalid(&["parameters", &at, "name"], message));
+        }
+        if !names.insert(name) {
+            let message = format!("two parameters have the name `{name}`");
+            return Err(Error::invalid(&["parameters", &at, "name"], message));
+        }
+        text(&["parameters", &at, "description"], &parameter.description, DESCRIPTION_MAX)?;
+        let given: usize = parameter.options.iter().chain(&parameter.default).map(size).sum();
+        if given > 16 * 1024 {
+            return Err(Error::invalid(&["parameters", &at], "a parameter's default and options take at most 16 KiB"));
+        }
+        if let Some(default) = &parameter.default
+            && !parameter.options.is_empty()
+            && !parameter.options.contains(default)
+        {
+            let message = format!("the default of parameter `{name}` is not one of its options");
+            return Err(Error::invalid(&["parameters", &at, "default"], message));
+        }
+    }
+    Ok(())
+}
+
+fn keys(stages: &[StageSpec]) -> Result<(), Error> {
+    let mut first = HashMap::new();
+    for (index, stage) in stages.iter().enumerate() {
+        let at = index.to_string();
+        let key = stage.key.as_str();
+        if !is_key(key) {
+            let message = format!("`{key}` is not a stage's key: 1 to {KEY_MAX} letters, digits, `-` and `_`");
+            return Err(Error::invalid(&["stages", &at, "key"], message));
+        }
+        if let Some(other) = first.insert(key, index) {
+            let message = format!("stages {other} and {index} have the same key `{key}`");
+            return Err(Error::invalid(&["stages", &at, "key"], message));
+        }
+        text(&["stages", &at, "name"], &stage.name, NAME_MAX)?;
+        if stage.timeout_seconds.is_some_and(|seconds| seconds == 0 || seconds > TIMEOUT_MAX) {
+            let message = format!("a timeout is 1 to {TIMEOUT_MAX} seconds");
+            return Err(Error::invalid(&["stages", &at, "timeoutSeconds"], message));
+        }
+    }
+    Ok(())
+}
+
+fn references(stages: &[StageSpec]) -> Result<(), Error> {
+    let keys: HashSet<&str> = stages.iter().map(|stage| stage.key.as_str()).collect();
+    for (index, stage) in stages.iter().enumerate() {
+        let mut seen = HashSet::new();
+        for (place, required) in stage.requires.iter().enumerate() {
+            let field = ["stages", &index.to_string(), "requires", &place.to_string()];
+            if !keys.contains(required.as_str()) {
+                let others = keys.iter().copied().filter(|key| *key != stage.key);
+                let near = did_you_mean(required, others);
+                let message = format!("stage `{}` requires `{required}`, which is not a stage's key{near}", stage.key);
+                return Err(Error::invalid(&field, message));
+            }
+            if !seen.insert(required) {
+                let message = format!("stage `{}` requires `{required}` twice", stage.key);
+                return Err(Error::invalid(&field, message));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Follows what each stage requires; a stage met again on the way is a cycle.
+fn cycles(stages: &[StageSpec]) -> Result<(), Error> {
+    let index: HashMap<&str, usize> =
+        stages.iter().enumerate().map(|(index, stage)| (stage.key.as_str(), index)).collect();
+    let mut done = vec![false; stages.len()];
+    for start in 0..stages.len() {
+        // The way from `start`, each with the place of the next requirement to follow.
+        let mut way = vec![(start, 0)];
+        while let Some((stage, next)) = way.last_mut() {
+            let present = *stage;
+            let Some(required) = stages[present].requires.get(*next).filter(|_| !done[present]) else {
+                done[present] = true;
+                way.pop();
+                continue;
+            };
+            *next += 1;
+            let Some(required) = index.get(required.as_str()).copied() else { continue };
+            if let Some(begin) = way.iter().position(|(stage, _)| *stage == required) {
+                // Shown in the direction in which it would run, from its first stage on.
+                let mut cycle: Vec<usize> = way[begin..].iter().rev().map(|(stage, _)| *stage).collect();
+                let first = cycle.iter().enumerate().min_by_key(|(_, stage)| **stage).map_or(0, |(place, _)| place);
+                cycle.rotate_left(first);
+                cycle.push(cycle[0]);
+                let path: Vec<&str> = cycle.into_iter().map(|stage| stages[stage].key.as_str()).collect();
+                let message = format!("stages require each other in a cycle: {}", path.join(" → "));
+                return Err(Error::invalid(&["stages", &required.to_string(), "requires"], message));
+            }
+            if !done[required] {
+                way.push((required, 0));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn config(index: usize, stage: &StageSpec, registry: &Registry, options: &Options) -> Result<(), Error> {
+    let at = index.to_string();
+    let Some(kind) = registry.get(&stage.kind) else {
+        let kinds: Vec<&'static str> = registry.iter().map(|kind| kind.kind().kind).collect();
+        let near = did_you_mean(&stage.kind, kinds);
+        let message = format!("stage `{}` is of the unknown kind `{}`{near}", stage.key, stage.kind);
+        return Err(Error::invalid(&["stages", &at, "kind"], message));
+    };
+    let fault = |pointer: &str, message: String| {
+        let mut field = vec!["stages".to_owned(), at.clone(), "config".to_owned()];
+        field.extend(pointer.split('/').skip(1).map(|part| part.replace("~1", "/").replace("~0", "~")));
+        let place = if pointer.is_empty() { String::new() } else { format!(" at `{pointer}`") };
+        Error { code: Code::Invalid, message: format!("stage `{}`: config{place}: {message}", stage.key), field }
+    };
+    let size = notices::size(&stage.config);
+    if size > options.config_max {
+        return Err(fault("", format!("it has {size} bytes; at most {} are allowed", options.config_max)));
+    }
+    expression::parse_all(&stage.config).map_err(|error| fault(&error.pointer, error.message))?;
+    let empty = serde_json::json!({});
+    let config = if stage.config.is_null() { &empty } else { &stage.config };
+    kind.validate(config).map_err(|(pointer, message)| fault(&pointer, message))
+}

@@ -1,0 +1,511 @@
+//! What a host holds in memory: groups with their instances, load balancers, security groups. One
+//! lock, held shortly; each change raises the revision and feeds the data plane.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use chrono::{DateTime, Utc};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::Options;
+use super::fences::Fences;
+use super::handoff::Sockets;
+use super::instance::{self, Observed};
+use super::records::{BalancerRecord, GroupRecord, InstanceRecord, Layout, SecurityRecord};
+use crate::clock::Clock;
+use crate::model::{
+    HealthSource, HealthState, InboundRule, Instance, InstanceHealth, LoadBalancer, Place, SecurityGroup, ServerGroup,
+};
+use crate::providers::host::launch::Launch;
+use crate::providers::host::proxy::{Backend, Config, Proxy};
+use crate::providers::host::shim::Running;
+use crate::providers::{Error, ErrorKind, Snapshot};
+
+/// Where instances listen.
+pub const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+/// An answer to the server.
+pub type Reply<T> = Result<T, Error>;
+
+/// The host. Shared by all its tasks.
+pub struct Hub {
+    pub options: Options,
+    pub layout: Layout,
+    pub clock: Clock,
+    pub proxy: Proxy,
+    pub sockets: Sockets,
+    pub fences: Fences,
+    pub started_at: DateTime<Utc>,
+    pub revision: watch::Sender<u64>,
+    /// Supervision ends; instances run on.
+    pub stop: CancellationToken,
+    pub tasks: TaskTracker,
+    /// Read by who is about to use an artifact, written by who sweeps.
+    pub artifacts_in_use: tokio::sync::RwLock<()>,
+    inner: Mutex<Inner>,
+    locks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+/// What is behind the lock.
+#[derive(Default)]
+pub struct Inner {
+    pub groups: BTreeMap<String, GroupCell>,
+    pub balancers: BTreeMap<String, BalancerCell>,
+    pub security_groups: BTreeMap<String, SecurityRecord>,
+    /// The port given last.
+    pub last_port: u16,
+}
+
+/// A server group.
+pub struct GroupCell {
+    pub record: GroupRecord,
+    pub launch: Launch,
+    pub instances: BTreeMap<String, InstanceCell>,
+    /// Wakes its supervisor.
+    pub wake: Arc<Notify>,
+    pub problem: Option<String>,
+    /// Disabled, with requests still open.
+    pub draining: bool,
+}
+
+/// An instance.
+pub struct InstanceCell {
+    pub record: InstanceRecord,
+    pub phase: Phase,
+    pub running: Option<Running>,
+    /// Found running by this worker rather than started.
+    pub adopted: bool,
+    /// Taken out of its load balancers before it is stopped.
+    pub draining: bool,
+    pub platform: Verdict,
+    pub own: Option<Verdict>,
+    pub balancers: BTreeMap<String, Verdict>,
+    /// Wakes its task.
+    pub wake: Arc<Notify>,
+}
+
+/// Where an instance's process stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Not started yet, or the shim has not said so.
+    Starting,
+    Running,
+    /// Ended; it is started again later.
+    Waiting,
+    Stopping,
+}
+
+/// What one check says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    pub state: HealthState,
+    pub message: String,
+}
+
+impl Verdict {
+    pub fn new(state: HealthState, message: impl Into<String>) -> Self {
+        Self { state, message: message.into() }
+    }
+    fn is_up(&self) -> bool {
+        self.state == HealthState::Up
+    }
+}
+
+/// A load balancer.
+pub struct BalancerCell {
+    pub record: BalancerRecord,
+    pub problem: Option<String>,
+    /// What the data plane was told last.
+    pub told: Vec<Backend>,
+    /// Its listeners are open in the data plane.
+    pub open: bool,
+}
+
+impl InstanceCell {
+    pub fn new(record: InstanceRecord) -> Self {
+        Self {
+            record,
+            phase: Phase::Starting,
+            running: None,
+            adopted: false,
+            draining: false,
+            platform: Verdict::new(HealthState::Starting, "not started yet"),
+            own: None,
+            balancers: BTreeMap::new(),
+            wake: Arc::new(Notify::new()),
+        }
+    }
+
+    /// The verdicts at the start of a process.
+    pub fn reset_checks(&mut self, state: HealthState, message: &str) {
+        self.platform = Verdict::new(state, message);
+        if let Some(own) = &mut self.own {
+            *own = Verdict::new(state, message);
+        }
+        for verdict in self.balancers.values_mut() {
+            *verdict = Verdict::new(state, message);
+        }
+    }
+
+    /// Whether a load balancer may send it requests, health alone considered.
+    fn is_healthy_for(&self, balancer: &str) -> bool {
+        self.phase == Phase::Running
+            && self.platform.is_up()
+            && self.own.as_ref().is_none_or(Verdict::is_up)
+            && self.balancers.get(balancer).is_some_and(Verdict::is_up)
+    }
+}
+
+impl GroupCell {
+    pub fn new(record: GroupRecord, launch: Launch) -> Self {
+        Self { record, launch, instances: BTreeMap::new(), wake: Arc::default(), problem: None, draining: false }
+    }
+
+    /// In its load balancers, or on its way out of them.
+    pub fn is_enabled(&self) -> bool {
+        self.record.spec.enabled && !self.record.destroying
+    }
+}
+
+impl Hub {
+    pub fn new(
+        options: Options,
+        clock: Clock,
+        proxy: Proxy,
+        sockets: Sockets,
+        fences: Fences,
+        inner: Inner,
+    ) -> Arc<Self> {
+        let started_at = clock.now();
+        // Rises over restarts too, as long as the machine's clock does.
+        let revision = u64::try_from(started_at.timestamp_micros()).unwrap_or(1);
+        Arc::new(Self {
+            layout: Layout(options.directory.clone()),
+            options,
+            clock,
+            proxy,
+            sockets,
+            fences,
+            started_at,
+            revision: watch::channel(revision).0,
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            artifacts_in_use: tokio::sync::RwLock::default(),
+            inner: Mutex::new(inner),
+            locks: Mutex::default(),
+        })
+    }
+
+    /// Reads; nothing is told to anybody.
+    pub fn read<R>(&self, read: impl FnOnce(&Inner) -> R) -> R {
+        read(&self.lock())
+    }
+
+    /// Changes; the revision rises and the data plane hears of it.
+    pub fn update<R>(&self, change: impl FnOnce(&mut Inner) -> R) -> R {
+        let mut inner = self.lock();
+        let result = change(&mut inner);
+        for (name, backends) in inner.backends() {
+            if let Some(cell) = inner.balancers.get_mut(&name)
+                && cell.told != backends
+            {
+                cell.told.clone_from(&backends);
+                self.proxy.set_backends(&name, backends);
+            }
+        }
+        drop(inner);
+        self.revision.send_modify(|revision| *revision += 1);
+        result
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One operation at a time per object.
+    pub async fn exclusive(&self, object: String) -> tokio::sync::OwnedMutexGuard<()> {
+        let lock = {
+            let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+            if locks.len() > 1_000 {
+                locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+            }
+            Arc::clone(locks.entry(object).or_default())
+        };
+        lock.lock_owned().await
+    }
+
+    /// Marks the instances that run already, before anybody is asked to look after them.
+    pub fn adopt_running(&self) {
+        let layout = &self.layout;
+        self.update(|inner| {
+            for (name, group) in &mut inner.groups {
+                for (id, cell) in &mut group.instances {
+                    let directory = layout.instance(name, id);
+                    let seen = instance::observe(&directory, cell.record.incarnation);
+                    if let (Ok(Observed::Runs(_)), false) = (seen, cell.record.stopping) {
+                        cell.adopted = true;
+                        cell.reset_checks(HealthState::Unknown, "found running");
+                    }
+                }
+            }
+        });
+    }
+
+    /// The place that this host is.
+    pub fn place(&self) -> Place {
+        Place { account: self.options.account.clone(), location: self.options.location.clone() }
+    }
+
+    /// Everything, at one instant.
+    pub fn snapshot(&self) -> Snapshot {
+        let inner = self.lock();
+        let revision = *self.revision.borrow();
+        Snapshot {
+            revision,
+            server_groups: inner.groups.values().map(|cell| self.group_view(cell)).collect(),
+            load_balancers: inner.balancers.values().map(|cell| inner.balancer_view(cell)).collect(),
+            security_groups: inner.security_groups.values().map(|record| inner.security_view(record)).collect(),
+        }
+    }
+
+    pub fn group_view(&self, cell: &GroupCell) -> ServerGroup {
+        let instances: Vec<Instance> =
+            cell.instances.values().map(|instance| self.instance_view(cell, instance)).collect();
+        let looping = instances
+            .iter()
+            .find(|instance| instance.state == HealthState::Failed && instance.restarts >= 2)
+            .map(|instance| {
+                let exit = instance.last_exit.as_deref().unwrap_or("no exit known");
+                format!("instance {} keeps ending ({exit}); it was restarted {} times", instance.id, instance.restarts)
+            });
+        let limits = cell.instances.values().find_map(|instance| instance.running.as_ref()?.limits.clone());
+        ServerGroup {
+            spec: cell.record.spec.clone(),
+            created_at: cell.record.created_at,
+            instances,
+            problem: cell.problem.clone().or(looping),
+            limits_enforced_by: limits,
+        }
+    }
+
+    fn instance_view(&self, group: &GroupCell, cell: &InstanceCell) -> Instance {
+        let out = match (group.is_enabled() && !cell.draining, group.draining || cell.draining) {
+            (true, _) => None,
+            (false, true) => Some(HealthState::Draining),
+            (false, false) => Some(HealthState::OutOfService),
+        };
+        let health = |source, verdict: &Verdict| InstanceHealth {
+            source,
+            state: verdict.state,
+            message: verdict.message.clone(),
+        };
+        let mut all = vec![health(HealthSource::Platform, &cell.platform)];
+        if let Some(own) = &cell.own {
+            all.push(health(HealthSource::Instance, own));
+        }
+        for (name, verdict) in &cell.balancers {
+            let mut health = health(HealthSource::LoadBalancer { name: name.clone() }, verdict);
+            if let (Some(out), HealthState::Up) = (out, health.state) {
+                health.state = out;
+            }
+            all.push(health);
+        }
+        let state = if cell.phase == Phase::Waiting {
+            HealthState::Failed
+        } else {
+            let worst = all.iter().map(|health| health.state).max_by_key(|state| severity(*state));
+            match (worst.unwrap_or(HealthState::Unknown), out) {
+                (HealthState::Up, Some(out)) => out,
+                (state, _) => state,
+            }
+        };
+        let running = cell.running.as_ref().filter(|_| matches!(cell.phase, Phase::Running | Phase::Stopping));
+        let process = running.and_then(|running| running.process.as_ref());
+        Instance {
+            id: cell.record.id.clone(),
+            server_group: group.record.spec.name.clone(),
+            host: self.options.location.clone(),
+            address: Some(LOOPBACK),
+            port: Some(cell.record.port),
+            state,
+            health: all,
+            incarnation: cell.record.incarnation,
+            restarts: cell.record.restarts,
+            pid: process.and_then(|process| u32::try_from(process.pid).ok()),
+            launched_at: running.map(|running| running.launched_at),
+            last_exit: cell.record.last_exit.clone(),
+        }
+    }
+
+    /// What the data plane is told of a load balancer.
+    pub fn proxy_config(&self, name: &str) -> Option<Config> {
+        let inner = self.lock();
+        let record = &inner.balancers.get(name)?.record;
+        let inbound: Vec<InboundRule> = record
+            .spec
+            .security_groups
+            .iter()
+            .filter_map(|name| inner.security_groups.get(name))
+            .flat_map(|group| group.spec.inbound.iter().cloned())
+            .collect();
+        Some(Config { spec: record.spec.clone(), inbound, shares: record.shares.clone() })
+    }
+}
+
+const fn severity(state: HealthState) -> u8 {
+    match state {
+        HealthState::Up => 0,
+        HealthState::Draining => 1,
+        HealthState::OutOfService => 2,
+        HealthState::Starting => 3,
+        HealthState::Unknown => 4,
+        HealthState::Down => 5,
+        HealthState::Failed => 6,
+    }
+}
+
+impl Inner {
+    /// The instances behind every load balancer.
+    fn backends(&self) -> Vec<(String, Vec<Backend>)> {
+        self.balancers
+            .keys()
+            .map(|name| {
+                let backends = self
+                    .groups
+                    .values()
+                    .filter(|group| group.record.spec.load_balancers.contains(name))
+                    .flat_map(|group| {
+                        group
+                            .instances
+                            .values()
+                            .filter(|cell| matches!(cell.phase, Phase::Running | Phase::Stopping))
+                            .map(|cell| Backend {
+                                server_group: group.record.spec.name.clone(),
+                                instance: cell.record.id.clone(),
+                                incarnation: cell.record.incarnation,
+                                address: SocketAddr::new(LOOPBACK, cell.record.port),
+                                healthy: cell.is_healthy_for(name),
+                                enabled: group.is_enabled() && !cell.draining && cell.phase == Phase::Running,
+                            })
+                    })
+                    .collect();
+                (name.clone(), backends)
+            })
+            .collect()
+    }
+
+    pub fn balancer_view(&self, cell: &BalancerCell) -> LoadBalancer {
+        let spec = &cell.record.spec;
+        LoadBalancer {
+            bound: if cell.open {
+                let listeners = spec.listeners.iter().zip(&cell.record.ports);
+                listeners.map(|(listener, port)| SocketAddr::new(listener.address, *port).to_string()).collect()
+            } else {
+                Vec::new()
+            },
+            spec: spec.clone(),
+            created_at: cell.record.created_at,
+            shares: cell.record.shares.clone(),
+            server_groups: self.registered_with(&spec.name),
+            problem: cell.problem.clone(),
+        }
+    }
+
+    pub fn registered_with(&self, balancer: &str) -> Vec<String> {
+        self.groups
+            .values()
+            .filter(|group| group.record.spec.load_balancers.iter().any(|name| name == balancer))
+            .map(|group| group.record.spec.name.clone())
+            .collect()
+    }
+
+    pub fn security_view(&self, record: &SecurityRecord) -> SecurityGroup {
+        let name = &record.spec.name;
+        SecurityGroup {
+            spec: record.spec.clone(),
+            created_at: record.created_at,
+            load_balancers: self
+                .balancers
+                .values()
+                .filter(|cell| cell.record.spec.security_groups.contains(name))
+                .map(|cell| cell.record.spec.name.clone())
+                .collect(),
+            server_groups: self
+                .groups
+                .values()
+                .filter(|cell| cell.record.spec.security_groups.contains(name))
+                .map(|cell| cell.record.spec.name.clone())
+                .collect(),
+        }
+    }
+
+    /// Ports that instances have.
+    pub fn ports(&self) -> BTreeSet<u16> {
+        self.groups.values().flat_map(|group| group.instances.values()).map(|cell| cell.record.port).collect()
+    }
+
+    pub fn instance_count(&self) -> usize {
+        self.groups.values().map(|group| group.instances.len()).sum()
+    }
+
+    /// How many instances are wanted, all groups together.
+    pub fn desired(&self) -> usize {
+        self.groups
+            .values()
+            .filter(|group| !group.record.destroying)
+            .map(|group| group.record.spec.capacity.desired as usize)
+            .sum()
+    }
+
+    pub fn instance_mut(&mut self, group: &str, id: &str) -> Option<&mut InstanceCell> {
+        self.groups.get_mut(group)?.instances.get_mut(id)
+    }
+
+    pub fn instance(&self, group: &str, id: &str) -> Option<&InstanceCell> {
+        self.groups.get(group)?.instances.get(id)
+    }
+
+    /// Every check of every instance that was found running has spoken.
+    pub fn adopted_are_checked(&self) -> bool {
+        self.groups.values().flat_map(|group| group.instances.values()).filter(|cell| cell.adopted).all(|cell| {
+            let unknown = |verdict: &Verdict| verdict.state == HealthState::Unknown;
+            !unknown(&cell.platform)
+                && !cell.own.as_ref().is_some_and(unknown)
+                && !cell.balancers.values().any(unknown)
+        })
+    }
+}
+
+/// An error for the server.
+pub fn refuse(kind: ErrorKind, message: impl Into<String>) -> Error {
+    Error { kind, message: message.into() }
+}
+
+/// A failure of the machine underneath.
+pub fn unavailable(error: &io::Error) -> Error {
+    refuse(ErrorKind::Unavailable, error.to_string())
+}
+
+/// Names become file names.
+///
+/// # Errors
+/// `Invalid` for what cannot be one.
+pub fn check_name(what: &str, name: &str) -> Reply<()> {
+    let fits = !name.is_empty()
+        && name.len() <= 200
+        && !name.starts_with('.')
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~^".contains(&byte));
+    if fits {
+        Ok(())
+    } else {
+        let shown: String = name.chars().take(80).collect();
+        Err(refuse(
+            ErrorKind::Invalid,
+            format!("`{shown}` is not a name for a {what}: 1 to 200 letters, digits and -._~^, not beginning with a dot"),
+        ))
+    }
+}

@@ -1,0 +1,338 @@
+//! The keeper: a small process without an async runtime that holds copies of all listening sockets
+//! and has a worker running. What arrives while there is none waits in the sockets' queues.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+
+use super::identity::Identity;
+use super::handoff::{ToKeeper, ToWorker, receive, send};
+use super::records::Layout;
+use super::{Options, files};
+
+/// Before a worker that ended at once is started again, at first and at most.
+const FIRST_DELAY: Duration = Duration::from_millis(50);
+const LONGEST_DELAY: Duration = Duration::from_secs(5);
+/// A worker that served this long is started again at once.
+const SETTLED: Duration = Duration::from_secs(10);
+/// How long workers may take to end with the host.
+const ENDING: Duration = Duration::from_secs(15);
+/// The log is put aside at this size.
+const LOG_BYTES: u64 = 10 * 1024 * 1024;
+
+enum Happening {
+    Signal(Signal),
+    Said { worker: u64, message: ToKeeper, socket: Option<OwnedFd> },
+    Gone { worker: u64 },
+}
+
+struct Worker {
+    id: u64,
+    stream: UnixStream,
+    /// None for one that was there before us, until it says.
+    process: Option<Identity>,
+    started: Instant,
+    /// The binary that it runs.
+    program: PathBuf,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Has not said a word.
+    Started,
+    /// May take the state when it is free.
+    Waiting,
+    Serving,
+    /// Has been told to let go.
+    Released,
+}
+
+struct Keeper {
+    options: Options,
+    held: BTreeMap<String, OwnedFd>,
+    workers: Vec<Worker>,
+    next: u64,
+    happenings: Sender<Happening>,
+    delay: Duration,
+    start_at: Option<Instant>,
+    ending: Option<Instant>,
+}
+
+/// Keeps a host running until it is told to stop. With `adopt`, standard input is the socket to a
+/// worker whose keeper was killed.
+///
+/// # Errors
+/// Another host on the same directory, or what kept this one from starting.
+pub fn run(options: Options, adopt: bool) -> anyhow::Result<()> {
+    // Fails for a process that a shell started in the foreground: then it stays there.
+    let _ = nix::unistd::setsid();
+    files::make_directory(&options.directory)?;
+    let layout = Layout(options.directory.clone());
+    let _lock = lock(&layout, adopt)?;
+    set_log_aside(&layout.log());
+    #[cfg(target_os = "linux")]
+    let _ = nix::sys::prctl::set_child_subreaper(true);
+    let waited = waited_for();
+    waited.thread_block().context("cannot block signals")?;
+    let (happenings, happened) = channel();
+    let signals = happenings.clone();
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        while let Ok(signal) = waited.wait() {
+            if signals.send(Happening::Signal(signal)).is_err() {
+                return;
+            }
+        }
+    })?;
+    let mut keeper = Keeper {
+        options,
+        held: BTreeMap::new(),
+        workers: Vec::new(),
+        next: 0,
+        happenings,
+        delay: FIRST_DELAY,
+        start_at: None,
+        ending: None,
+    };
+    if adopt {
+        let stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned().context("no socket to a worker")?);
+        // Not to be had by the workers that are started later.
+        let null = File::open("/dev/null")?;
+        nix::unistd::dup2_stdin(null)?;
+        keeper.attend(stream, None, keeper.options.program.clone(), Stage::Serving)?;
+    } else {
+        keeper.start(keeper.options.program.clone())?;
+    }
+    keeper.keep(&happened)
+}
+
+/// One host per directory: the lock goes with the process.
+fn lock(layout: &Layout, adopt: bool) -> anyhow::Result<File> {
+    let path = layout.host_lock();
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(|error| files::about(&path, "cannot open", &error))?;
+    // The lock of a keeper that was just killed may take a moment to go.
+    let give_up = Instant::now() + if adopt { Duration::from_secs(5) } else { Duration::ZERO };
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(std::fs::TryLockError::WouldBlock) if Instant::now() < give_up => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(std::fs::TryLockError::WouldBlock) => anyhow::bail!(
+                "a host runs on {} already; ask it with `gennaker host status --dir …`, or give another directory",
+                layout.path().display()
+            ),
+            Err(std::fs::TryLockError::Error(error)) => {
+                return Err(files::about(&path, "cannot lock", &error).into());
+            }
+        }
+    }
+}
+
+/// Whoever started us may write our log; a large one is put aside at the next start.
+fn set_log_aside(log: &Path) {
+    if std::fs::metadata(log).is_ok_and(|meta| meta.len() > LOG_BYTES) {
+        let _ = std::fs::rename(log, log.with_extension("log.1"));
+    }
+}
+
+fn waited_for() -> SigSet {
+    let mut set = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGCHLD] {
+        set.add(signal);
+    }
+    set
+}
+
+impl Keeper {
+    fn keep(mut self, happened: &Receiver<Happening>) -> anyhow::Result<()> {
+        loop {
+            if self.is_over() {
+                return Ok(());
+            }
+            let wait = self
+                .start_at
+                .map_or(Duration::from_secs(1), |at| at.saturating_duration_since(Instant::now()))
+                .min(Duration::from_secs(1));
+            match happened.recv_timeout(wait) {
+                Ok(Happening::Signal(Signal::SIGCHLD)) => {}
+                Ok(Happening::Signal(signal)) => self.end(Some(signal)),
+                Ok(Happening::Said { worker, message, socket }) => self.hear(worker, message, socket),
+                Ok(Happening::Gone { worker }) => self.lose(worker),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => anyhow::bail!("the keeper's threads are gone"),
+            }
+            reap();
+            if self.ending.is_none() && self.start_at.is_some_and(|at| at <= Instant::now()) {
+                self.start_at = None;
+                let program = self.options.program.clone();
+                if let Err(error) = self.start(program) {
+                    eprintln!("gennaker host: cannot start a worker: {error:#}");
+                    self.start_later();
+                }
+            }
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.ending.is_some_and(|since| {
+            if since.elapsed() > ENDING {
+                for worker in &self.workers {
+                    worker.signal(Signal::SIGKILL);
+                }
+                return true;
+            }
+            self.workers.is_empty()
+        })
+    }
+
+    /// Starts a worker and hands it all that is held.
+    fn start(&mut self, program: PathBuf) -> anyhow::Result<()> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let child = Command::new(&program)
+            .args(self.options.arguments())
+            .arg("--worker")
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .current_dir("/")
+            .spawn()
+            .with_context(|| format!("cannot run {}", program.display()))?;
+        let process = i32::try_from(child.id()).ok().and_then(|pid| Identity::of(pid).ok());
+        for (name, socket) in &self.held {
+            send(&ours, &ToWorker::Held { name: name.clone() }, Some(socket.as_fd()))?;
+        }
+        send(&ours, &ToWorker::All { keeper: std::process::id() }, None)?;
+        self.attend(ours, process, program, Stage::Started)
+    }
+
+    /// Listens to a worker on a thread of its own.
+    fn attend(&mut self, stream: UnixStream, process: Option<Identity>, program: PathBuf, stage: Stage) -> anyhow::Result<()> {
+        self.next += 1;
+        let id = self.next;
+        let reader = stream.try_clone()?;
+        let happenings = self.happenings.clone();
+        std::thread::Builder::new().name("worker".to_owned()).spawn(move || {
+            loop {
+                let happening = match receive::<ToKeeper>(&reader) {
+                    Ok(Some((message, socket))) => Happening::Said { worker: id, message, socket },
+                    Ok(None) | Err(_) => Happening::Gone { worker: id },
+                };
+                let last = matches!(happening, Happening::Gone { .. });
+                if happenings.send(happening).is_err() || last {
+                    return;
+                }
+            }
+        })?;
+        self.workers.push(Worker { id, stream, process, started: Instant::now(), program, stage });
+        Ok(())
+    }
+
+    fn hear(&mut self, id: u64, message: ToKeeper, socket: Option<OwnedFd>) {
+        match message {
+            ToKeeper::Hello => {
+                self.set_stage(id, Stage::Waiting);
+                // The one that serves lets go only for one that is known to run.
+                for worker in self.workers.iter_mut().filter(|worker| worker.stage == Stage::Serving) {
+                    worker.stage = Stage::Released;
+                    let _ = send(&worker.stream, &ToWorker::Release, None);
+                }
+            }
+            ToKeeper::Hold { name } => {
+                if let Some(socket) = socket {
+                    self.held.insert(name, socket);
+                }
+            }
+            ToKeeper::Drop { name } => {
+                self.held.remove(&name);
+            }
+            ToKeeper::Ready { pid } => {
+                self.set_stage(id, Stage::Serving);
+                if let Some(worker) = self.workers.iter_mut().find(|worker| worker.id == id) {
+                    worker.process = i32::try_from(pid).ok().and_then(|pid| Identity::of(pid).ok());
+                    self.options.program.clone_from(&worker.program);
+                }
+                for worker in self.workers.iter().filter(|worker| worker.stage == Stage::Released) {
+                    let _ = send(&worker.stream, &ToWorker::Drain, None);
+                }
+            }
+            ToKeeper::Upgrade { binary } => {
+                // One at a time: a second one while the first is under way would only compete.
+                if self.workers.iter().all(|worker| worker.stage == Stage::Serving || worker.stage == Stage::Released) {
+                    let program = binary.unwrap_or_else(|| self.options.program.clone());
+                    if let Err(error) = self.start(program) {
+                        eprintln!("gennaker host: cannot upgrade: {error:#}");
+                    }
+                }
+            }
+            ToKeeper::Stop => self.end(None),
+        }
+    }
+
+    fn set_stage(&mut self, id: u64, stage: Stage) {
+        if let Some(worker) = self.workers.iter_mut().find(|worker| worker.id == id) {
+            worker.stage = stage;
+        }
+    }
+
+    /// A worker has ended: there must be one that serves, or will.
+    fn lose(&mut self, id: u64) {
+        let Some(index) = self.workers.iter().position(|worker| worker.id == id) else { return };
+        let lost = self.workers.remove(index);
+        let others = self.workers.iter().any(|worker| worker.stage != Stage::Released);
+        if self.ending.is_some() || others {
+            return;
+        }
+        if lost.stage == Stage::Serving && lost.started.elapsed() >= SETTLED {
+            self.delay = FIRST_DELAY;
+        }
+        eprintln!("gennaker host: the worker has ended; another one is started");
+        self.start_later();
+    }
+
+    fn start_later(&mut self) {
+        self.start_at = Some(Instant::now() + self.delay);
+        self.delay = (self.delay * 2).min(LONGEST_DELAY);
+    }
+
+    /// The host ends; its workers are asked to, unless they know.
+    fn end(&mut self, signal: Option<Signal>) {
+        if self.ending.is_none() {
+            self.ending = Some(Instant::now());
+        }
+        // The one that asked for the end ends by itself.
+        for worker in self.workers.iter().filter(|worker| signal.is_some() || worker.stage != Stage::Serving) {
+            worker.signal(Signal::SIGTERM);
+        }
+    }
+}
+
+impl Worker {
+    fn signal(&self, signal: Signal) {
+        if let Some(process) = &self.process {
+            process.signal(signal);
+        }
+    }
+}
+
+/// Workers, and shims whose worker is gone.
+fn reap() {
+    while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+        if status == WaitStatus::StillAlive {
+            break;
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! Limits of an instance: by a cgroup (version 2) of its own where one can be made, else by
+//! resource limits of the process. What cannot be enforced is said, not hidden.
+
+use std::fs::{self, File, OpenOptions};
+use std::path::{Path, PathBuf};
+
+use nix::sys::resource::{Resource, rlim_t};
+use nix::unistd::User;
+
+use crate::providers::host::launch::Limits;
+
+/// What is to be set, made before the process is.
+pub struct Plan {
+    pub rlimits: Vec<(Resource, rlim_t)>,
+    pub cgroup: Option<Cgroup>,
+    /// For people; none when nothing is limited.
+    pub report: Option<String>,
+}
+
+/// Decides how the limits are enforced.
+#[must_use]
+pub fn plan(instance: &str, limits: &Limits, user: Option<&User>) -> Plan {
+    if !limits.any() {
+        return Plan { rlimits: Vec::new(), cgroup: None, report: None };
+    }
+    let by_group = limits.memory_bytes.is_some() || limits.cpu_millis.is_some() || limits.processes.is_some();
+    let cgroup = if by_group { Cgroup::make(Path::new("/sys/fs/cgroup"), instance, limits) } else { None };
+    let mut rlimits = Vec::new();
+    let mut report = Vec::new();
+    if let Some(files) = limits.open_files {
+        rlimits.push((Resource::RLIMIT_NOFILE, files));
+        report.push("open files by rlimit".to_owned());
+    }
+    if cgroup.is_some() {
+        report.push("memory, CPU and processes by cgroup".to_owned());
+    } else {
+        if let Some(bytes) = limits.memory_bytes {
+            rlimits.push((Resource::RLIMIT_AS, bytes));
+            report.push("memory by rlimit (address space of each process)".to_owned());
+        }
+        if let Some(processes) = limits.processes {
+            rlimits.push((Resource::RLIMIT_NPROC, processes));
+            let root = user.map_or_else(|| nix::unistd::geteuid().is_root(), |user| user.uid.is_root());
+            report.push(if root {
+                "processes not enforced (root is exempt; set runAs)".to_owned()
+            } else {
+                "processes by rlimit (all of the user's)".to_owned()
+            });
+        }
+        if limits.cpu_millis.is_some() {
+            report.push("CPU not enforced (no writable cgroup v2)".to_owned());
+        }
+    }
+    Plan { rlimits, cgroup, report: Some(report.join("; ")) }
+}
+
+/// A control group that one instance lives in.
+pub struct Cgroup {
+    path: PathBuf,
+}
+
+impl Cgroup {
+    /// None where the machine does not let us.
+    fn make(root: &Path, instance: &str, limits: &Limits) -> Option<Self> {
+        if !cfg!(target_os = "linux") || !root.join("cgroup.controllers").exists() {
+            return None;
+        }
+        let parent = root.join("gennaker");
+        fs::create_dir_all(&parent).ok()?;
+        for level in [root, parent.as_path()] {
+            fs::write(level.join("cgroup.subtree_control"), "+memory +cpu +pids").ok()?;
+        }
+        let group = Self { path: parent.join(instance) };
+        fs::create_dir_all(&group.path).ok()?;
+        if group.set(limits).is_none() {
+            group.remove();
+            return None;
+        }
+        Some(group)
+    }
+
+    fn set(&self, limits: &Limits) -> Option<()> {
+        let write = |file: &str, value: String| fs::write(self.path.join(file), value).ok();
+        if let Some(bytes) = limits.memory_bytes {
+            write("memory.max", bytes.to_string())?;
+        }
+        if let Some(millis) = limits.cpu_millis {
+            write("cpu.max", format!("{} 100000", millis * 100))?;
+        }
+        if let Some(processes) = limits.processes {
+            write("pids.max", processes.to_string())?;
+        }
+        Some(())
+    }
+
+    /// Written `0` to by the process that enters.
+    #[must_use]
+    pub fn entry(&self) -> Option<File> {
+        OpenOptions::new().write(true).open(self.path.join("cgroup.procs")).ok()
+    }
+
+    /// Kills all that live in it.
+    pub fn kill(&self) {
+        let _ = fs::write(self.path.join("cgroup.kill"), "1");
+    }
+
+    /// Removes the empty group.
+    pub fn remove(&self) {
+        let _ = fs::remove_dir(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_limited_is_nothing_reported() {
+        let plan = plan("x", &Limits::default(), None);
+        assert!(plan.report.is_none() && plan.rlimits.is_empty() && plan.cgroup.is_none());
+    }
+
+    #[test]
+    fn open_files_are_limited_by_rlimit_everywhere() {
+        let plan = plan("x", &Limits { open_files: Some(64), ..Limits::default() }, None);
+        assert_eq!(plan.rlimits, [(Resource::RLIMIT_NOFILE, 64)]);
+        assert_eq!(plan.report.as_deref(), Some("open files by rlimit"));
+    }
+
+    #[test]
+    fn a_machine_without_cgroups_makes_none() {
+        let scratch = super::super::files::scratch::Scratch::new();
+        assert!(Cgroup::make(scratch.path(), "x", &Limits::default()).is_none());
+    }
+}

@@ -1,0 +1,214 @@
+//! What every kind says of itself holds, and what the kinds without server groups do.
+
+use serde_json::json;
+
+use super::{World, shape, stage, waiting};
+use crate::model::{CancelMode, Status};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_kind_is_listed_and_its_example_passes() {
+    let world = World::new().await;
+    let kinds = World::kinds(&world.inventory);
+    let names: Vec<_> = kinds.iter().map(|kind| kind.kind().kind).collect();
+    assert_eq!(
+        names,
+        [
+            "createServerGroup",
+            "deleteLoadBalancer",
+            "deleteSecurityGroup",
+            "deploy",
+            "destroyServerGroup",
+            "disableServerGroup",
+            "enableServerGroup",
+            "manualJudgment",
+            "resizeServerGroup",
+            "upsertLoadBalancer",
+            "upsertSecurityGroup",
+            "wait",
+            "webhook"
+        ]
+    );
+    for kind in kinds.iter() {
+        let about = kind.kind();
+        assert_eq!(kind.validate(&about.example), Ok(()), "{}", about.kind);
+        let schema = jsonschema::draft202012::new(&about.schema).expect("a schema");
+        assert!(schema.is_valid(&about.example), "{}", about.kind);
+        let mut stray = about.example.clone();
+        stray["unheardOf"] = json!(1);
+        assert!(kind.validate(&stray).is_err(), "{}", about.kind);
+        assert!(!about.title.is_empty() && about.description.ends_with('.'), "{}", about.kind);
+        let (tasks, at) = kind.tasks(&about.example, &serde_json::Value::Null);
+        assert!(at < tasks.len(), "{}", about.kind);
+        for (name, property) in about.schema["properties"].as_object().expect("an object") {
+            assert!(property["description"].is_string(), "{} {name} has no description", about.kind);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_configs_are_refused_by_path() {
+    let world = World::new().await;
+    let kinds = World::kinds(&world.inventory);
+    let cluster = |more: serde_json::Value| {
+        let mut cluster = super::cluster(json!({"kind": "none"}), json!({}));
+        cluster.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        json!({"clusters": [cluster]})
+    };
+    for (kind, config, pointer) in [
+        ("wait", json!({"seconds": -1}), "/seconds"),
+        ("wait", json!({}), ""),
+        ("deploy", json!({"clusters": []}), "/clusters"),
+        ("deploy", cluster(json!({"stack": "a-b"})), "/clusters/0/stack"),
+        ("deploy", cluster(json!({"detail": "a b"})), "/clusters/0/detail"),
+        ("deploy", cluster(json!({"account": "aws"})), "/clusters/0/account"),
+        ("deploy", cluster(json!({"location": "mars"})), "/clusters/0/location"),
+        ("deploy", cluster(json!({"capacity": {"min": 2, "desired": 1, "max": 2}})), "/clusters/0/capacity"),
+        ("deploy", cluster(json!({"strategy": {"kind": "highlander"}})), "/clusters/0/strategy/kind"),
+        ("deploy", cluster(json!({"strategy": {"kind": "none", "scaleDown": true}})), "/clusters/0/strategy"),
+        (
+            "deploy",
+            cluster(json!({"strategy": {"kind": "redBlack", "maxRemaining": 0}})),
+            "/clusters/0/strategy/maxRemaining",
+        ),
+        ("deploy", cluster(json!({"healthCheck": {"protocol": "http"}})), "/clusters/0/healthCheck"),
+        (
+            "deploy",
+            cluster(json!({"healthCheck": {"protocol": "http", "path": "/", "x": 1}})),
+            "/clusters/0/healthCheck",
+        ),
+        ("deploy", cluster(json!({"launch": {"invalid": 1}})), "/clusters/0/launch/invalid"),
+        ("disableServerGroup", json!({}), ""),
+        ("disableServerGroup", json!({"cluster": "hello"}), ""),
+        ("disableServerGroup", json!({"serverGroup": "-x"}), "/serverGroup"),
+        (
+            "disableServerGroup",
+            json!({"serverGroup": "hello-v000", "cluster": "hello", "target": "newest"}),
+            "/serverGroup",
+        ),
+        (
+            "resizeServerGroup",
+            json!({"serverGroup": "hello-v000", "capacity": {"min": 2, "desired": 1, "max": 2}}),
+            "/capacity",
+        ),
+        (
+            "upsertLoadBalancer",
+            json!({"name": "hello", "listeners": [{"port": 9, "portTo": 8}]}),
+            "/listeners/0/portTo",
+        ),
+        (
+            "upsertSecurityGroup",
+            json!({"name": "hello", "inbound": [{"cidr": "10.0.0.0/99", "portFrom": 1, "portTo": 2}]}),
+            "/inbound/0/cidr",
+        ),
+        ("webhook", json!({"url": "ftp://x"}), "/url"),
+        ("webhook", json!({"url": "http://x", "headers": {"a": "Bearer secret://env/X"}}), "/headers/a"),
+    ] {
+        let fault = kinds.get(kind).expect(kind).validate(&config).expect_err(pointer);
+        assert_eq!(fault.0, pointer, "{kind} {config}: {}", fault.1);
+        assert!(!fault.1.is_empty());
+    }
+    let twice = json!({"clusters": [cluster(json!({}))["clusters"][0], cluster(json!({}))["clusters"][0]]});
+    let fault = kinds.get("deploy").expect("deploy").validate(&twice).expect_err("the same cluster twice");
+    assert_eq!(fault.0, "/clusters/1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wait_ends_when_its_time_has_come() {
+    let world = World::new().await;
+    let started = tokio::time::Instant::now();
+    let execution = world.run(vec![stage("wait", json!({"seconds": 1}))]).await;
+    assert_eq!(execution.stages[0].outputs, json!({"seconds": 1}));
+    assert!(started.elapsed().as_millis() >= 1000);
+    let progress = execution.stages[0].progress.as_ref().expect("it says how far it is");
+    assert_eq!((progress.completed, progress.total, progress.unit.as_str()), (1, 1, "seconds"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_judgment_is_a_persons_word() {
+    let world = World::new().await;
+    let server = world.serve();
+    let config = json!({"instructions": "Look at it.", "inputs": ["all", "some"]});
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        ids.push(world.start(&server, vec![stage("manualJudgment", config.clone())]).await);
+    }
+    let execution = world.until(ids[0], |execution| waiting(execution).is_some()).await;
+    assert_eq!(execution.stages[0].progress.as_ref().map(|progress| progress.message.as_str()), Some("Look at it."));
+    world.judge(&server, &execution.stages[0], true, Some("some")).await;
+    let execution = world.finished(ids[0]).await;
+    assert_eq!(
+        execution.stages[0].outputs,
+        json!({"judgment": "proceed", "input": "some", "comment": "looks fine", "by": "ada"})
+    );
+
+    let execution = world.until(ids[1], |execution| waiting(execution).is_some()).await;
+    world.judge(&server, &execution.stages[0], false, None).await;
+    let execution = world.finished(ids[1]).await;
+    server.stop().await;
+    let failure = execution.failure.expect("stopped");
+    assert_eq!(
+        (failure.code.as_str(), failure.message.as_str()),
+        ("JUDGMENT_STOPPED", "ada decided to stop: looks fine")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_judgment_that_nobody_makes_fails_in_time() {
+    let world = World::new().await;
+    let mut judgment = stage("manualJudgment", json!({}));
+    judgment.timeout_seconds = Some(2);
+    let execution = world.run(vec![judgment]).await;
+    assert_eq!(execution.failure.expect("nobody came").code, "JUDGMENT_TIMED_OUT");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn load_balancers_and_security_groups_come_change_and_go() {
+    let world = World::new().await;
+    let rule = json!({"cidr": "127.0.0.0/8", "portFrom": 8080, "portTo": 8080});
+    let security_group = json!({"name": "hello-web", "inbound": [rule]});
+    let load_balancer =
+        json!({"name": "hello-web", "listeners": [{"port": 8080}], "securityGroups": ["hello-web"], "drainSeconds": 3});
+    let refused = world.run(vec![stage("upsertLoadBalancer", load_balancer.clone())]).await;
+    assert_eq!(refused.failure.expect("no security group yet").code, "SECURITY_GROUP_NOT_FOUND");
+    let made = world.run(vec![stage("upsertSecurityGroup", security_group)]).await;
+    assert_eq!(made.status, Status::Succeeded, "{:?}", shape(&made));
+    let made = world.run(vec![stage("upsertLoadBalancer", load_balancer.clone())]).await;
+    assert_eq!(made.stages[0].outputs["urls"], json!(["http://127.0.0.1:8080/"]));
+    let there = ["lb hello-web [\"127.0.0.1:8080\"] drain 3", "sg hello-web 1 rules"];
+    assert_eq!(world.cloud.inventory()[1..], there);
+
+    // A port that is taken: what was there comes back.
+    let mut taken = load_balancer;
+    taken["listeners"] = json!([{"port": 1}]);
+    let failed = world.run(vec![stage("upsertLoadBalancer", taken.clone())]).await;
+    let failure = failed.failure.expect("the port is taken");
+    assert_eq!(failure.code, "LISTENER_NOT_OPEN");
+    assert!(failure.message.contains("port 1 is in use"), "{}", failure.message);
+    assert_eq!(world.cloud.inventory()[1..], there);
+    taken["name"] = json!("hello-new");
+    assert_eq!(world.run(vec![stage("upsertLoadBalancer", taken)]).await.status, Status::Failed);
+    assert_eq!(world.cloud.inventory()[1..], there);
+
+    let name = json!({"name": "hello-web"});
+    let used = world.run(vec![stage("deleteSecurityGroup", name.clone())]).await;
+    assert_eq!(used.failure.expect("it is used").code, "IN_USE");
+    for kind in ["deleteLoadBalancer", "deleteSecurityGroup"] {
+        let deleted = world.run(vec![stage(kind, name.clone())]).await;
+        assert_eq!(deleted.status, Status::Succeeded, "{:?}", shape(&deleted));
+    }
+    assert_eq!(world.cloud.inventory().len(), 1);
+    world.cloud.given("hello-v000", true, 1);
+    let used = world.run(vec![stage("deleteLoadBalancer", json!({"name": "hello"}))]).await;
+    assert_eq!(used.failure.expect("a server group uses it").code, "IN_USE");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancelled_wait_is_over_at_once() {
+    let world = World::new().await;
+    let server = world.serve();
+    let id = world.start(&server, vec![stage("wait", json!({"seconds": 3600}))]).await;
+    world.until(id, |execution| execution.stages[0].status == Status::Running).await;
+    server.engine.commands().cancel(&world.actor, id, "enough", CancelMode::Unwind).await.expect("it may be");
+    assert_eq!(world.finished(id).await.status, Status::Canceled);
+    server.stop().await;
+}

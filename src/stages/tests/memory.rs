@@ -1,0 +1,432 @@
+//! A cloud in memory that keeps to the provider's contract: operation keys, fences, asynchronous
+//! health; and that remembers what happened, for the tests to judge.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use crate::clock::Clock;
+use crate::model::{
+    Account, Capacity, HealthSource, HealthState, Instance, InstanceHealth, LoadBalancer, LoadBalancerSpec, Place,
+    SecurityGroup, SecurityGroupSpec, ServerGroup, ServerGroupSpec, Share, TrafficSecond, names,
+};
+use crate::providers::{Error, ErrorKind, Operation, Provider, ProviderKind, Snapshot};
+
+/// Instances become healthy, and groups go, this long after the call.
+const LATER: Duration = Duration::from_millis(3);
+
+#[derive(Clone)]
+pub struct Memory {
+    state: Arc<Mutex<State>>,
+    clock: Clock,
+    changes: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct State {
+    groups: BTreeMap<String, Group>,
+    load_balancers: BTreeMap<String, LoadBalancer>,
+    security_groups: BTreeMap<String, SecurityGroup>,
+    /// By execution: the numbers are those of its leases.
+    fences: BTreeMap<String, i64>,
+    /// Operation key to the name of the group it made.
+    made: Vec<(String, String)>,
+    /// Clusters that had a healthy enabled group, and the times they then had none.
+    served: BTreeMap<String, u32>,
+    calls: Vec<String>,
+}
+
+struct Group {
+    group: ServerGroup,
+    operation: String,
+}
+
+pub fn place() -> Place {
+    Place { account: "local".into(), location: "local".into() }
+}
+
+fn error(kind: ErrorKind, message: impl Into<String>) -> Error {
+    Error { kind, message: message.into() }
+}
+
+impl Memory {
+    pub fn new(clock: Clock) -> Self {
+        Self { state: Arc::default(), clock, changes: watch::channel(0).0 }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn changed(&self) {
+        self.lock().judge();
+        self.changes.send_modify(|revision| *revision += 1);
+    }
+
+    /// A group that is there and healthy.
+    pub fn given(&self, name: &str, enabled: bool, instances: u32) {
+        let spec = ServerGroupSpec {
+            place: place(),
+            name: name.into(),
+            labels: BTreeMap::new(),
+            capacity: Capacity::pinned(instances),
+            enabled,
+            load_balancers: vec!["hello".into()],
+            security_groups: vec![],
+            health_check: None,
+            launch: json!({}),
+        };
+        let created_at = self.clock.now();
+        let mut group = ServerGroup { spec, created_at, instances: vec![], problem: None, limits_enforced_by: None };
+        fill(&mut group);
+        settle(&mut group);
+        self.lock().groups.insert(name.into(), Group { group, operation: format!("given/{name}") });
+        self.changed();
+    }
+
+    pub fn given_load_balancer(&self, name: &str) {
+        let spec = LoadBalancerSpec {
+            place: place(),
+            name: name.into(),
+            listeners: vec![],
+            health_check: None,
+            security_groups: vec![],
+            drain_seconds: 1,
+        };
+        self.lock().load_balancers.insert(
+            name.into(),
+            LoadBalancer {
+                spec,
+                created_at: self.clock.now(),
+                bound: vec!["127.0.0.1:18080".into()],
+                shares: vec![],
+                server_groups: vec![],
+                problem: None,
+            },
+        );
+        self.changed();
+    }
+
+    pub fn given_security_group(&self, name: &str) {
+        let spec = SecurityGroupSpec { place: place(), name: name.into(), description: String::new(), inbound: vec![] };
+        let group = SecurityGroup { spec, created_at: self.clock.now(), load_balancers: vec![], server_groups: vec![] };
+        self.lock().security_groups.insert(name.into(), group);
+        self.changed();
+    }
+
+    /// What there is, a line each, without what differs from run to run.
+    pub fn inventory(&self) -> Vec<String> {
+        let state = self.lock();
+        let groups = state.groups.values().map(|Group { group, .. }| {
+            let enabled = if group.spec.enabled { "enabled" } else { "disabled" };
+            format!("{} {enabled} {}/{}", group.spec.name, group.instances.len(), group.spec.capacity.desired)
+        });
+        let load_balancers = state
+            .load_balancers
+            .values()
+            .map(|found| format!("lb {} {:?} drain {}", found.spec.name, found.bound, found.spec.drain_seconds));
+        let security_groups = state
+            .security_groups
+            .values()
+            .map(|found| format!("sg {} {} rules", found.spec.name, found.spec.inbound.len()));
+        groups.chain(load_balancers).chain(security_groups).collect()
+    }
+
+    /// Names of the groups made by operations, in order.
+    pub fn made(&self) -> Vec<String> {
+        self.lock().made.iter().map(|(_, name)| name.clone()).collect()
+    }
+
+    /// Operation keys that made more than one object.
+    pub fn made_twice(&self) -> Vec<String> {
+        let state = self.lock();
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        for (operation, _) in &state.made {
+            *counts.entry(operation).or_default() += 1;
+        }
+        counts.into_iter().filter(|(_, count)| *count > 1).map(|(operation, _)| operation.to_owned()).collect()
+    }
+
+    /// How often a cluster that had been served was left with nothing.
+    pub fn outages(&self) -> u32 {
+        self.lock().served.values().sum()
+    }
+
+    /// The mutating calls so far: `verb name`.
+    pub fn calls(&self) -> Vec<String> {
+        self.lock().calls.clone()
+    }
+
+    fn admit(&self, op: &Operation, call: String) -> Result<(), Error> {
+        let execution = op.key.split('/').next().unwrap_or_default().to_owned();
+        let mut state = self.lock();
+        let highest = state.fences.entry(execution).or_insert(op.fence);
+        if op.fence < *highest {
+            return Err(error(ErrorKind::Fenced, format!("fence {} is below {highest}", op.fence)));
+        }
+        *highest = op.fence;
+        state.calls.push(call);
+        Ok(())
+    }
+
+    fn changing(
+        &self,
+        op: &Operation,
+        verb: &str,
+        name: &str,
+        change: impl FnOnce(&mut ServerGroup),
+    ) -> Result<ServerGroup, Error> {
+        self.admit(op, format!("{verb} {name}"))?;
+        let group = {
+            let mut state = self.lock();
+            let found = state
+                .groups
+                .get_mut(name)
+                .ok_or_else(|| error(ErrorKind::NotFound, format!("there is no server group {name}")))?;
+            change(&mut found.group);
+            found.group.clone()
+        };
+        self.changed();
+        self.settle_later(name);
+        Ok(group)
+    }
+
+    fn settle_later(&self, name: &str) {
+        let (memory, name) = (self.clone(), name.to_owned());
+        tokio::spawn(async move {
+            tokio::time::sleep(LATER).await;
+            if let Some(found) = memory.lock().groups.get_mut(&name) {
+                settle(&mut found.group);
+            }
+            memory.changed();
+        });
+    }
+}
+
+/// As many instances as wanted; new ones are starting.
+fn fill(group: &mut ServerGroup) {
+    let wanted = group.spec.capacity.desired as usize;
+    group.instances.truncate(wanted);
+    for number in group.instances.len()..wanted {
+        group.instances.push(Instance {
+            id: format!("{}-{number:04}", group.spec.name),
+            server_group: group.spec.name.clone(),
+            host: "local".into(),
+            address: None,
+            port: None,
+            state: HealthState::Starting,
+            health: vec![],
+            incarnation: 1,
+            restarts: 0,
+            pid: None,
+            launched_at: None,
+            last_exit: None,
+        });
+    }
+}
+
+/// Instances become what their launch says: `{"healthy": n}` of them become healthy, all by
+/// default; with `{"crash": true}` none does.
+fn settle(group: &mut ServerGroup) {
+    let healthy = group.spec.launch.get("healthy").and_then(Value::as_u64).unwrap_or(u64::MAX);
+    let crash = group.spec.launch.get("crash") == Some(&json!(true));
+    for (number, instance) in (0u64..).zip(&mut group.instances) {
+        instance.state = match (group.spec.enabled, crash || number >= healthy) {
+            (_, true) if crash => HealthState::Failed,
+            (_, true) => HealthState::Down,
+            (true, false) => HealthState::Up,
+            (false, false) => HealthState::OutOfService,
+        };
+        if crash {
+            instance.restarts = 3;
+            instance.last_exit = Some("exit status 3".into());
+        }
+        instance.health = vec![InstanceHealth {
+            source: HealthSource::Instance,
+            state: instance.state,
+            message: if instance.state == HealthState::Up { String::new() } else { "GET /health answered 503".into() },
+        }];
+    }
+}
+
+impl State {
+    /// Counts the clusters that were served and are not any more.
+    fn judge(&mut self) {
+        let mut now: BTreeMap<String, bool> = self.served.keys().map(|cluster| (cluster.clone(), false)).collect();
+        for Group { group, .. } in self.groups.values() {
+            if group.spec.enabled && group.healthy() > 0 {
+                now.insert(names::cluster_of(&group.spec.name).unwrap_or_default(), true);
+            }
+        }
+        for (cluster, served) in now {
+            let outages = self.served.entry(cluster).or_default();
+            *outages += u32::from(!served);
+        }
+    }
+}
+
+#[async_trait]
+impl Provider for Memory {
+    fn kind(&self) -> ProviderKind {
+        ProviderKind {
+            kind: "memory",
+            title: "Memory",
+            description: "For tests.",
+            schema: json!({"type": "object"}),
+            example: json!({}),
+        }
+    }
+    fn account(&self) -> Account {
+        Account { name: "local".into(), provider: "memory".into(), locations: vec!["local".into()] }
+    }
+    fn validate_launch(&self, launch: &Value) -> Result<(), (String, String)> {
+        if launch.get("invalid").is_some() {
+            return Err(("/invalid".into(), "it is invalid".into()));
+        }
+        Ok(())
+    }
+    async fn snapshot(&self) -> Result<Snapshot, Error> {
+        let state = self.lock();
+        Ok(Snapshot {
+            revision: *self.changes.borrow(),
+            server_groups: state.groups.values().map(|found| found.group.clone()).collect(),
+            load_balancers: state.load_balancers.values().cloned().collect(),
+            security_groups: state.security_groups.values().cloned().collect(),
+        })
+    }
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    async fn ensure_server_group(&self, op: &Operation, spec: &ServerGroupSpec) -> Result<ServerGroup, Error> {
+        self.admit(op, format!("create {}", spec.name))?;
+        if spec.launch.get("missing").is_some() {
+            return Err(error(ErrorKind::Invalid, "artifact /nowhere does not exist"));
+        }
+        let group = {
+            let mut state = self.lock();
+            if let Some(found) = state.groups.get(&spec.name) {
+                return if found.operation == op.key {
+                    Ok(found.group.clone())
+                } else {
+                    Err(error(ErrorKind::Conflict, format!("{} was made by {}", spec.name, found.operation)))
+                };
+            }
+            let mut group = ServerGroup {
+                spec: spec.clone(),
+                created_at: self.clock.now(),
+                instances: vec![],
+                problem: None,
+                limits_enforced_by: None,
+            };
+            fill(&mut group);
+            state.made.push((op.key.clone(), spec.name.clone()));
+            state.groups.insert(spec.name.clone(), Group { group: group.clone(), operation: op.key.clone() });
+            group
+        };
+        self.changed();
+        self.settle_later(&spec.name);
+        Ok(group)
+    }
+    async fn ensure_capacity(
+        &self,
+        op: &Operation,
+        _: &Place,
+        name: &str,
+        capacity: Capacity,
+    ) -> Result<ServerGroup, Error> {
+        self.changing(op, "resize", name, |group| {
+            group.spec.capacity = capacity;
+            fill(group);
+        })
+    }
+    async fn ensure_enabled(&self, op: &Operation, _: &Place, name: &str, enabled: bool) -> Result<ServerGroup, Error> {
+        self.changing(op, if enabled { "enable" } else { "disable" }, name, |group| {
+            group.spec.enabled = enabled;
+            for instance in &mut group.instances {
+                if instance.state == HealthState::Up && !enabled {
+                    instance.state = HealthState::Draining;
+                }
+            }
+        })
+    }
+    async fn ensure_server_group_destroyed(&self, op: &Operation, _: &Place, name: &str) -> Result<(), Error> {
+        self.admit(op, format!("destroy {name}"))?;
+        let (memory, name) = (self.clone(), name.to_owned());
+        tokio::spawn(async move {
+            tokio::time::sleep(LATER).await;
+            memory.lock().groups.remove(&name);
+            memory.changed();
+        });
+        Ok(())
+    }
+    async fn ensure_load_balancer(&self, op: &Operation, spec: &LoadBalancerSpec) -> Result<LoadBalancer, Error> {
+        self.admit(op, format!("put lb {}", spec.name))?;
+        let taken = spec.listeners.iter().any(|listener| listener.port == 1);
+        let load_balancer = LoadBalancer {
+            spec: spec.clone(),
+            created_at: self.clock.now(),
+            bound: if taken {
+                vec![]
+            } else {
+                spec.listeners.iter().map(|l| format!("{}:{}", l.address, l.port)).collect()
+            },
+            shares: vec![],
+            server_groups: vec![],
+            problem: taken.then(|| "port 1 is in use by another program".to_owned()),
+        };
+        self.lock().load_balancers.insert(spec.name.clone(), load_balancer.clone());
+        self.changed();
+        Ok(load_balancer)
+    }
+    async fn ensure_load_balancer_deleted(&self, op: &Operation, _: &Place, name: &str) -> Result<(), Error> {
+        self.admit(op, format!("delete lb {name}"))?;
+        self.lock().load_balancers.remove(name);
+        self.changed();
+        Ok(())
+    }
+    async fn ensure_shares(
+        &self,
+        op: &Operation,
+        _: &Place,
+        name: &str,
+        shares: &[Share],
+    ) -> Result<LoadBalancer, Error> {
+        self.admit(op, format!("shares {name}"))?;
+        let mut state = self.lock();
+        let found = state
+            .load_balancers
+            .get_mut(name)
+            .ok_or_else(|| error(ErrorKind::NotFound, format!("there is no load balancer {name}")))?;
+        found.shares = shares.to_vec();
+        Ok(found.clone())
+    }
+    async fn ensure_security_group(&self, op: &Operation, spec: &SecurityGroupSpec) -> Result<SecurityGroup, Error> {
+        self.admit(op, format!("put sg {}", spec.name))?;
+        let group = SecurityGroup {
+            spec: spec.clone(),
+            created_at: self.clock.now(),
+            load_balancers: vec![],
+            server_groups: vec![],
+        };
+        self.lock().security_groups.insert(spec.name.clone(), group.clone());
+        self.changed();
+        Ok(group)
+    }
+    async fn ensure_security_group_deleted(&self, op: &Operation, _: &Place, name: &str) -> Result<(), Error> {
+        self.admit(op, format!("delete sg {name}"))?;
+        self.lock().security_groups.remove(name);
+        self.changed();
+        Ok(())
+    }
+    async fn log_tail(&self, _: &Place, instance: &str, _: usize) -> Result<String, Error> {
+        Ok(format!("the last words of {instance}"))
+    }
+    async fn traffic(&self, _: &Place, _: &str, _: i64) -> Result<Vec<TrafficSecond>, Error> {
+        Ok(vec![])
+    }
+}

@@ -1,0 +1,255 @@
+//! Bad input: the answer says what, where and what to do, and the state before stays.
+
+use std::time::Duration;
+
+use gennaker::cli::client::Error;
+use gennaker::cli::demo::setup;
+use libtest_mimic::Trial;
+use serde_json::{Value, json};
+
+use crate::harness::{Hello, Outcome, Server, follow, gennaker, trial};
+
+pub fn trials() -> Vec<Trial> {
+    vec![
+        trial("api_errors", "an_unknown_application_is_answered_with_the_nearest_name", unknown_application),
+        trial("api_errors", "malformed_names_are_refused", malformed_names),
+        trial("api_errors", "a_definition_that_does_not_hold_is_refused_with_its_path", definitions),
+        trial("api_errors", "a_missing_parameter_is_named", missing_parameter),
+        trial("api_errors", "a_missing_artifact_fails_the_deploy_and_says_which", missing_artifact),
+        trial("api_errors", "an_artifact_outside_the_roots_is_refused", artifact_outside),
+        trial("api_errors", "a_wrong_sha256_fails_the_deploy", wrong_sha256),
+        trial("api_errors", "a_taken_port_is_named", taken_port),
+        trial("api_errors", "a_taken_listen_address_ends_the_server_with_a_word", taken_listen_address),
+        trial("api_errors", "flags_that_do_not_hold_end_with_exit_code_2", bad_flags),
+        trial("api_errors", "a_document_that_is_no_graphql_is_a_client_error", no_graphql),
+    ]
+}
+
+const MAX: Duration = Duration::from_secs(60);
+
+async fn unknown_application() -> Outcome {
+    let server = Server::start().await?;
+    let hello = Hello::create(&server).await?;
+    let input = json!({
+        "application": { "name": "helo" },
+        "name": "x",
+        "stages": [],
+    });
+    let error = hello.client.mutate(SAVE, input).await.expect_err("there is no helo");
+    anyhow::ensure!(error.code() == Some("NOT_FOUND"), "{error} {:?}", error.code());
+    anyhow::ensure!(error.to_string().contains("helo") && error.to_string().contains("hello"), "{error}");
+    let error = hello.start("deploy helo", Value::Null).await.expect_err("there is no such pipeline");
+    anyhow::ensure!(error.to_string().contains("deploy hello"), "{error}");
+    Ok(())
+}
+
+async fn malformed_names() -> Outcome {
+    let server = Server::start().await?;
+    let client = server.client();
+    for name in ["", "he llo", "hello-world", "hello/..", "ä", &"x".repeat(300)] {
+        let input = json!({ "name": name, "description": "" });
+        let error = client.mutate(CREATE, input).await.expect_err("no name of an application");
+        anyhow::ensure!(error.code() == Some("INVALID"), "{name}: {error} {:?}", error.code());
+        anyhow::ensure!(fields(&error).contains(&"name".to_owned()), "{name}: {error:?}");
+    }
+    let data = client.query("{ applications(first: 10) { totalCount } }", json!({})).await?;
+    anyhow::ensure!(data["applications"]["totalCount"] == 0, "{data}");
+    Ok(())
+}
+
+fn fields(error: &Error) -> Vec<String> {
+    let Error::Refused(errors) = error else { return Vec::new() };
+    let path = errors.first().and_then(|error| error["field"].as_array()).cloned().unwrap_or_default();
+    path.iter().filter_map(|part| part.as_str().map(str::to_owned)).collect()
+}
+
+async fn definitions() -> Outcome {
+    let server = Server::start().await?;
+    let hello = Hello::create(&server).await?;
+    let wait = |key: &str, requires: &[&str]| {
+        json!({ "key": key, "kind": "wait", "config": { "seconds": 1 }, "requires": requires })
+    };
+    let with = |stages: Value| json!({ "stages": stages });
+    let mut negative = hello.pipeline();
+    negative.pointer_mut("/stages/0/config/clusters/0").expect("a cluster")["capacity"]["min"] = json!(-1);
+    let mut disorder = hello.pipeline();
+    disorder.pointer_mut("/stages/0/config/clusters/0").expect("a cluster")["capacity"]["min"] = json!(9);
+    // (definition, words the message has to contain, a part of the path)
+    let cases: Vec<(Value, Vec<&str>, &str)> = vec![
+        (with(json!([wait("a", &["b"]), wait("b", &["a"])])), vec!["cycle"], "stages"),
+        (with(json!([wait("a", &["a"])])), vec!["a"], "stages"),
+        (with(json!([wait("a", &["gone"])])), vec!["gone"], "stages"),
+        (with(json!([wait("a", &[]), wait("a", &[])])), vec!["a"], "stages"),
+        (with(json!([{ "key": "a", "kind": "wiat", "config": {} }])), vec!["wiat", "wait"], "kind"),
+        (with(json!([{ "key": "a", "kind": "wait", "config": { "seconds": "soon" } }])), vec!["soon"], "seconds"),
+        (with(json!([{ "key": "a", "kind": "wait", "config": {} }])), vec!["seconds"], "config"),
+        (with(json!([{ "key": "a b", "kind": "wait", "config": { "seconds": 1 } }])), vec!["a b"], "key"),
+        (negative, vec!["-1"], "capacity"),
+        (disorder, vec!["min"], "capacity"),
+    ];
+    for (definition, words, part) in cases {
+        let error = hello.save("bad", &definition).await.expect_err("the definition does not hold");
+        anyhow::ensure!(error.code() == Some("INVALID"), "{definition}: {error} {:?}", error.code());
+        let text = error.to_string();
+        anyhow::ensure!(words.iter().all(|word| text.contains(word)), "{definition}: {text} has not {words:?}");
+        anyhow::ensure!(fields(&error).iter().any(|field| field == part), "{definition}: {error:?} is not at {part}");
+    }
+    let data = hello
+        .client
+        .query("{ application(name: \"hello\") { pipelines(first: 10) { nodes { name revisionNumber } } } }", json!({}))
+        .await?;
+    let nodes = &data["application"]["pipelines"]["nodes"];
+    anyhow::ensure!(*nodes == json!([{ "name": setup::PIPELINE, "revisionNumber": 1 }]), "nothing was saved: {nodes}");
+    Ok(())
+}
+
+async fn missing_parameter() -> Outcome {
+    let server = Server::start().await?;
+    let hello = Hello::create(&server).await?;
+    for parameters in [Value::Null, json!({}), json!({ "version": "1", "colour": "red" })] {
+        let error = hello.start(setup::PIPELINE, parameters.clone()).await.expect_err("parameters do not hold");
+        anyhow::ensure!(error.code() == Some("INVALID"), "{error} {:?}", error.code());
+        let word = if parameters.get("colour").is_some() { "colour" } else { "version" };
+        anyhow::ensure!(error.to_string().contains(word), "{error}");
+    }
+    Ok(())
+}
+
+/// Saves the pipeline with another artifact, runs it, and gives its failure.
+async fn deploy_artifact(hello: &Hello, artifact: Value) -> anyhow::Result<Value> {
+    let mut definition = hello.pipeline();
+    let cluster = definition.pointer_mut("/stages/0/config/clusters/0").expect("the pipeline has a cluster");
+    cluster["launch"]["artifact"] = artifact;
+    cluster["healthTimeoutSeconds"] = json!(20);
+    if let Err(error) = hello.save("artifact", &definition).await {
+        // Refused at once is as good.
+        return Ok(json!({ "message": error.to_string(), "hint": "refused when saved" }));
+    }
+    let execution = hello.start("artifact", json!({ "version": "2.0.0" })).await?;
+    let followed = follow(&hello.client, &execution, MAX).await?;
+    anyhow::ensure!(followed.status() == "FAILED", "{}", followed.status());
+    let groups = hello.groups().await?;
+    anyhow::ensure!(groups.iter().all(|group| !group.enabled || group.version == "1.0.0"), "{groups:?}");
+    Ok(followed.failure())
+}
+
+async fn missing_artifact() -> Outcome {
+    let server = Server::start().await?;
+    let hello = Hello::create(&server).await?;
+    hello.deploy("1.0.0").await?.succeeded()?;
+    let path = server.dir().join("not-built-yet");
+    let failure = deploy_artifact(&hello, json!({ "path": path })).await?;
+    anyhow::ensure!(failure.to_string().contains("not-built-yet"), "{failure}");
+    let groups = hello.groups().await?;
+    anyhow::ensure!(groups[0].enabled && groups[0].healthy == 3, "{groups:?}");
+    Ok(())
+}
+
+async fn artifact_outside() -> Outcome {
+    let server = Server::start().await?;
+    let hello = Hello::create(&server).await?;
+    std::os::unix::fs::symlink("/etc/hostname", server.dir().join("link"))?;
+    for path in ["/etc/hostname".into(), server.dir().join("link")] {
+        let failure = deploy_artifact(&hello, json!({ "path": path })).await?;
+        let text = failure.to_string();
+        anyhow::ensure!(text.contains("root") || text.contains("below"), "{failure}");
+    }
+    Ok(())
+}
+
+async fn wrong_sha256() -> Outcome {
+    let server = Server::start().await?;
+    let hello = Hello::create(&server).await?;
+    let archive = server.dir().join("app.tar.gz");
+    let made = std::process::Command::new("tar")
+        .arg("-czf")
+        .arg(&archive)
+        .arg("-C")
+        .arg(server.dir())
+        .arg("server.log")
+        .status()?;
+    anyhow::ensure!(made.success());
+    let url = format!("file://{}", archive.display());
+    let failure = deploy_artifact(&hello, json!({ "url": url, "sha256": "0".repeat(64) })).await?;
+    let text = failure.to_string();
+    anyhow::ensure!(text.contains("sha256") || text.contains("SHA-256") || text.contains("digest"), "{failure}");
+    Ok(())
+}
+
+async fn taken_port() -> Outcome {
+    let server = Server::start().await?;
+    let client = server.client();
+    setup::create_application(&client).await?;
+    let (first, _) = server.load_balancer_ports();
+    let _taken = std::net::TcpListener::bind(("127.0.0.1", first))?;
+    let execution = setup::upsert_security_group(&client, (first, first)).await?;
+    follow(&client, &execution, MAX).await?.succeeded()?;
+    let execution = setup::upsert_load_balancer(&client, (first, first)).await?;
+    let followed = follow(&client, &execution, MAX).await?;
+    anyhow::ensure!(followed.status() == "FAILED", "{}", followed.status());
+    anyhow::ensure!(followed.failure().to_string().contains(&first.to_string()), "{}", followed.failure());
+    Ok(())
+}
+
+async fn taken_listen_address() -> Outcome {
+    let server = Server::start().await?;
+    let address = server.url().trim_start_matches("http://").to_owned();
+    let other = server.dir().join("other");
+    let ended = server
+        .command()
+        .env("GENNAKER_DATA_DIR", &other)
+        .env("GENNAKER_HOST_DIR", other.join("host"))
+        .args(["serve", "--listen", &address])
+        .output()?;
+    let text = String::from_utf8_lossy(&ended.stderr);
+    anyhow::ensure!(ended.status.code() == Some(1), "{}: {text}", ended.status);
+    anyhow::ensure!(text.contains(&address) && text.contains("--listen"), "{text}");
+
+    // Nor do two servers share a data directory.
+    let ended = server.command().args(["serve", "--listen", "127.0.0.1:0"]).output()?;
+    let text = String::from_utf8_lossy(&ended.stderr);
+    anyhow::ensure!(ended.status.code() == Some(1) && text.contains("in use"), "{}: {text}", ended.status);
+    Ok(())
+}
+
+async fn bad_flags() -> Outcome {
+    let cases: [&[&str]; 6] = [
+        &["serve", "--listen", "0.0.0.0:1"],
+        &["serve", "--listen", "nowhere"],
+        &["serve", "--port-range", "9-8"],
+        &["serve", "--database-url", "mysql://x"],
+        &["serve", "--artifact-root", "/does/not/exist"],
+        &["server"],
+    ];
+    for case in cases {
+        let ended = std::process::Command::new(gennaker()).args(case).env_remove("DATABASE_URL").output()?;
+        anyhow::ensure!(ended.status.code() == Some(2), "{case:?} ended with {}", ended.status);
+        anyhow::ensure!(!ended.stderr.is_empty(), "{case:?} says why");
+    }
+    for case in [&["--help"][..], &["serve", "--help"], &["demo", "--help"], &["token", "create", "--help"]] {
+        let ended = std::process::Command::new(gennaker()).args(case).output()?;
+        anyhow::ensure!(ended.status.success() && !ended.stdout.is_empty(), "{case:?} ended with {}", ended.status);
+    }
+    Ok(())
+}
+
+async fn no_graphql() -> Outcome {
+    let server = Server::start().await?;
+    let client = server.client();
+    for document in ["", "{", "{ nothing }", "query { application }", "subscription { notifications { cursor } }"] {
+        let (status, answer) = client.post(document, &json!({})).await?;
+        anyhow::ensure!((400..500).contains(&status), "{document}: {status} {answer}");
+        anyhow::ensure!(answer["errors"][0]["message"].is_string(), "{document}: {answer}");
+    }
+    Ok(())
+}
+
+const CREATE: &str = "
+mutation Create($input: CreateApplicationInput!) {
+  createApplication(input: $input) { application { id } userErrors { message field code } }
+}";
+
+const SAVE: &str = "
+mutation Save($input: SavePipelineInput!) {
+  savePipeline(input: $input) { pipeline { id } userErrors { message field code } }
+}";

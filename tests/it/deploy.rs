@@ -1,0 +1,252 @@
+//! Deploys: the first one, red/black under load, the checks around it, and those that do not work
+//! out and leave everything as it was.
+
+use std::time::Duration;
+
+use libtest_mimic::Trial;
+use serde_json::{Value, json};
+
+use crate::harness::{Hello, Outcome, Server, follow, trial, wait_for};
+
+pub fn trials() -> Vec<Trial> {
+    vec![
+        trial("deploy", "red_black_takes_version_1_to_version_2_and_no_request_fails", red_black_under_load),
+        trial("deploy", "two_deploys_of_one_cluster_at_once_both_finish_under_distinct_names", two_at_once),
+        trial("deploy", "a_deploy_that_never_gets_healthy_fails_and_leaves_the_old_group_in_traffic", never_healthy),
+        trial("deploy", "cancelling_a_deploy_brings_back_what_was_there", cancel_unwinds),
+        trial("deploy", "a_judgment_holds_the_pipeline_until_a_person_decides", judgment),
+        trial("deploy", "a_webhook_that_is_refused_fails_the_pipeline_after_the_deploy", webhook_fails),
+        trial("deploy", "operations_on_a_server_group_run_as_executions", operations),
+        trial("deploy", "a_server_that_ends_in_order_leaves_the_instances_in_traffic", stop_and_serve_again),
+    ]
+}
+
+/// Long enough for any of these on a busy machine.
+const MAX: Duration = Duration::from_secs(120);
+
+async fn red_black_under_load() -> Outcome {
+    let server = Server::start().await?;
+    let hello = Hello::create(&server).await?;
+    hello.deploy("1.0.0").await?.succeeded()?;
+    let before = hello.groups().await?;
+    anyhow::ensure!(before.len() == 1 && before[0].name == "hello-v000", "{before:?}");
+    anyhow::ensure!(before[0].enabled && before[0].healthy == 3, "{before:?}");
+
+    let load = hello.load(200, false);
+    let followed = hello.deploy("2.0.0").await?;
+    followed.succeeded()?;
+    // What is in traffic now answers, and only that.
+    wait_for("answers of the new version only", MAX, || async {
+        let seconds = load.report().seconds;
+        let (_, last) = seconds.range(..load.elapsed().as_secs()).next_back()?;
+        (last.len() == 1 && last.contains_key("2.0.0")).then_some(())
+    })
+    .await?;
+    let report = load.stop().await;
+    anyhow::ensure!(report.failed == 0, "{:?}", report.failures);
+    anyhow::ensure!(report.versions().contains_key("1.0.0") && report.sent > 200, "{:?}", report.versions());
+
+    let after = hello.groups().await?;
+    anyhow::ensure!(after.len() == 2, "{after:?}");
+    anyhow::ensure!(after[0].name == "hello-v000" && !after[0].enabled, "{after:?}");
+    anyhow::ensure!(after[1].name == "hello-v001" && after[1].enabled && after[1].healthy == 3, "{after:?}");
+    // People saw how far it was.
+    let said = followed.events.iter().filter_map(|event| event.pointer("/stage/progress/message")?.as_str());
+    anyhow::ensure!(said.clone().any(|message| message.contains("of 3")), "{:?}", said.collect::<Vec<_>>());
+    Ok(())
+}
+
+async fn two_at_once() -> Outcome {
+    let server = Server::start().await?;
+    let hello = Hello::create(&server).await?;
+    hello.deploy("1.0.0").await?.succeeded()?;
+    let load = hello.load(100, false);
+    let (left, right) = tokio::join!(hello.deploy("2.0.0"), hello.deploy("3.0.0"));
+    left?.succeeded()?;
+    right?.succeeded()?;
+    let report = load.stop().await;
+    anyhow::ensure!(report.failed == 0, "{:?}", report.failures);
+    let names = hello.names().await?;
+    let enabled: Vec<_> = names.iter().filter(|(_, enabled)| *enabled).collect();
+    anyhow::ensure!(names.len() == 3 && enabled.len() == 1, "{names:?}");
+    Ok(())
+}
+
+async fn never_healthy() -> Outcome {
+    let server = Server::start().await?;
+    let hello = Hello::create(&server).await?;
+    hello.deploy("1.0.0").await?.succeeded()?;
+    let mut bad = hello.pipeline();
+    let cluster = bad.pointer_mut("/stages/0/config/clusters/0").expect("the pipeline has a cluster");
+    cluster["healthCheck"]["path"] = json!("/not-there");
+    cluster["healthTimeoutSeconds"] = json!(6);
+    hello.save("bad", &bad).await?;
+
+    let load = hello.load(100, false);
+    let execution = hello.start("bad", json!({ "version": "2.0.0" })).await?;
+    let followed = follow(&hello.client, &execution, MAX).await?;
+    anyhow::ensure!(followed.status() == "FAILED", "{}", followed.status());
+    let failure = followed.failure();
+    anyhow::ensure!(failure["message"].as_str().is_some_and(|message| message.contains("hello-v001")), "{failure}");
+    anyhow::ensure!(failure["hint"].as_str().is_some_and(|hint| !hint.is_empty()), "{failure}");
+    let report = load.stop().await;
+    anyhow::ensure!(report.failed == 0, "{:?}", report.failures);
+    anyhow::ensure!(report.versions().keys().eq(["1.0.0"]), "{:?}", report.versions());
+    let groups = hello.groups().await?;
+    anyhow::ensure!(groups[0].name == "hello-v000" && groups[0].enabled && groups[0].healthy == 3, "{groups:?}");
+    anyhow::ensure!(groups[1..].iter().all(|group| !group.enabled), "{groups:?}");
+    Ok(())
+}
+
+async fn cancel_unwinds() -> Outcome {
+    let server = Server::start().await?;
+    let hello = Hello::create(&server).await?;
+    hello.deploy("1.0.0").await?.succeeded()?;
+    // Held after the switch by a check that never comes to an end by itself.
+    let mut slow = hello.pipeline();
+    let cluster = slow.pointer_mut("/stages/0/config/clusters/0").expect("the pipeline has a cluster");
+    cluster["healthCheck"]["path"] = json!("/not-there");
+    hello.save("slow", &slow).await?;
+    let load = hello.load(100, false);
+    let execution = hello.start("slow", json!({ "version": "2.0.0" })).await?;
+    wait_for("the new group", MAX, || async { (hello.names().await.ok()?.len() == 2).then_some(()) }).await?;
+    let input = json!({ "execution": { "id": execution }, "reason": "not today" });
+    hello.client.mutate(CANCEL, input).await?;
+    let followed = follow(&hello.client, &execution, MAX).await?;
+    anyhow::ensure!(followed.status() == "CANCELED", "{} {}", followed.status(), followed.failure());
+    let report = load.stop().await;
+    anyhow::ensure!(report.failed == 0, "{:?}", report.failures);
+    let groups = hello.groups().await?;
+    anyhow::ensure!(groups[0].name == "hello-v000" && groups[0].enabled && groups[0].healthy == 3, "{groups:?}");
+    anyhow::ensure!(groups[1..].iter().all(|group| !group.enabled), "{groups:?}");
+    // Over is over.
+    let again = json!({ "execution": { "id": execution }, "reason": "again" });
+    let error = hello.client.mutate(CANCEL, again).await.expect_err("it is over");
+    anyhow::ensure!(error.code() == Some("WRONG_STATE"), "{error} {:?}", error.code());
+    Ok(())
+}
+
+async fn judgment() -> Outcome {
+    let server = Server::start().await?;
+    let hello = Hello::create(&server).await?;
+    let definition = json!({
+        "stages": [{
+            "key": "ask",
+            "kind": "manualJudgment",
+            "config": { "instructions": "Look at the graphs", "inputs": ["blue", "green"] },
+        }],
+    });
+    hello.save("ask", &definition).await?;
+    for (proceed, ends) in [(true, "SUCCEEDED"), (false, "FAILED")] {
+        let execution = hello.start("ask", Value::Null).await?;
+        let stage = waiting_stage(&hello, &execution).await?;
+        let wrong = json!({ "stage": { "id": stage }, "proceed": true, "input": "red" });
+        let error = hello.client.mutate(JUDGE, wrong).await.expect_err("red is no choice");
+        anyhow::ensure!(error.to_string().contains("red"), "{error}");
+        let input = json!({ "stage": { "id": stage }, "proceed": proceed, "input": "green", "comment": "seen" });
+        hello.client.mutate(JUDGE, input).await?;
+        let followed = follow(&hello.client, &execution, MAX).await?;
+        anyhow::ensure!(followed.status() == ends, "{} {}", followed.status(), followed.failure());
+    }
+    Ok(())
+}
+
+async fn waiting_stage(hello: &Hello, execution: &str) -> anyhow::Result<String> {
+    wait_for("the judgment to be asked", MAX, || async {
+        let data = hello.client.query(STAGES, json!({ "id": execution })).await.ok()?;
+        let stage = data.pointer("/node/stages/0")?;
+        (stage["status"] == "RUNNING").then(|| stage["id"].as_str().map(str::to_owned)).flatten()
+    })
+    .await
+}
+
+async fn webhook_fails() -> Outcome {
+    let server = Server::start().await?;
+    let hello = Hello::create(&server).await?;
+    let mut definition = hello.pipeline();
+    let check = definition.pointer_mut("/stages/1/config").expect("the pipeline has a check");
+    check["url"] = json!(format!("http://{}/not-there", hello.load_balancer));
+    check["retries"] = json!(0);
+    hello.save("checked", &definition).await?;
+    let execution = hello.start("checked", json!({ "version": "1.0.0" })).await?;
+    let followed = follow(&hello.client, &execution, MAX).await?;
+    anyhow::ensure!(followed.status() == "FAILED", "{}", followed.status());
+    let failure = followed.failure();
+    anyhow::ensure!(failure["message"].as_str().is_some_and(|message| message.contains("404")), "{failure}");
+
+    // An address that nobody allowed is not called at all.
+    check_private_address(&hello).await
+}
+
+async fn check_private_address(hello: &Hello) -> Outcome {
+    let definition = json!({
+        "stages": [{
+            "key": "call",
+            "kind": "webhook",
+            "config": { "url": "http://127.0.0.1:1/", "method": "GET", "retries": 0 },
+        }],
+    });
+    hello.save("private", &definition).await?;
+    let execution = hello.start("private", Value::Null).await?;
+    let followed = follow(&hello.client, &execution, MAX).await?;
+    anyhow::ensure!(followed.status() == "FAILED", "{}", followed.status());
+    let failure = followed.failure().to_string();
+    anyhow::ensure!(failure.contains("127.0.0.1") && failure.contains("allow"), "{failure}");
+    Ok(())
+}
+
+async fn operations() -> Outcome {
+    let server = Server::start().await?;
+    let hello = Hello::create(&server).await?;
+    hello.deploy("1.0.0").await?.succeeded()?;
+    let group = json!({ "account": "local", "location": "local", "name": "hello-v000" });
+    let run = async |mutation: &str, mut input: Value| -> anyhow::Result<()> {
+        input["serverGroup"] = json!({ "name": group });
+        let kind = format!("{}{}Input", mutation[..1].to_uppercase(), &mutation[1..]);
+        let document = format!(
+            "mutation Operate($input: {kind}!) {{ {mutation}(input: $input) {{ execution {{ id }} userErrors {{ message field code }} }} }}"
+        );
+        let payload = hello.client.mutate(&document, input).await?;
+        let execution = payload["execution"]["id"].as_str().unwrap_or_default();
+        follow(&hello.client, execution, MAX).await?.succeeded()
+    };
+    run("resizeServerGroup", json!({ "capacity": { "min": 2, "desired": 2, "max": 2 } })).await?;
+    wait_for("two instances", MAX, || async { (hello.groups().await.ok()?[0].instances == 2).then_some(()) }).await?;
+    run("disableServerGroup", json!({})).await?;
+    anyhow::ensure!(hello.names().await? == [("hello-v000".to_owned(), false)]);
+    run("enableServerGroup", json!({})).await?;
+    anyhow::ensure!(hello.names().await? == [("hello-v000".to_owned(), true)]);
+    run("disableServerGroup", json!({})).await?;
+    run("destroyServerGroup", json!({})).await?;
+    anyhow::ensure!(hello.names().await?.is_empty());
+    Ok(())
+}
+
+async fn stop_and_serve_again() -> Outcome {
+    let mut server = Server::start().await?;
+    let hello = Hello::create(&server).await?;
+    hello.deploy("1.0.0").await?.succeeded()?;
+    let load = hello.load(100, false);
+    let status = server.stop().await?;
+    anyhow::ensure!(status.success(), "asked to end, it ended with {status}\n{}", server.log());
+    wait_for("traffic without a server", MAX, || async { (load.report().sent > 100).then_some(()) }).await?;
+    server.restart().await?;
+    hello.deploy("2.0.0").await?.succeeded()?;
+    let report = load.stop().await;
+    anyhow::ensure!(report.failed == 0, "{:?}", report.failures);
+    anyhow::ensure!(hello.names().await?.len() == 2);
+    Ok(())
+}
+
+const CANCEL: &str = "
+mutation Cancel($input: CancelExecutionInput!) {
+  cancelExecution(input: $input) { execution { id status } userErrors { message field code } }
+}";
+
+const JUDGE: &str = "
+mutation Judge($input: JudgeStageInput!) {
+  judgeStage(input: $input) { execution { id } userErrors { message field code } }
+}";
+
+const STAGES: &str = 
+query Stages($id: ID!) { node(id: $id) { ... on Execution { status stages { id key status } } } }";

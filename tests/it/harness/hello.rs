@@ -1,0 +1,96 @@
+//! The application `hello` on a server: security group, load balancer and the pipeline
+//! *deploy hello*, as the demo makes them.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use gennaker::cli::client::Client;
+use gennaker::cli::demo::setup;
+use gennaker::cli::demo::summary::Group;
+use gennaker::cli::load::{self, Load};
+use serde_json::{Value, json};
+
+use super::{Followed, Server, follow, gennaker};
+
+/// The longest that one deploy may take on a busy machine.
+pub const DEPLOY_MAX: Duration = Duration::from_secs(180);
+
+/// The application.
+pub struct Hello {
+    pub client: Client,
+    pub load_balancer: SocketAddr,
+}
+
+impl Hello {
+    /// Creates it all.
+    pub async fn create(server: &Server) -> anyhow::Result<Self> {
+        let client = server.client();
+        let ports = server.load_balancer_ports();
+        setup::create_application(&client).await?;
+        let execution = setup::upsert_security_group(&client, ports).await?;
+        follow(&client, &execution, DEPLOY_MAX).await?.succeeded()?;
+        let execution = setup::upsert_load_balancer(&client, ports).await?;
+        follow(&client, &execution, DEPLOY_MAX).await?.succeeded()?;
+        let load_balancer = setup::load_balancer_address(&client).await?;
+        let hello = Self { client, load_balancer };
+        setup::save_pipeline(&hello.client, hello.pipeline()).await?;
+        Ok(hello)
+    }
+
+    /// The demo's pipeline.
+    pub fn pipeline(&self) -> Value {
+        setup::pipeline(gennaker(), self.load_balancer)
+    }
+
+    /// The demo's pipeline under another name, changed.
+    pub async fn save(&self, name: &str, definition: &Value) -> Result<(), gennaker::cli::client::Error> {
+        self.client.mutate(SAVE_PIPELINE, setup::saving(name, definition.clone())).await.map(|_| ())
+    }
+
+    /// Starts a pipeline of the application; the execution's id.
+    pub async fn start(&self, pipeline: &str, parameters: Value) -> Result<String, gennaker::cli::client::Error> {
+        let input = json!({
+            "pipeline": { "name": { "application": setup::APPLICATION, "name": pipeline } },
+            "parameters": parameters,
+        });
+        let payload = self.client.mutate(START_PIPELINE, input).await?;
+        Ok(payload["execution"]["id"].as_str().unwrap_or_default().to_owned())
+    }
+
+    /// Starts *deploy hello* with a version and follows it to its end.
+    pub async fn deploy(&self, version: &str) -> anyhow::Result<Followed> {
+        let execution = self.start(setup::PIPELINE, json!({ "version": version })).await?;
+        follow(&self.client, &execution, DEPLOY_MAX).await
+    }
+
+    /// Its server groups, by name.
+    pub async fn groups(&self) -> anyhow::Result<Vec<Group>> {
+        Ok(setup::server_groups(&self.client).await?)
+    }
+
+    /// Names and whether each is enabled.
+    pub async fn names(&self) -> anyhow::Result<Vec<(String, bool)>> {
+        Ok(self.groups().await?.into_iter().map(|group| (group.name, group.enabled)).collect())
+    }
+
+    /// Steady requests through the load balancer.
+    pub fn load(&self, requests_per_second: u32, retry_broken: bool) -> Load {
+        Load::start(load::Options {
+            target: self.load_balancer,
+            path: "/".to_owned(),
+            requests_per_second,
+            connections: 4,
+            retry_broken,
+        })
+    }
+}
+
+const SAVE_PIPELINE: &str = "
+mutation SavePipeline($input: SavePipelineInput!) {
+  savePipeline(input: $input) { pipeline { id name } userErrors { message field code } }
+}";
+
+const START_PIPELINE: &str = "
+mutation StartPipeline($input: StartPipelineInput!) {
+  startPipeline(input: $input) { execution { id number } isReplay userErrors { message field code } }
+}";

@@ -1,0 +1,97 @@
+//! What the features share: trials with a runtime, a real server, the application `hello` on it,
+//! waiting with a deadline, and following executions.
+
+mod follow;
+mod hello;
+mod ports;
+mod server;
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use libtest_mimic::{Failed, Trial};
+
+pub use follow::{Followed, follow};
+pub use hello::Hello;
+pub use server::{Options, Server, gennaker, processes_of};
+
+/// What a trial ends with.
+pub type Outcome = anyhow::Result<()>;
+
+/// A trial on a runtime of its own. The name is a sentence.
+pub fn trial<F>(feature: &str, name: &str, run: impl FnOnce() -> F + Send + 'static) -> Trial
+where
+    F: Future<Output = Outcome>,
+{
+    Trial::test(format!("{feature}::{name}"), move || {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let outcome = runtime.block_on(run());
+        runtime.shutdown_timeout(Duration::from_secs(1));
+        outcome.map_err(|error| Failed::from(format!("{error:?}")))
+    })
+}
+
+/// The same, for a trial that needs something that may be missing: ignored then, or failed where
+/// everything has to be there.
+pub fn trial_with<F>(
+    feature: &str,
+    name: &str,
+    needed: Result<(), String>,
+    run: impl FnOnce() -> F + Send + 'static,
+) -> Trial
+where
+    F: Future<Output = Outcome>,
+{
+    let require_all = std::env::var("GENNAKER_TEST_REQUIRE_ALL").is_ok_and(|value| value == "1");
+    match needed {
+        Ok(()) => trial(feature, name, run),
+        Err(missing) if require_all => {
+            Trial::test(format!("{feature}::{name}"), move || Err(Failed::from(format!("needs {missing}"))))
+        }
+        Err(missing) => {
+            eprintln!("{feature}::{name} is ignored: it needs {missing}");
+            Trial::test(format!("{feature}::{name}"), || Ok(())).with_ignored_flag(true)
+        }
+    }
+}
+
+/// A number that the environment may raise.
+pub fn times(variable: &str, default: usize) -> usize {
+    std::env::var(variable).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
+}
+
+/// Asks again and again until there is an answer.
+pub async fn wait_for<T, F>(what: &str, within: Duration, mut ask: impl FnMut() -> F) -> anyhow::Result<T>
+where
+    F: Future<Output = Option<T>>,
+{
+    let start = Instant::now();
+    loop {
+        if let Some(answer) = ask().await {
+            return Ok(answer);
+        }
+        anyhow::ensure!(start.elapsed() < within, "waited {} s in vain for {what}", within.as_secs());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Random numbers without a dependency; printed seeds make a failure repeatable.
+pub struct Random(u64);
+
+impl Random {
+    pub fn new() -> Self {
+        let seed = std::env::var("GENNAKER_TEST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(|| {
+            uuid::Uuid::new_v4().as_u64_pair().0 | 1
+        });
+        eprintln!("GENNAKER_TEST_SEED={seed}");
+        Self(seed)
+    }
+
+    /// 0 to `below`, exclusive (xorshift64*).
+    pub fn below(&mut self, below: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) % below.max(1)
+    }
+}

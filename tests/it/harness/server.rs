@@ -1,0 +1,236 @@
+//! A real `gennaker serve` in a directory of its own, which can be killed and started again. All
+//! that it started is ended with it.
+
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use gennaker::cli::client::Client;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::Child;
+
+use super::ports::Ports;
+use super::wait_for;
+
+/// The binary under test.
+pub fn gennaker() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_gennaker"))
+}
+
+/// How to start a server.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    pub database_url: Option<String>,
+    /// Further flags.
+    pub flags: Vec<String>,
+    pub environment: Vec<(String, String)>,
+}
+
+/// A server, and the directory with its data and host.
+pub struct Server {
+    dir: PathBuf,
+    ports: Ports,
+    options: Options,
+    child: Option<Child>,
+    token: String,
+}
+
+/// From the start of the process to its first answer.
+const START_MAX: Duration = Duration::from_secs(60);
+
+impl Server {
+    /// Starts one with SQLite.
+    pub async fn start() -> anyhow::Result<Self> {
+        Self::start_with(Options::default()).await
+    }
+
+    /// Starts one.
+    pub async fn start_with(options: Options) -> anyhow::Result<Self> {
+        let name = format!("gennaker-it-{}", &uuid::Uuid::new_v4().simple().to_string()[..12]);
+        let dir = std::env::temp_dir().canonicalize()?.join(name);
+        std::fs::create_dir(&dir)?;
+        let mut server =
+            Self { dir, ports: Ports::take()?, options, child: None, token: String::new() };
+        server.token = server.up().await?.context("the first start shows a token")?;
+        Ok(server)
+    }
+
+    /// Starts the process; the token that it shows, if it does.
+    async fn up(&mut self) -> anyhow::Result<Option<String>> {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log_path())?;
+        let mut command = self.command();
+        command
+            .arg("serve")
+            .args(["--listen", &format!("127.0.0.1:{}", self.ports.server())])
+            .args(["--port-range", &self.ports.instances()])
+            .arg("--artifact-root")
+            .arg(gennaker().parent().context("the binary is in a directory")?)
+            .arg("--artifact-root")
+            .arg(&self.dir)
+            .args(&self.options.flags)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log);
+        let mut child = tokio::process::Command::from(command).kill_on_drop(true).spawn()?;
+        let stdout = child.stdout.take().context("standard output is a pipe")?;
+        let mut lines = BufReader::new(stdout).lines();
+        let mut token = None;
+        let shown = async {
+            while let Some(line) = lines.next_line().await? {
+                if let Some((_, text)) = line.split_once("#token=gnk_") {
+                    token = Some(format!("gnk_{}", text.trim()));
+                    break;
+                }
+                if line.contains("#token=") {
+                    break;
+                }
+            }
+            anyhow::Ok(())
+        };
+        let shown = tokio::time::timeout(START_MAX, shown).await;
+        // What comes later is read away, so that the server never writes to a closed pipe.
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        self.child = Some(child);
+        shown.with_context(|| format!("no address within {START_MAX:?}\n{}", self.log()))??;
+        let client = self.client();
+        wait_for("the first answer", START_MAX, || {
+            let client = client.clone();
+            async move { client.post("{ __typename }", &serde_json::json!({})).await.ok() }
+        })
+        .await
+        .with_context(|| self.log())?;
+        Ok(token)
+    }
+
+    /// A command of the binary with this server's directories.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(gennaker());
+        command
+            .env("GENNAKER_DATA_DIR", self.data_dir())
+            .env("GENNAKER_HOST_DIR", self.host_dir())
+            .env_remove("DATABASE_URL")
+            .envs(self.options.environment.iter().map(|(name, value)| (name, value)));
+        if let Some(url) = &self.options.database_url {
+            command.env("DATABASE_URL", url);
+        }
+        command
+    }
+
+    /// The server's process, while it runs.
+    pub fn pid(&self) -> Option<i32> {
+        self.child.as_ref().and_then(Child::id).and_then(|pid| i32::try_from(pid).ok())
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.ports.server())
+    }
+
+    /// A client with the token of `admin`.
+    pub fn client(&self) -> Client {
+        let token = (!self.token.is_empty()).then_some(self.token.as_str());
+        Client::new(&self.url(), token).expect("a client needs nothing")
+    }
+
+    /// The token of `admin`.
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.join("data")
+    }
+
+    pub fn host_dir(&self) -> PathBuf {
+        self.dir.join("host")
+    }
+
+    pub const fn load_balancer_ports(&self) -> (u16, u16) {
+        self.ports.load_balancers()
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.dir.join("server.log")
+    }
+
+    /// The end of the server's log.
+    pub fn log(&self) -> String {
+        let text = std::fs::read_to_string(self.log_path()).unwrap_or_default();
+        let lines: Vec<_> = text.lines().collect();
+        lines[lines.len().saturating_sub(60)..].join("\n")
+    }
+
+    /// `kill -9`, and the end of the process.
+    pub async fn kill(&mut self) -> anyhow::Result<()> {
+        let mut child = self.child.take().context("the server runs")?;
+        child.start_kill()?;
+        let status = child.wait().await?;
+        anyhow::ensure!(status.signal() == Some(9), "the server had ended before it was killed: {status}\n{}", self.log());
+        Ok(())
+    }
+
+    /// Starts it again on the same data, host and port.
+    pub async fn restart(&mut self) -> anyhow::Result<()> {
+        let token = self.up().await?;
+        anyhow::ensure!(token.is_none(), "a second start shows no token");
+        Ok(())
+    }
+
+    /// Asks it to end, as Ctrl-C does; its exit status.
+    pub async fn stop(&mut self) -> anyhow::Result<std::process::ExitStatus> {
+        let mut child = self.child.take().context("the server runs")?;
+        let pid = child.id().context("the server runs")?;
+        nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(i32::try_from(pid)?),
+            nix::sys::signal::Signal::SIGINT,
+        )?;
+        Ok(tokio::time::timeout(Duration::from_secs(60), child.wait()).await.context("the server ends when asked")??)
+    }
+
+    /// Processes whose command line or working directory names this server's directory.
+    pub fn processes(&self) -> Vec<(i32, String)> {
+        processes_of(&self.dir)
+    }
+
+    /// The host's worker: what owns listeners and instances.
+    pub fn host_worker(&self) -> Option<i32> {
+        let status = self.command().args(["host", "status"]).output().ok()?;
+        let status: serde_json::Value = serde_json::from_slice(&status.stdout).ok()?;
+        i32::try_from(status["pid"].as_i64()?).ok()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.child.take());
+        let _ = self.command().args(["host", "stop", "--instances"]).stdin(Stdio::null()).output();
+        for (pid, _) in self.processes() {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        }
+        if std::thread::panicking() || std::env::var_os("GENNAKER_TEST_KEEP").is_some() {
+            eprintln!("left behind: {}", self.dir.display());
+        } else {
+            let _ = std::fs::remove_dir_all(&self.dir);
+        }
+    }
+}
+
+/// Processes whose command line or working directory names the directory.
+pub fn processes_of(dir: &Path) -> Vec<(i32, String)> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    entries
+        .flatten()
+        .filter_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            let command = std::fs::read(entry.path().join("cmdline")).ok()?;
+            let command = String::from_utf8_lossy(&command).replace('\0', " ");
+            let there = std::fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(dir));
+            (there || command.contains(dir.to_str()?)).then_some((pid, command))
+        })
+        .collect()
+}

@@ -1,0 +1,43 @@
+//! The product from outside: the real binary, real processes, real HTTP and WebSockets. One file
+//! per feature; `harness` has what they share.
+//!
+//! A trial that needs something this machine has not is reported as ignored, never as passed; with
+//! `GENNAKER_TEST_REQUIRE_ALL=1`, which CI sets, it fails instead.
+
+mod access;
+mod api_errors;
+mod crash;
+mod demo;
+mod deploy;
+mod examples;
+mod harness;
+mod idempotency;
+mod layers;
+mod postgres;
+mod schema;
+mod subscription;
+
+use libtest_mimic::{Arguments, Trial};
+
+fn main() {
+    // An error means that a provider is there already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let arguments = Arguments::from_args();
+    let trials: Vec<Trial> = [
+        access::trials(),
+        api_errors::trials(),
+        crash::trials(),
+        demo::trials(),
+        deploy::trials(),
+        examples::trials(),
+        idempotency::trials(),
+        layers::trials(),
+        postgres::trials(),
+        schema::trials(),
+        subscription::trials(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    libtest_mimic::run(&arguments, trials).exit();
+}

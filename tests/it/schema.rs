@@ -1,0 +1,41 @@
+//! `schema.graphql` is what the binary prints, and everything in it is described.
+
+use libtest_mimic::Trial;
+
+use crate::harness::{Outcome, Server, gennaker, trial};
+
+pub fn trials() -> Vec<Trial> {
+    vec![
+        trial("schema", "schema_graphql_is_what_gennaker_schema_prints", fresh),
+        trial("schema", "every_example_of_a_kind_can_be_saved", examples),
+    ]
+}
+
+async fn fresh() -> Outcome {
+    let printed = std::process::Command::new(gennaker()).arg("schema").output()?;
+    anyhow::ensure!(printed.status.success());
+    let kept = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/schema.graphql"))?;
+    anyhow::ensure!(
+        String::from_utf8(printed.stdout)? == kept,
+        "schema.graphql is stale; run `cargo run -- schema > schema.graphql` and look at the difference"
+    );
+    Ok(())
+}
+
+async fn examples() -> Outcome {
+    let server = Server::start().await?;
+    let hello = crate::harness::Hello::create(&server).await?;
+    let data = hello.client.query("{ stageKinds { kind example } }", serde_json::json!({})).await?;
+    let kinds = data["stageKinds"].as_array().cloned().unwrap_or_default();
+    anyhow::ensure!(kinds.len() >= 12, "{kinds:#?}");
+    for kind in kinds {
+        let definition = serde_json::json!({
+            "stages": [{ "key": "it", "kind": kind["kind"], "config": kind["example"] }],
+        });
+        let name = format!("example of {}", kind["kind"].as_str().unwrap_or_default());
+        if let Err(error) = hello.save(&name, &definition).await {
+            anyhow::bail!("{kind:#}: {error}");
+        }
+    }
+    Ok(())
+}
