@@ -20,6 +20,13 @@ use crate::clock::Clock;
 use crate::model::{ExecutionId, OwnerId};
 use crate::store::{Error, Store};
 
+/// Executions a scan looks for beyond those in memory, which may all be due themselves.
+const SCAN: usize = 256;
+
+fn to_u64(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
+}
+
 /// What all workers of an engine share.
 pub(super) struct Shared {
     pub options: Options,
@@ -209,13 +216,22 @@ impl Runner {
         self.tasks.insert(task.id(), (id, serial));
     }
 
+    /// Takes up what is due, until nothing new is found or the memory is full.
     async fn scan(&mut self) {
         let shared = Arc::clone(&self.shared);
-        let active = shared.active().len();
-        let limit = u64::try_from(active + 256).unwrap_or(u64::MAX);
-        match shared.store.executions_due(shared.owner, shared.clock.now(), limit).await {
-            Ok(due) => due.into_iter().for_each(|id| self.wake(id, true)),
-            Err(error) => tracing::warn!("due executions could not be read: {error}"),
+        loop {
+            let active = shared.active().len();
+            let limit = active + SCAN;
+            let due = shared.store.executions_due(shared.owner, shared.clock.now(), to_u64(limit)).await;
+            let due = match due {
+                Ok(due) => due,
+                Err(error) => return tracing::warn!("due executions could not be read: {error}"),
+            };
+            let full = due.len() >= limit;
+            due.into_iter().for_each(|id| self.wake(id, true));
+            if !full || shared.active().len() <= active {
+                return;
+            }
         }
     }
 
