@@ -1,5 +1,6 @@
 //! Durable execution: what a stage is ([`contract`]), what may happen next ([`decide`], pure), who
-//! makes it happen ([`runner`]), and what people and triggers may ask for ([`commands`]).
+//! makes it happen (`runner`, and a `worker` for each execution), and what people and triggers may
+//! ask for ([`commands`]).
 
 mod apply;
 pub mod commands;
