@@ -101,12 +101,7 @@ pub(super) struct Seen {
 
 impl Seen {
     pub fn of(stage: &Stage) -> Self {
-        Self {
-            attempt: stage.attempt,
-            cursor: stage.cursor.clone(),
-            wake: stage.wake.clone(),
-            retries: stage.retries,
-        }
+        Self { attempt: stage.attempt, cursor: stage.cursor.clone(), wake: stage.wake.clone(), retries: stage.retries }
     }
 }
 
@@ -575,7 +570,8 @@ fn add_children(
     }
     let above = &execution.stages[parent];
     let (parent_id, parent_key, attempt) = (above.id, above.key.clone(), above.attempt);
-    let refuse = |what: String| Err(failure("CHILDREN_INVALID", format!("stage `{parent_key}`: {what}"), Some(parent_id)));
+    let refuse =
+        |what: String| Err(failure("CHILDREN_INVALID", format!("stage `{parent_key}`: {what}"), Some(parent_id)));
     if execution.stages.len() + specs.len() > STAGES_MAX {
         return refuse(format!("the execution would have more than {STAGES_MAX} stages"));
     }
@@ -588,11 +584,8 @@ fn add_children(
     if depth >= DEPTH_MAX {
         return refuse(format!("stages would be nested more than {DEPTH_MAX} deep"));
     }
-    let mut keys: std::collections::HashSet<&str> = execution
-        .children(parent_id)
-        .filter(|child| child.phase == phase)
-        .map(|child| child.key.as_str())
-        .collect();
+    let mut keys: std::collections::HashSet<&str> =
+        execution.children(parent_id).filter(|child| child.phase == phase).map(|child| child.key.as_str()).collect();
     for spec in specs {
         if !keys.insert(&spec.key) {
             return refuse(format!("two children have the key `{}`", spec.key));

@@ -159,15 +159,17 @@ impl StepContext {
     pub fn progress(&self, completed: i64, total: i64, unit: &str, message: impl Into<String>) {
         let message = cut(&message.into());
         let same = |present: &Progress| {
-            present.completed == completed && present.total == total && present.unit == unit && present.message == message
+            present.completed == completed
+                && present.total == total
+                && present.unit == unit
+                && present.message == message
         };
         if self.stage().progress.as_ref().is_some_and(same) {
             self.state.kept().progress = None;
             return;
         }
         let updated_at = self.now();
-        self.state.kept().progress =
-            Some(Progress { completed, total, unit: unit.to_owned(), message, updated_at });
+        self.state.kept().progress = Some(Progress { completed, total, unit: unit.to_owned(), message, updated_at });
     }
 
     /// Sets the outputs that others may read before the stage is done; merged key by key.
@@ -251,8 +253,7 @@ impl StepContext {
     /// Commits the intent, or says why the call must not be made.
     async fn record<E>(&self, intent: Intent) -> Result<(), EffectError<E>> {
         let execution = self.execution.id;
-        let mut guards =
-            vec![Guard::Lease { execution, owner: self.lease.owner, number: self.lease.number }];
+        let mut guards = vec![Guard::Lease { execution, owner: self.lease.owner, number: self.lease.number }];
         if !ignores_cancel(&self.execution, self.stage()) {
             guards.push(Guard::NotCancelled { execution });
         }

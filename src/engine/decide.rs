@@ -162,7 +162,8 @@ impl<'a> Pass<'a> {
         if has(Status::Canceled) {
             return Verdict::Canceled;
         }
-        let spoils = |stage: &Stage| stage.status == Status::Stopped && stage.on_failure == OnFailure::StopBranchThenFail;
+        let spoils =
+            |stage: &Stage| stage.status == Status::Stopped && stage.on_failure == OnFailure::StopBranchThenFail;
         if let Some(stopped) = self.first(scope, spoils) {
             return Verdict::Failed(Box::new(failure_of(stopped)));
         }
@@ -207,7 +208,9 @@ impl<'a> Pass<'a> {
         let fails = scope.iter().any(|index| {
             let stage = self.stage(*index);
             stage.status == Status::Failed
-                || (!stage.status.is_complete() && stage.failure.is_some() && stage.on_failure == OnFailure::FailPipeline)
+                || (!stage.status.is_complete()
+                    && stage.failure.is_some()
+                    && stage.on_failure == OnFailure::FailPipeline)
         });
         let ending = inherited.or(fails.then_some(Ending::Abort));
         let ready = if ending.is_none() { self.ready(scope) } else { HashSet::new() };
@@ -232,10 +235,7 @@ impl<'a> Pass<'a> {
         let mut fails = stage.failure.is_some();
         if !fails && ending.is_none() && stage.deadline.is_some_and(|deadline| deadline <= self.now) {
             let message = format!("stage `{}` did not end within {} s", stage.key, stage.timeout_seconds);
-            self.out.push(Decision::Fail {
-                stage: stage.id,
-                failure: failure("TIMEOUT", message, Some(stage.id)),
-            });
+            self.out.push(Decision::Fail { stage: stage.id, failure: failure("TIMEOUT", message, Some(stage.id)) });
             fails = true;
         }
         if fails || ending.is_some() {
@@ -374,10 +374,7 @@ pub(super) fn failure(code: &str, message: String, stage: Option<StageId>) -> Fa
 }
 
 fn failure_of(stage: &Stage) -> Failure {
-    stage
-        .failure
-        .clone()
-        .unwrap_or_else(|| failure("FAILED", format!("stage `{}` failed", stage.key), Some(stage.id)))
+    stage.failure.clone().unwrap_or_else(|| failure("FAILED", format!("stage `{}` failed", stage.key), Some(stage.id)))
 }
 
 /// Whether the stage is an unwind child or stands below one.

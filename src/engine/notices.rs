@@ -102,7 +102,12 @@ pub(super) fn execution(execution: &Execution, occasion: Occasion, at: DateTime<
 }
 
 /// The same about one of its stages.
-pub(super) fn stage(execution: &Execution, stage: &Stage, occasion: Occasion, at: DateTime<Utc>) -> Option<Notification> {
+pub(super) fn stage(
+    execution: &Execution,
+    stage: &Stage,
+    occasion: Occasion,
+    at: DateTime<Utc>,
+) -> Option<Notification> {
     let subject = format!("{} waits for approval: {}", title(execution), stage.name);
     let instructions = stage.resolved.as_ref().and_then(|config| config.get("instructions")).and_then(Value::as_str);
     let text = instructions.filter(|text| !text.is_empty()).unwrap_or("a person has to decide whether it goes on");

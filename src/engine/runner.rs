@@ -103,8 +103,12 @@ pub(super) async fn run(shared: &Arc<Shared>, stop: CancellationToken) -> Result
     shared.store.owner_register(shared.owner).await?;
     recovery::at_start(shared).await?;
 
-    let mut runner =
-        Runner { shared: Arc::clone(shared), workers: JoinSet::new(), tasks: HashMap::new(), timers: Timers::default() };
+    let mut runner = Runner {
+        shared: Arc::clone(shared),
+        workers: JoinSet::new(),
+        tasks: HashMap::new(),
+        timers: Timers::default(),
+    };
     let mut owners = JoinSet::new();
     owners.spawn(recovery::watch(Arc::clone(shared)));
     let mut scan = tokio::time::interval(shared.options.scan_every);

@@ -35,7 +35,10 @@ pub(super) fn definition(definition: &PipelineDefinition, registry: &Registry, o
     }
     text(&["description"], &definition.description, DESCRIPTION_MAX)?;
     if definition.notifications.len() > RULES_MAX {
-        return Err(Error::invalid(&["notifications"], format!("a pipeline has at most {RULES_MAX} notification rules")));
+        return Err(Error::invalid(
+            &["notifications"],
+            format!("a pipeline has at most {RULES_MAX} notification rules"),
+        ));
     }
     parameters(definition)?;
     let stages = &definition.stages;
@@ -141,7 +144,8 @@ fn references(stages: &[StageSpec]) -> Result<(), Error> {
 
 /// Follows what each stage requires; a stage met again on the way is a cycle.
 fn cycles(stages: &[StageSpec]) -> Result<(), Error> {
-    let index: HashMap<&str, usize> = stages.iter().enumerate().map(|(index, stage)| (stage.key.as_str(), index)).collect();
+    let index: HashMap<&str, usize> =
+        stages.iter().enumerate().map(|(index, stage)| (stage.key.as_str(), index)).collect();
     let mut done = vec![false; stages.len()];
     for start in 0..stages.len() {
         // The way from `start`, each with the place of the next requirement to follow.
@@ -157,7 +161,8 @@ fn cycles(stages: &[StageSpec]) -> Result<(), Error> {
             let Some(required) = index.get(required.as_str()).copied() else { continue };
             if let Some(begin) = way.iter().position(|(stage, _)| *stage == required) {
                 // Shown in the direction in which it would run.
-                let mut path: Vec<&str> = way[begin..].iter().rev().map(|(stage, _)| stages[*stage].key.as_str()).collect();
+                let mut path: Vec<&str> =
+                    way[begin..].iter().rev().map(|(stage, _)| stages[*stage].key.as_str()).collect();
                 path.push(path[0]);
                 let message = format!("stages require each other in a cycle: {}", path.join(" → "));
                 return Err(Error::invalid(&["stages", &required.to_string(), "requires"], message));

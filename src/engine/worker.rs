@@ -378,8 +378,7 @@ impl Worker {
     /// One commit for the turn. False: the rows were newer, and are in memory now.
     async fn save(&mut self, changes: &Changes, decisions: &[Decision], now: DateTime<Utc>) -> Result<bool, Gone> {
         let over = self.execution.status.is_complete();
-        let wake_at =
-            if over { None } else { timers::wake_at(decisions, !self.facts.busy.is_empty(), now) };
+        let wake_at = if over { None } else { timers::wake_at(decisions, !self.facts.busy.is_empty(), now) };
         let execution = Arc::make_mut(&mut self.execution);
         let (version, seq) = (execution.version, execution.event_seq);
         let events = i64::try_from(changes.stages.values().filter(|seen| **seen).count()).unwrap_or(i64::MAX);

@@ -182,11 +182,11 @@ impl Execution {
         }
     }
     /// The number of the pipeline's revision that runs; null for operations.
-    async fn revision_number(&self) -> Option<i64> {
+    async fn revision(&self) -> Option<i64> {
         Some(self.own.revision).filter(|number| *number > 0)
     }
     /// The pipeline's revision that runs.
-    async fn revision(&self, ctx: &Context<'_>) -> Result<Option<PipelineRevision>> {
+    async fn pipeline_revision(&self, ctx: &Context<'_>) -> Result<Option<PipelineRevision>> {
         let Some(pipeline) = self.own.pipeline else { return Ok(None) };
         let found = session(ctx)?.api.store.revision(pipeline, self.own.revision).await.map_err(stored)?;
         Ok(found.map(PipelineRevision))

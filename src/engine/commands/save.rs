@@ -4,9 +4,7 @@ use serde_json::json;
 
 use super::{Code, Commands, Error, SaveApplication, SavePipeline, allow};
 use crate::engine::validate;
-use crate::model::{
-    Action, Actor, Application, ApplicationId, Pipeline, PipelineId, Resource, Revision,
-};
+use crate::model::{Action, Actor, Application, ApplicationId, Pipeline, PipelineId, Resource, Revision};
 use crate::store::{Commit, CommitError, Guard, Refusal, Write};
 
 /// Characters of a description.
@@ -81,10 +79,7 @@ pub(super) async fn update_application(
     let detail = json!({ "description": after.description, "email": after.email });
     let commit = Commit {
         guards: vec![Guard::Application { id, version: Some(before.version) }],
-        writes: vec![
-            Write::UpdateApplication(after.clone()),
-            commands.audit(actor, Action::Save, resource, detail),
-        ],
+        writes: vec![Write::UpdateApplication(after.clone()), commands.audit(actor, Action::Save, resource, detail)],
         events: Vec::new(),
     };
     commands.store.commit(commit).await?;
@@ -196,7 +191,10 @@ async fn delete(commands: &Commands, commit: Commit, what: &str) -> Result<(), E
     match commands.store.commit(commit).await {
         Ok(_) => Ok(()),
         Err(CommitError::Refused(Refusal { guard: Guard::NoneRunning { .. } | Guard::NonePipelineRunning { .. } })) => {
-            Err(Error::new(Code::WrongState, format!("an execution of {what} is running; cancel it or wait for its end")))
+            Err(Error::new(
+                Code::WrongState,
+                format!("an execution of {what} is running; cancel it or wait for its end"),
+            ))
         }
         Err(error) => Err(error.into()),
     }

@@ -25,10 +25,8 @@ pub(super) async fn pipeline(commands: &Commands, actor: &Actor, start: StartPip
         let Some(pipeline) = commands.store.pipeline(start.pipeline).await? else {
             return Err(Error::new(Code::NotFound, format!("there is no pipeline {}", start.pipeline)));
         };
-        let resource = Resource::Pipeline {
-            application: pipeline.application_name.clone(),
-            pipeline: pipeline.name.clone(),
-        };
+        let resource =
+            Resource::Pipeline { application: pipeline.application_name.clone(), pipeline: pipeline.name.clone() };
         allow(actor, Action::Start, &resource)?;
         if let Some(started) = replay(commands, actor, key, &hash).await? {
             return Ok(started);
@@ -180,7 +178,10 @@ fn parameters(declared: &[Parameter], given: &Value) -> Result<Value, Error> {
     let names = || declared.iter().map(|parameter| parameter.name.as_str());
     if let Some(unknown) = given.keys().find(|name| !names().any(|known| known == name.as_str())) {
         let near = super::did_you_mean(unknown, names());
-        return Err(Error::invalid(&["parameters", unknown], format!("the pipeline has no parameter `{unknown}`{near}")));
+        return Err(Error::invalid(
+            &["parameters", unknown],
+            format!("the pipeline has no parameter `{unknown}`{near}"),
+        ));
     }
     let mut merged = Map::new();
     for parameter in declared {
@@ -204,12 +205,7 @@ fn parameters(declared: &[Parameter], given: &Value) -> Result<Value, Error> {
     Ok(merged)
 }
 
-fn of_pipeline(
-    commands: &Commands,
-    actor: &Actor,
-    pipeline: Pipeline,
-    parameters: Value,
-) -> Result<Execution, Error> {
+fn of_pipeline(commands: &Commands, actor: &Actor, pipeline: Pipeline, parameters: Value) -> Result<Execution, Error> {
     let execution = Execution {
         kind: ExecutionKind::Pipeline,
         application: pipeline.application,
@@ -310,10 +306,8 @@ mod tests {
             default,
             options,
         };
-        let declared = [
-            parameter("version", None, vec![]),
-            parameter("size", Some(json!(3)), vec![json!(1), json!(3)]),
-        ];
+        let declared =
+            [parameter("version", None, vec![]), parameter("size", Some(json!(3)), vec![json!(1), json!(3)])];
         let merged = parameters(&declared, &json!({"version": "2"})).unwrap();
         assert_eq!(merged, json!({"version": "2", "size": 3}));
         let refused = |given| parameters(&declared, &given).unwrap_err();
