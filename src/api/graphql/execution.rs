@@ -234,7 +234,7 @@ impl Execution {
     }
     /// From its start to its end, or to now.
     async fn elapsed(&self, ctx: &Context<'_>) -> Result<Option<Duration>> {
-        Ok(stage::elapsed(ctx, self.own.started_at, self.own.ended_at)?)
+        stage::elapsed(ctx, self.own.started_at, self.own.ended_at)
     }
     /// Its stages: those of the pipeline in its order, then children as they were made. The tree
     /// is in `Stage.parentId` and `Stage.children`.

@@ -154,10 +154,3 @@ mod tests {
         }
     }
 }
-#[cfg(test)]
-mod write_schema {
-    #[test]
-    fn write_it() {
-        std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/schema.graphql"), super::sdl()).unwrap();
-    }
-}
