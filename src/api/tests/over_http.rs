@@ -321,3 +321,76 @@ async fn the_explorer_comes_from_the_binary_under_a_strict_policy() {
         assert!(!response.text().await.expect("text").is_empty());
     }
 }
+
+#[tokio::test]
+async fn a_token_revoked_elsewhere_is_refused_ten_seconds_later_at_the_latest() {
+    let server = Server::start().await;
+    let ask =
+        || async { server.post().json(&json!({"query": "{viewer{name}}"})).send().await.expect("an answer").status() };
+    assert_eq!(ask().await, StatusCode::OK);
+    let tokens =
+        server.store.tokens(&crate::store::PageRequest { after: None, before: None, limit: 10, backward: false });
+    let id = tokens.await.expect("a page").items[0].1.id;
+    let writes = vec![Write::RevokeToken { id, at: server.clock.now() }];
+    server.store.commit(Commit { writes, ..Commit::default() }).await.expect("committed");
+    server.clock.advance(Duration::from_secs(10));
+    assert_eq!(ask().await, StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test]
+async fn every_kind_of_stage_shows_an_example_that_can_be_saved() {
+    let server = Server::start().await;
+    let make = "mutation { createApplication(input: {name: \"hello\"}) { userErrors { message } } }";
+    server.data(make, Value::Null).await;
+    let kinds =
+        server.data("{ stageKinds { kind title description schema example timeout signals } }", Value::Null).await;
+    let kinds = kinds["stageKinds"].as_array().expect("a list");
+    assert!(kinds.len() >= 12, "{}", kinds.len());
+    for kind in kinds {
+        let stage = json!({"key": "one", "kind": kind["kind"], "config": kind["example"]});
+        let input = json!({"application": {"name": "hello"}, "name": kind["kind"], "stages": [stage]});
+        let save = "mutation($input: SavePipelineInput!) { savePipeline(input: $input) { pipeline { revision } userErrors { code message field } } }";
+        let saved = server.data(save, json!({"input": input})).await;
+        assert_eq!(saved["savePipeline"]["userErrors"], json!([]), "{kind}");
+        assert_eq!(saved["savePipeline"]["pipeline"]["revision"], 1);
+    }
+    let strategies = server
+        .data("{ strategyKinds { kind schema example } providerKinds { kind } accounts { name } }", Value::Null)
+        .await;
+    assert!(
+        strategies["strategyKinds"].as_array().is_some_and(|kinds| kinds.iter().any(|kind| kind["kind"] == "redBlack"))
+    );
+}
+
+#[tokio::test]
+async fn a_judgment_is_given_by_names_and_a_second_cancel_is_refused() {
+    let server = Server::start().await;
+    server.start_waiting(3_000).await;
+    let save = "mutation { savePipeline(input: {application: {name: \"hello\"}, name: \"ask\", stages: [{key: \"gate\", kind: \"manualJudgment\"}]})
+                { userErrors { message field } } }";
+    assert_eq!(server.data(save, Value::Null).await["savePipeline"]["userErrors"], json!([]));
+    let start = "mutation { startPipeline(input: {pipeline: {name: {application: \"hello\", name: \"ask\"}}, idempotencyKey: \"k\"})
+                 { execution { id } isReplay } }";
+    let first = server.data(start, Value::Null).await["startPipeline"].take();
+    let again = server.data(start, Value::Null).await["startPipeline"].take();
+    assert_eq!((&first["isReplay"], &again["isReplay"]), (&json!(false), &json!(true)));
+    assert_eq!(first["execution"], again["execution"]);
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let waits =
+        "{ execution(application: \"hello\", pipeline: \"ask\", number: 1) { stage(key: \"gate\") { waitsFor } } }";
+    while server.data(waits, Value::Null).await["execution"]["stage"]["waitsFor"] != "judge" {
+        assert!(tokio::time::Instant::now() < deadline, "the stage waits");
+    }
+    let judge = "mutation { judgeStage(input: {stage: {key: {execution: {number: {application: \"hello\", pipeline: \"ask\", number: 1}}, key: \"gate\"}}, proceed: true, comment: \"fine\"})
+                 { execution { id } userErrors { code message } } }";
+    let judged = server.data(judge, Value::Null).await["judgeStage"].take();
+    assert_eq!(judged["userErrors"], json!([]));
+    assert_eq!(judged["execution"]["id"], first["execution"]["id"]);
+
+    let cancel = "mutation { cancelExecution(input: {execution: {number: {application: \"hello\", pipeline: \"wait\", number: 1}}, reason: \"enough\"})
+                  { execution { cancellation { byName reason mode } } userErrors { code message } } }";
+    let canceled = server.data(cancel, Value::Null).await["cancelExecution"].take();
+    assert_eq!(canceled["execution"]["cancellation"], json!({"byName": "ada", "reason": "enough", "mode": "UNWIND"}));
+    let again = server.data(cancel, Value::Null).await["cancelExecution"].take();
+    assert_eq!(again["userErrors"][0]["code"], "WRONG_STATE", "{again}");
+}
