@@ -179,9 +179,7 @@ impl Recipe {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{
-        ApplicationId, ExecutionId, ExecutionKind, Phase, Place, PrincipalId, Stage, StageId, Wake,
-    };
+    use crate::model::{ApplicationId, ExecutionId, ExecutionKind, Phase, Place, PrincipalId, Stage, StageId, Wake};
 
     /// What the recipe says, a child a line: `key <- requirements`.
     fn recipe(options: &Value, previous: &[&str], idle: &[&str]) -> Vec<String> {
