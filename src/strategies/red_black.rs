@@ -179,9 +179,7 @@ impl Recipe {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{
-        ApplicationId, ExecutionId, ExecutionKind, Phase, Place, PrincipalId, Stage, StageId, Wake,
-    };
+    use crate::model::{ApplicationId, ExecutionId, ExecutionKind, Phase, Place, PrincipalId, Stage, StageId, Wake};
 
     /// What the recipe says, a child a line: `key <- requirements`.
     fn recipe(options: &Value, previous: &[&str], idle: &[&str]) -> Vec<String> {
@@ -283,7 +281,9 @@ mod tests {
     #[test]
     fn the_recipe_by_options_and_what_there_was() {
         let none: [&str; 0] = [];
-        let table: &[(Value, &[&str], &[&str], &[&str])] = &[
+        /// Options, groups that were enabled, groups that were not, the recipe.
+        type Row<'a> = (Value, &'a [&'a str], &'a [&'a str], &'a [&'a str]);
+        let table: &[Row<'_>] = &[
             (json!({}), &[], &[], &none),
             (json!({"scaleDown": true, "delayBeforeDisableSeconds": 5}), &[], &["web-v001"], &none),
             (json!({}), &["web-v008"], &[], &["disable-web-v008 <-"]),
