@@ -207,7 +207,7 @@ fn advance(
             go_to(stage, cursor, Wake::Children, index, changes);
             changes.seen(index);
             if let Err(failure) = add_children(execution, index, Phase::Body, children, setting, changes) {
-                fail(&mut execution.stages[index], failure, index, changes);
+                fail(&mut execution.stages[index], *failure, index, changes);
                 return Later::default();
             }
         }
@@ -253,7 +253,7 @@ fn done(execution: &mut Execution, index: usize, outputs: &Value, setting: &Sett
     }) {
         Ok(false) => finish(execution, index, Status::Succeeded, setting, changes),
         Ok(true) => {}
-        Err(failure) => fail(&mut execution.stages[index], failure, index, changes),
+        Err(failure) => fail(&mut execution.stages[index], *failure, index, changes),
     }
 }
 
@@ -323,7 +323,7 @@ pub(super) fn delta(span: Duration) -> TimeDelta {
 pub(super) fn decision(
     execution: &mut Execution,
     decision: &Decision,
-    resolved: Option<Result<Value, Failure>>,
+    resolved: Option<Result<Value, Box<Failure>>>,
     setting: &Setting,
     changes: &mut Changes,
 ) {
@@ -385,7 +385,7 @@ pub(super) fn decision(
 fn start_stage(
     execution: &mut Execution,
     index: usize,
-    resolved: Result<Value, Failure>,
+    resolved: Result<Value, Box<Failure>>,
     setting: &Setting,
     changes: &mut Changes,
 ) {
@@ -403,17 +403,17 @@ fn start_stage(
         None => Err(unknown_kind(stage)),
         Some(kind) => match catch_unwind(AssertUnwindSafe(|| kind.validate_resolved(&config))) {
             Ok(Ok(())) => Ok(config),
-            Ok(Err((pointer, message))) => Err(failure(
+            Ok(Err((pointer, message))) => Err(boxed(
                 "CONFIG_INVALID",
                 cut(&format!("stage `{}`: config at `{pointer}`: {message}", stage.key)),
-                Some(stage.id),
+                stage.id,
             )),
-            Err(_) => Err(failure("PANIC", "the check of the config met a fault".to_owned(), Some(stage.id))),
+            Err(_) => Err(boxed("PANIC", "the check of the config met a fault".to_owned(), stage.id)),
         },
     });
     let config = match checked {
         Ok(config) => config,
-        Err(failure) => return fail(stage, failure, index, changes),
+        Err(failure) => return fail(stage, *failure, index, changes),
     };
     let names = kind.map(|kind| catch_unwind(AssertUnwindSafe(|| kind.tasks(&config, &Value::Null).0)));
     if let Some(Ok(names)) = names {
@@ -429,12 +429,17 @@ fn start_stage(
     let planned = plan(kind, stage, |kind| kind.before(&config));
     let added = planned.and_then(|specs| add_children(execution, index, Phase::Before, &specs, setting, changes));
     if let Err(failure) = added {
-        fail(&mut execution.stages[index], failure, index, changes);
+        fail(&mut execution.stages[index], *failure, index, changes);
     }
 }
 
-fn unknown_kind(stage: &Stage) -> Failure {
-    failure("UNKNOWN_KIND", format!("stage kind `{}` is not known to this server", stage.kind), Some(stage.id))
+fn unknown_kind(stage: &Stage) -> Box<Failure> {
+    boxed("UNKNOWN_KIND", format!("stage kind `{}` is not known to this server", stage.kind), stage.id)
+}
+
+/// A failure as an error: it is a large value.
+fn boxed(code: &str, message: String, stage: StageId) -> Box<Failure> {
+    Box::new(failure(code, message, Some(stage)))
 }
 
 /// Children of a kind's own making; a panic in there fails the stage, not the server.
@@ -442,10 +447,10 @@ fn plan(
     kind: Option<&std::sync::Arc<dyn DynStage>>,
     stage: &Stage,
     make: impl FnOnce(&dyn DynStage) -> Vec<ChildSpec>,
-) -> Result<Vec<ChildSpec>, Failure> {
+) -> Result<Vec<ChildSpec>, Box<Failure>> {
     let Some(kind) = kind else { return Err(unknown_kind(stage)) };
     catch_unwind(AssertUnwindSafe(|| make(kind.as_ref()))).map_err(|_| {
-        failure("PANIC", format!("stage `{}` met a fault while planning its children", stage.key), Some(stage.id))
+        boxed("PANIC", format!("stage `{}` met a fault while planning its children", stage.key), stage.id)
     })
 }
 
@@ -567,14 +572,14 @@ fn add_children(
     specs: &[ChildSpec],
     setting: &Setting,
     changes: &mut Changes,
-) -> Result<(), Failure> {
+) -> Result<(), Box<Failure>> {
     if specs.is_empty() {
         return Ok(());
     }
     let above = &execution.stages[parent];
     let (parent_id, parent_key, attempt) = (above.id, above.key.clone(), above.attempt);
     let refuse =
-        |what: String| Err(failure("CHILDREN_INVALID", format!("stage `{parent_key}`: {what}"), Some(parent_id)));
+        |what: String| Err(boxed("CHILDREN_INVALID", format!("stage `{parent_key}`: {what}"), parent_id));
     if execution.stages.len() + specs.len() > STAGES_MAX {
         return refuse(format!("the execution would have more than {STAGES_MAX} stages"));
     }

@@ -352,12 +352,14 @@ impl Worker {
     }
 
     /// The stage's config with expressions evaluated; those of children are values already.
-    async fn resolve(&self, id: StageId) -> Result<Value, Failure> {
+    async fn resolve(&self, id: StageId) -> Result<Value, Box<Failure>> {
         let Some(stage) = self.execution.stage(id) else { return Ok(Value::Null) };
         if stage.parent.is_some() {
             return Ok(stage.config.clone());
         }
-        let refuse = |code: &str, what: String| failure(code, cut(&format!("stage `{}`: {what}", stage.key)), Some(id));
+        let refuse = |code: &str, what: String| {
+            Box::new(failure(code, cut(&format!("stage `{}`: {what}", stage.key)), Some(id)))
+        };
         let config = stage.config.clone();
         let evaluated = if expression::has_expression(&config) {
             let vars = variables(&self.execution);
