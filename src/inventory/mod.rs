@@ -18,6 +18,8 @@ use crate::providers::{Error, ErrorKind, Provider, Snapshot};
 const REFRESH_EVERY: Duration = Duration::from_secs(10);
 /// After a failed read, and at most this often whatever the notices.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How long a provider may take to say what it has.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// Notices that come closer together than this share one read.
 const SETTLE: Duration = Duration::from_millis(10);
 
@@ -142,7 +144,11 @@ impl Inventory {
             }
         }
         let number = entry.begun.fetch_add(1, Ordering::SeqCst) + 1;
-        let snapshot = Arc::new(entry.provider.snapshot().await?);
+        let read = tokio::time::timeout(READ_TIMEOUT, entry.provider.snapshot()).await.map_err(|_| Error {
+            kind: ErrorKind::Unavailable,
+            message: format!("account `{account}` did not answer within {} s", READ_TIMEOUT.as_secs()),
+        })?;
+        let snapshot = Arc::new(read?);
         *good = number;
         let changed = {
             let mut latest = entry.latest.write().unwrap_or_else(PoisonError::into_inner);
