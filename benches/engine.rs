@@ -60,7 +60,8 @@ impl Stage for Tick {
     async fn step(&self, cx: &StepContext, _: &Empty, (): ()) -> Result<Next<()>, StepError> {
         if self.effect {
             let execution = cx.execution().id;
-            let effect = Effect { key: "tick", what: "tick".into(), repeat: Repeat::Keyed, timeout: Duration::from_secs(5) };
+            let effect =
+                Effect { key: "tick", what: "tick".into(), repeat: Repeat::Keyed, timeout: Duration::from_secs(5) };
             let delays = &self.delays;
             let called = cx
                 .effect(effect, |_| async move {
@@ -102,7 +103,11 @@ pub async fn run() {
         let mut delays = paced(durability, rate * 0.2).await;
         let p99 = percentile(&mut delays, 0.99);
         let p50 = percentile(&mut delays, 0.5);
-        let bar = if durability == Durability::Full { fsync * 2 + Duration::from_millis(2) } else { Duration::from_millis(5) };
+        let bar = if durability == Durability::Full {
+            fsync * 2 + Duration::from_millis(2)
+        } else {
+            Duration::from_millis(5)
+        };
         line(
             &format!("  stage's end to next effect at 20 % of the rate, p50 {} p99", ms(p50)),
             &ms(p99),
@@ -176,7 +181,8 @@ impl Bench {
         let store = Store::open(&options, clock.clone()).await.expect("a new database opens");
         let delays = Arc::new(Delays::default());
         let registry = Registry::default().with(Tick { delays: delays.clone(), effect });
-        let engine = Engine::new(Options { sole_owner: true, ..Options::default() }, store.clone(), registry, clock.clone());
+        let engine =
+            Engine::new(Options { sole_owner: true, ..Options::default() }, store.clone(), registry, clock.clone());
         let application = example_application(clock.now());
         let commit = Commit { writes: vec![Write::InsertApplication(application.clone())], ..Commit::default() };
         store.commit(commit).await.expect("the application is new");
@@ -301,7 +307,8 @@ async fn bare_loop(durability: Durability) -> f64 {
         db.execute_unprepared(sql).await.expect("plain SQL");
     }
     let body = "x".repeat(500);
-    let statement = |sql: &str, values: Vec<Value>| Statement::from_sql_and_values(sea_orm::DatabaseBackend::Sqlite, sql, values);
+    let statement =
+        |sql: &str, values: Vec<Value>| Statement::from_sql_and_values(sea_orm::DatabaseBackend::Sqlite, sql, values);
     let executions: Vec<uuid::Uuid> = (0..EXECUTIONS).map(|_| uuid::Uuid::now_v7()).collect();
     let stages: Vec<uuid::Uuid> = (0..EXECUTIONS * STAGES).map(|_| uuid::Uuid::now_v7()).collect();
     let transaction = db.begin().await.expect("begins");
@@ -312,7 +319,10 @@ async fn bare_loop(durability: Durability) -> f64 {
     }
     for (place, id) in stages.iter().enumerate() {
         let values = vec![(*id).into(), executions[place / STAGES].into(), body.clone().into()];
-        transaction.execute_raw(statement("INSERT INTO stage VALUES (?, ?, 'NOT_STARTED', ?)", values)).await.expect("inserts");
+        transaction
+            .execute_raw(statement("INSERT INTO stage VALUES (?, ?, 'NOT_STARTED', ?)", values))
+            .await
+            .expect("inserts");
     }
     transaction.commit().await.expect("commits");
 
@@ -327,7 +337,10 @@ async fn bare_loop(durability: Durability) -> f64 {
             transaction.execute_raw(statement(sql, values)).await.expect("updates");
             for change in ["SUCCEEDED", "RUNNING"] {
                 let values = vec![change.into(), body.clone().into(), stages[execution * STAGES + stage].into()];
-                transaction.execute_raw(statement("UPDATE stage SET status = ?, body = ? WHERE id = ?", values)).await.expect("updates");
+                transaction
+                    .execute_raw(statement("UPDATE stage SET status = ?, body = ? WHERE id = ?", values))
+                    .await
+                    .expect("updates");
                 seqs[execution] += 1;
                 let values = vec![executions[execution].into(), seqs[execution].into(), body.clone().into()];
                 let sql = "INSERT INTO event (stream, seq, at, body) VALUES (?, ?, 0, ?)";

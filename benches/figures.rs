@@ -8,7 +8,12 @@ pub fn percentile(samples: &mut [Duration], share: f64) -> Duration {
         return Duration::ZERO;
     }
     samples.sort_unstable();
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "an index")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "an index"
+    )]
     let index = ((samples.len() - 1) as f64 * share).round() as usize;
     samples[index]
 }

@@ -86,7 +86,8 @@ fn config(port: u16) -> Config {
 async fn connect(address: SocketAddr) -> SendRequest<Empty<bytes::Bytes>> {
     let stream = tokio::net::TcpStream::connect(address).await.expect("it listens");
     stream.set_nodelay(true).expect("a TCP socket");
-    let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.expect("it speaks HTTP");
+    let (sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.expect("it speaks HTTP");
     tokio::spawn(connection);
     sender
 }

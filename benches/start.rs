@@ -128,7 +128,9 @@ fn hosts(dir: &Path) -> Vec<u32> {
 fn resident_kib(pid: u32) -> u32 {
     std::fs::read_to_string(format!("/proc/{pid}/status"))
         .ok()
-        .and_then(|status| status.lines().find(|line| line.starts_with("VmRSS:"))?.split_whitespace().nth(1)?.parse().ok())
+        .and_then(|status| {
+            status.lines().find(|line| line.starts_with("VmRSS:"))?.split_whitespace().nth(1)?.parse().ok()
+        })
         .unwrap_or(0)
 }
 

@@ -5,6 +5,8 @@ mod error;
 pub mod graphql;
 mod http;
 mod precheck;
+#[cfg(test)]
+mod tests;
 
 use axum::Router;
 
@@ -99,6 +101,5 @@ pub fn schema(context: Context) -> Schema {
 
 /// All routes: `/healthz`, `/graphql`, `/graphql/ws`, and GraphiQL at `/`.
 pub fn router(context: Context) -> Router {
-    let authenticator = Authenticator::new(context.store.clone(), context.clock.clone());
-    http::router(context, authenticator)
+    http::routes(std::sync::Arc::new(http::App::new(context)))
 }

@@ -122,7 +122,8 @@ pub(super) fn outcome(execution: &mut Execution, report: &Report, setting: &Sett
     if stage.status.is_complete() || Seen::of(stage) != report.before {
         return Later::default();
     }
-    merge_outputs(stage, &report.outputs, setting, index, changes);
+    merge_outputs(execution, index, &report.outputs, setting, changes);
+    let stage = &mut execution.stages[index];
     if let Some(progress) = &report.progress
         && stage.progress.as_ref() != Some(progress)
     {
@@ -240,7 +241,8 @@ fn done(execution: &mut Execution, index: usize, outputs: &Value, setting: &Sett
     stage.retries = 0;
     stage.wake = Wake::Children;
     changes.seen(index);
-    merge_outputs(stage, &outputs, setting, index, changes);
+    merge_outputs(execution, index, &outputs, setting, changes);
+    let stage = &mut execution.stages[index];
     if stage.failure.is_some() {
         return;
     }
@@ -257,10 +259,17 @@ fn done(execution: &mut Execution, index: usize, outputs: &Value, setting: &Sett
     }
 }
 
-fn merge_outputs(stage: &mut Stage, new: &Map<String, Value>, setting: &Setting, index: usize, changes: &mut Changes) {
+fn merge_outputs(
+    execution: &mut Execution,
+    index: usize,
+    new: &Map<String, Value>,
+    setting: &Setting,
+    changes: &mut Changes,
+) {
     if new.is_empty() {
         return;
     }
+    let stage = &mut execution.stages[index];
     if !stage.outputs.is_object() {
         stage.outputs = Value::Object(Map::new());
     }
@@ -276,12 +285,26 @@ fn merge_outputs(stage: &mut Stage, new: &Map<String, Value>, setting: &Setting,
         return;
     }
     changes.seen(index);
-    let max = setting.options.outputs_max;
-    if notices::size(&stage.outputs) > max {
+    let (max, max_all) = (setting.options.outputs_max, setting.options.execution_outputs_max);
+    let own = notices::size(&stage.outputs);
+    // Small ones cannot add up to the limit of the whole: only large ones are added up.
+    let too_large = if own > max {
+        Some(format!("has outputs of more than {max} bytes"))
+    } else if own > max_all / STAGES_MAX && sizes(execution) > max_all {
+        Some(format!("has outputs that are too large beside those of the stages before: more than {max_all} bytes"))
+    } else {
+        None
+    };
+    if let Some(what) = too_large {
+        let stage = &mut execution.stages[index];
         stage.outputs = Value::Object(Map::new());
-        let message = format!("stage `{}` has outputs of more than {max} bytes", stage.key);
+        let message = format!("stage `{}` {what}", stage.key);
         fail(stage, failure("OUTPUTS_TOO_LARGE", message, Some(stage.id)), index, changes);
     }
+}
+
+fn sizes(execution: &Execution) -> usize {
+    execution.stages.iter().map(|stage| notices::size(&stage.outputs)).sum()
 }
 
 fn fail(stage: &mut Stage, failure: Failure, index: usize, changes: &mut Changes) {
@@ -449,9 +472,8 @@ fn plan(
     make: impl FnOnce(&dyn DynStage) -> Vec<ChildSpec>,
 ) -> Result<Vec<ChildSpec>, Box<Failure>> {
     let Some(kind) = kind else { return Err(unknown_kind(stage)) };
-    catch_unwind(AssertUnwindSafe(|| make(kind.as_ref()))).map_err(|_| {
-        boxed("PANIC", format!("stage `{}` met a fault while planning its children", stage.key), stage.id)
-    })
+    catch_unwind(AssertUnwindSafe(|| make(kind.as_ref())))
+        .map_err(|_| boxed("PANIC", format!("stage `{}` met a fault while planning its children", stage.key), stage.id))
 }
 
 fn end(
@@ -578,8 +600,7 @@ fn add_children(
     }
     let above = &execution.stages[parent];
     let (parent_id, parent_key, attempt) = (above.id, above.key.clone(), above.attempt);
-    let refuse =
-        |what: String| Err(boxed("CHILDREN_INVALID", format!("stage `{parent_key}`: {what}"), parent_id));
+    let refuse = |what: String| Err(boxed("CHILDREN_INVALID", format!("stage `{parent_key}`: {what}"), parent_id));
     if execution.stages.len() + specs.len() > STAGES_MAX {
         return refuse(format!("the execution would have more than {STAGES_MAX} stages"));
     }

@@ -169,3 +169,99 @@ fn pointer(path: &serde_path_to_error::Path) -> String {
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    struct Sized;
+
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Config {
+        capacity: Capacity,
+    }
+
+    #[derive(Deserialize)]
+    struct Capacity {
+        min: u32,
+        max: u32,
+    }
+
+    impl Stage for Sized {
+        const KIND: &'static str = "sized";
+        const TITLE: &'static str = "Sized";
+        const DESCRIPTION: &'static str = "Has a size.";
+        type Config = Config;
+        type Cursor = ();
+
+        fn schema(&self) -> Value {
+            json!({
+                "type": "object",
+                "required": ["capacity"],
+                "additionalProperties": false,
+                "properties": {
+                    "capacity": {
+                        "type": "object",
+                        "required": ["min", "max"],
+                        "properties": {"min": {"type": "integer"}, "max": {"type": "integer"}},
+                    },
+                    "target": {"oneOf": [
+                        {"type": "object", "required": ["name"]},
+                        {"type": "object", "required": ["kind"], "properties": {"kind": {"enum": ["newest", "oldest"]}}},
+                    ]},
+                },
+            })
+        }
+        fn example(&self) -> Value {
+            json!({"capacity": {"min": 1, "max": 2}})
+        }
+        fn tasks(&self, _: &Config) -> Vec<&'static str> {
+            Vec::new()
+        }
+        fn task(&self, (): &()) -> usize {
+            0
+        }
+        fn validate(&self, config: &Config) -> Result<(), (String, String)> {
+            if config.capacity.min > config.capacity.max {
+                return Err(("/capacity/min".to_owned(), "more than max".to_owned()));
+            }
+            Ok(())
+        }
+        async fn step(&self, _: &StepContext, _: &Config, (): ()) -> Result<Next<()>, StepError> {
+            Ok(Next::Done(Value::Null))
+        }
+    }
+
+    #[test]
+    fn a_fault_is_named_by_its_place() {
+        let kind = Erased::new(Sized);
+        let place = |config: Value| kind.validate(&config).map_err(|(pointer, _)| pointer);
+        assert_eq!(place(kind.kind().example), Ok(()));
+        assert_eq!(place(json!({"capacity": {"min": "1", "max": 2}})), Err("/capacity/min".to_owned()));
+        assert_eq!(place(json!({"capacity": {"min": 3, "max": 2}})), Err("/capacity/min".to_owned()));
+        // What the schema lets through and the type does not.
+        assert_eq!(place(json!({"capacity": {"min": -1, "max": 2}})), Err("/capacity/min".to_owned()));
+        let (_, message) = kind.validate(&json!({"capacity": {"min": 1, "max": 2}, "size": 1})).unwrap_err();
+        assert!(message.contains("size"), "{message}");
+    }
+
+    #[test]
+    fn an_expression_counts_as_any_type_until_it_is_known() {
+        let kind = Erased::new(Sized);
+        for config in [
+            json!({"capacity": {"min": "${parameters.min}", "max": 2}}),
+            json!({"capacity": "${parameters.capacity}"}),
+            json!({"capacity": {"min": 1, "max": 2}, "target": "${parameters.target}"}),
+            json!({"capacity": {"min": 1, "max": 2}, "target": {"kind": "${parameters.kind}"}}),
+        ] {
+            assert_eq!(kind.validate(&config), Ok(()), "{config}");
+            assert!(kind.validate_resolved(&config).is_err(), "{config}");
+        }
+        // What no value can mend is a fault at once.
+        assert!(kind.validate(&json!({"capacity": {"min": "${x}"}})).is_err());
+        assert!(kind.validate(&json!({"capacity": {"min": "${x}", "max": "two"}})).is_err());
+    }
+}

@@ -1,5 +1,6 @@
 //! Durable execution: what a stage is ([`contract`]), what may happen next ([`decide`], pure), who
-//! makes it happen ([`runner`]), and what people and triggers may ask for ([`commands`]).
+//! makes it happen (`runner`, and a `worker` for each execution), and what people and triggers may
+//! ask for ([`commands`]).
 
 mod apply;
 pub mod commands;
@@ -63,6 +64,8 @@ pub struct Options {
     pub config_max: usize,
     /// Bytes of a stage's outputs.
     pub outputs_max: usize,
+    /// Bytes of the outputs of all stages of an execution.
+    pub execution_outputs_max: usize,
     /// Bytes of an event.
     pub event_max: usize,
     /// Tests only: asked at the points where a crash hurts most.
@@ -74,7 +77,7 @@ impl Default for Options {
         Self {
             lease: Duration::from_secs(15),
             sole_owner: false,
-            concurrency: 256,
+            concurrency: 1_000,
             active_max: 2_000,
             idle_after: Duration::from_secs(30),
             scan_every: Duration::from_secs(1),
@@ -84,6 +87,7 @@ impl Default for Options {
             cluster_queue_max: 64,
             config_max: 256 * 1024,
             outputs_max: 1024 * 1024,
+            execution_outputs_max: 16 * 1024 * 1024,
             event_max: 64 * 1024,
             crash: None,
         }

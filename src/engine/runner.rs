@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use tokio::sync::Semaphore;
@@ -19,6 +20,13 @@ use super::{Options, Topics, recovery};
 use crate::clock::Clock;
 use crate::model::{ExecutionId, OwnerId};
 use crate::store::{Error, Store};
+
+/// Executions a scan looks for beyond those in memory, which may all be due themselves.
+const SCAN: usize = 256;
+
+fn to_u64(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
+}
 
 /// What all workers of an engine share.
 pub(super) struct Shared {
@@ -108,6 +116,7 @@ pub(super) async fn run(shared: &Arc<Shared>, stop: CancellationToken) -> Result
         workers: JoinSet::new(),
         tasks: HashMap::new(),
         timers: Timers::default(),
+        faults: HashMap::new(),
     };
     let mut owners = JoinSet::new();
     owners.spawn(recovery::watch(Arc::clone(shared)));
@@ -180,6 +189,9 @@ struct Runner {
     workers: JoinSet<(ExecutionId, Option<DateTime<Utc>>)>,
     tasks: HashMap<tokio::task::Id, (ExecutionId, u64)>,
     timers: Timers,
+    /// Executions whose worker ended by a fault: how often in a row, and when they are taken up
+    /// again at the earliest.
+    faults: HashMap<ExecutionId, (u32, tokio::time::Instant)>,
 }
 
 impl Runner {
@@ -196,8 +208,9 @@ impl Runner {
             }
             return;
         }
-        if active.len() >= shared.options.active_max {
-            return; // the scan finds it when there is a place
+        let rests = self.faults.get(&id).is_some_and(|(_, until)| *until > tokio::time::Instant::now());
+        if rests || active.len() >= shared.options.active_max {
+            return; // the scan finds it again
         }
         let (sender, inbox) = mpsc::unbounded_channel();
         let serial = shared.serial.fetch_add(1, Ordering::Relaxed);
@@ -209,13 +222,22 @@ impl Runner {
         self.tasks.insert(task.id(), (id, serial));
     }
 
+    /// Takes up what is due, until nothing new is found or the memory is full.
     async fn scan(&mut self) {
         let shared = Arc::clone(&self.shared);
-        let active = shared.active().len();
-        let limit = u64::try_from(active + 256).unwrap_or(u64::MAX);
-        match shared.store.executions_due(shared.owner, shared.clock.now(), limit).await {
-            Ok(due) => due.into_iter().for_each(|id| self.wake(id, true)),
-            Err(error) => tracing::warn!("due executions could not be read: {error}"),
+        loop {
+            let active = shared.active().len();
+            let limit = active + SCAN;
+            let due = shared.store.executions_due(shared.owner, shared.clock.now(), to_u64(limit)).await;
+            let due = match due {
+                Ok(due) => due,
+                Err(error) => return tracing::warn!("due executions could not be read: {error}"),
+            };
+            let full = due.len() >= limit;
+            due.into_iter().for_each(|id| self.wake(id, true));
+            if !full || shared.active().len() <= active {
+                return;
+            }
         }
     }
 
@@ -225,13 +247,21 @@ impl Runner {
         match joined {
             Ok((task, (id, at))) => {
                 self.tasks.remove(&task);
+                self.faults.remove(&id);
                 if let Some(at) = at {
                     self.timers.add(at, id);
                 }
             }
             Err(error) => {
                 if let Some((id, serial)) = self.tasks.remove(&error.id()) {
-                    tracing::error!(execution.id = %id, "the worker of an execution ended by a fault: {error}");
+                    let (times, until) = self.faults.entry(id).or_insert((0, tokio::time::Instant::now()));
+                    *times += 1;
+                    let rest = Duration::from_secs(1 << (*times).min(6));
+                    *until = tokio::time::Instant::now() + rest;
+                    tracing::error!(
+                        execution.id = %id,
+                        "the worker of an execution ended by a fault, {times} times in a row; it rests for {rest:?}: {error}"
+                    );
                     self.shared.forget(id, serial);
                 }
             }

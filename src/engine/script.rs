@@ -1,6 +1,7 @@
 //! A kind of stage for tests: its config is a script of what its steps do.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -25,6 +26,7 @@ struct Inner {
     /// Gates at which calls wait.
     gates: Mutex<HashMap<String, watch::Sender<bool>>>,
     seen: watch::Sender<usize>,
+    ticks: AtomicI64,
 }
 
 impl World {
@@ -52,6 +54,10 @@ impl World {
     fn gate(&self, name: &str) -> watch::Receiver<bool> {
         let mut gates = self.0.gates.lock().unwrap();
         gates.entry(name.to_owned()).or_insert_with(|| watch::channel(false).0).subscribe()
+    }
+
+    pub(super) fn ticks(&self) -> i64 {
+        self.0.ticks.load(Ordering::SeqCst)
     }
 
     pub(super) fn open(&self, name: &str) {
@@ -128,6 +134,10 @@ pub(super) enum Act {
     },
     /// Waits in the step itself for a gate, outside any effect.
     Hang {
+        gate: String,
+    },
+    /// Polls every few milliseconds with ever higher progress until the gate is open.
+    Ticks {
         gate: String,
     },
 }
@@ -255,6 +265,14 @@ impl Stage for Script {
                     ClusterClaim::Held => Ok(Next::Goto(cursor + 1)),
                     _ => Ok(Next::Poll { cursor, after: Duration::from_secs(3_600), topic: Some(cluster_topic(&key)) }),
                 }
+            }
+            Some(Act::Ticks { gate }) => {
+                let tick = self.0.0.ticks.fetch_add(1, Ordering::SeqCst) + 1;
+                cx.progress(tick, 1_000, "ticks", "");
+                if *self.0.gate(gate).borrow() {
+                    return Ok(Next::Goto(cursor + 1));
+                }
+                Ok(Next::Poll { cursor, after: Duration::from_millis(5), topic: None })
             }
             Some(Act::Hang { gate }) => {
                 self.0.gate(gate).wait_for(|open| *open).await.unwrap();

@@ -41,12 +41,16 @@ fn manual() -> Clock {
 
 impl Home {
     async fn new(clock: Clock) -> Self {
+        Self::with_queue(clock, 10_000).await
+    }
+
+    async fn with_queue(clock: Clock, queue_max: usize) -> Self {
         let dir = std::env::temp_dir().join(format!("gennaker-engine-{}", uuid::Uuid::now_v7().simple()));
         let options = store::Options {
             database_url: None,
             data_dir: dir.clone(),
             durability: store::Durability::Normal,
-            queue_max: 10_000,
+            queue_max,
         };
         let store = Store::open(&options, clock.clone()).await.unwrap();
         let actor = Actor { principal: PrincipalId::new(), name: "ann".to_owned(), roles: vec![Role::Operator] };
@@ -722,6 +726,71 @@ engine_test! {
         second.stop().await;
     }
 
+    async fn a_crash_while_something_is_brought_back_repeats_only_what_is_open() {
+        for point in 0.. {
+            let config = json!({
+                "steps": [{"effect": {"key": "do"}}, "fail"],
+                "unwind": [
+                    {"key": "first", "config": {"steps": [{"effect": {"key": "undo-1"}}]}},
+                    {"key": "second", "config": {"steps": [{"effect": {"key": "undo-2"}}]}},
+                ],
+            });
+            let Some((home, execution, hit)) = crash_at(point, vec![stage("a", &[], config)]).await else {
+                assert!(point > 8, "there are points to crash at: {point}");
+                break;
+            };
+            assert_eq!((execution.status, status(&execution, "a")), (Status::Failed, Status::Failed), "{hit:?}");
+            assert_eq!(execution.stages.len(), 3, "the unwind is planned once: {hit:?}");
+            assert_eq!((status(&execution, "first"), status(&execution, "second")), (Status::Succeeded, Status::Succeeded));
+            let mut names = home.world.names();
+            names.dedup();
+            assert_eq!(names, ["do", "undo-1", "undo-2"], "{hit:?}");
+            home.intents_are_closed(execution.id).await;
+        }
+    }
+
+    async fn a_database_that_is_overloaded_delays_and_loses_nothing() {
+        // Two commits may wait: most are refused at first.
+        let home = Home::with_queue(Clock::system(), 2).await;
+        let server = home.start(Home::options());
+        let stages = vec![stage("a", &[], effect("a")), stage("b", &["a"], effect("b"))];
+        let pipeline = home.pipeline(&server.commands, stages).await;
+        let mut ids = Vec::new();
+        while ids.len() < 30 {
+            let start = StartPipeline { pipeline: pipeline.id, parameters: Value::Null, idempotency_key: None };
+            match server.commands.start_pipeline(&home.actor, start).await {
+                Ok(started) => ids.push(started.execution.id),
+                Err(error) => assert_eq!(error.code, Code::Unavailable),
+            }
+        }
+        for id in &ids {
+            assert_eq!(home.over(*id).await.status, Status::Succeeded);
+        }
+        let mut names = home.world.names();
+        names.sort();
+        assert_eq!(names, [vec!["a"; 30], vec!["b"; 30]].concat(), "each effect is made once");
+        server.stop().await;
+    }
+
+    async fn progress_alone_is_saved_once_a_second_and_the_last_always() {
+        let home = Home::new(Clock::system()).await;
+        let server = home.start(Home::options());
+        let id = home.begin(&server.commands, vec![stage("a", &[], json!({"steps": [{"ticks": {"gate": "g"}}]}))]).await;
+        let begin = Instant::now();
+        while home.world.ticks() < 60 {
+            assert!(begin.elapsed() < Duration::from_secs(20), "the polls do not come");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        home.world.open("g");
+        let execution = home.over(id).await;
+        let took = begin.elapsed();
+        assert_eq!(row(&execution, "a").progress.as_ref().unwrap().completed, home.world.ticks());
+        // Two for the beginning, two for the end, and one a second between.
+        let most = 6 + i64::try_from(took.as_secs()).unwrap();
+        assert!(execution.event_seq <= most + 2, "{} events for {} ticks", execution.event_seq, home.world.ticks());
+        server.stop().await;
+    }
+
     async fn large_outputs_fail_the_stage_and_large_events_are_cut() {
         let home = Home::new(Clock::system()).await;
         let server = home.start(Options { outputs_max: 100_000, ..Home::options() });
@@ -734,6 +803,13 @@ engine_test! {
         assert!(longest < 64 * 1024, "{longest}");
         let id = home.begin(&server.commands, vec![stage("a", &[], config(120_000))]).await;
         assert_eq!(home.over(id).await.failure.unwrap().code, "OUTPUTS_TOO_LARGE");
+        server.stop().await;
+
+        let server = home.start(Options { execution_outputs_max: 100_000, ..Home::options() });
+        let stages = vec![stage("a", &[], config(60_000)), stage("b", &["a"], config(60_000))];
+        let id = home.begin(&server.commands, stages).await;
+        let execution = home.until(id, "the end", |execution| execution.status.is_complete()).await;
+        assert_eq!((status(&execution, "a"), status(&execution, "b")), (Status::Succeeded, Status::Failed));
         server.stop().await;
     }
 

@@ -360,13 +360,12 @@ impl Worker {
         let refuse = |code: &str, what: String| {
             Box::new(failure(code, cut(&format!("stage `{}`: {what}", stage.key)), Some(id)))
         };
-        let config = stage.config.clone();
-        let evaluated = if expression::has_expression(&config) {
-            let vars = variables(&self.execution);
+        let evaluated = if expression::has_expression(&stage.config) {
+            let (config, vars) = (stage.config.clone(), variables(&self.execution));
             let evaluation = tokio::task::spawn_blocking(move || expression::evaluate(&config, &vars));
             evaluation.await.map_err(|_| refuse("PANIC", "the expressions met a fault".to_owned()))?
         } else {
-            expression::evaluate(&config, &Value::Null)
+            expression::evaluate(&stage.config, &Value::Null)
         };
         let config = evaluated
             .map_err(|error| refuse("EXPRESSION", format!("config at `{}`: {}", error.pointer, error.message)))?;

@@ -18,6 +18,8 @@ use crate::providers::{Error, ErrorKind, Provider, Snapshot};
 const REFRESH_EVERY: Duration = Duration::from_secs(10);
 /// After a failed read, and at most this often whatever the notices.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How long a provider may take to say what it has.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// Notices that come closer together than this share one read.
 const SETTLE: Duration = Duration::from_millis(10);
 
@@ -142,7 +144,11 @@ impl Inventory {
             }
         }
         let number = entry.begun.fetch_add(1, Ordering::SeqCst) + 1;
-        let snapshot = Arc::new(entry.provider.snapshot().await?);
+        let read = tokio::time::timeout(READ_TIMEOUT, entry.provider.snapshot()).await.map_err(|_| Error {
+            kind: ErrorKind::Unavailable,
+            message: format!("account `{account}` did not answer within {} s", READ_TIMEOUT.as_secs()),
+        })?;
+        let snapshot = Arc::new(read?);
         *good = number;
         let changed = {
             let mut latest = entry.latest.write().unwrap_or_else(PoisonError::into_inner);
@@ -242,5 +248,77 @@ impl Inventory {
 impl Entry {
     fn latest(&self) -> Option<Arc<Snapshot>> {
         self.latest.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::stages::tests::memory::{Memory, place};
+
+    fn inventory() -> (Memory, Inventory) {
+        let cloud = Memory::new(Clock::system());
+        cloud.given_load_balancer("hello");
+        (cloud.clone(), Inventory::new(vec![Arc::new(cloud)]))
+    }
+
+    #[tokio::test]
+    async fn nothing_is_known_before_the_first_read() {
+        let (_, inventory) = inventory();
+        assert_eq!(inventory.snapshot("local").expect_err("not read").kind, ErrorKind::Unavailable);
+        assert_eq!(inventory.load_balancers(), []);
+        let unknown = inventory.refresh("aws").await.expect_err("no such account");
+        assert_eq!(
+            (unknown.kind, unknown.message.as_str()),
+            (ErrorKind::NotFound, "there is no account `aws`; there is `local`")
+        );
+        inventory.refresh("local").await.expect("read");
+        assert!(inventory.load_balancer(&place(), "hello").is_some());
+        assert!(inventory.listens_on([127, 0, 0, 1].into(), 18080));
+        assert!(!inventory.listens_on([127, 0, 0, 1].into(), 18081));
+        assert!(!inventory.listens_on([127, 0, 0, 2].into(), 18080));
+    }
+
+    #[tokio::test]
+    async fn a_notice_brings_the_change_and_only_a_change_is_told() {
+        let (cloud, inventory) = inventory();
+        let stop = CancellationToken::new();
+        let keeper = tokio::spawn({
+            let (inventory, stop) = (inventory.clone(), stop.clone());
+            async move { inventory.run(stop).await }
+        });
+        let mut changed = inventory.changed();
+        cloud.given("hello-v000", true, 1);
+        let seen = async {
+            while inventory.server_group(&place(), "hello-v000").is_none() {
+                changed.changed().await.expect("the inventory lives");
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(5), seen).await.expect("long before the regular read");
+        // Whatever reads were still under way are over after this one.
+        inventory.refresh("local").await.expect("read");
+        changed.mark_unchanged();
+        inventory.refresh("local").await.expect("read");
+        assert!(!changed.has_changed().expect("the inventory lives"), "a read of the same is no change");
+        stop.cancel();
+        keeper.await.expect("it ends");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn who_asks_after_a_change_reads_it() {
+        let (cloud, inventory) = inventory();
+        let mut readers = tokio::task::JoinSet::new();
+        for number in 0..50 {
+            let (cloud, inventory) = (cloud.clone(), inventory.clone());
+            readers.spawn(async move {
+                let name = format!("hello-v{number:03}");
+                cloud.given(&name, true, 1);
+                let snapshot = inventory.refresh("local").await.expect("read");
+                assert!(snapshot.server_groups.iter().any(|group| group.spec.name == name), "{name}");
+            });
+        }
+        readers.join_all().await;
+        assert_eq!(inventory.server_groups().len(), 50);
     }
 }

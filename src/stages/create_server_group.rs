@@ -29,6 +29,7 @@ pub(super) struct CreateServerGroup {
 const CRASHES_MAX: u32 = 3;
 /// What is shown of a failing instance's log, in bytes.
 const LOG_TAIL_BYTES: usize = 4 * 1024;
+const LOG_TAIL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Names that turn out to be taken before this step gives up for now.
 const NAME_TRIES_MAX: usize = 50;
 
@@ -331,8 +332,10 @@ impl CreateServerGroup {
         };
         cause.message = format!("{}; {}", cause.message, cloud::complaint(instance));
         if let Ok(provider) = self.inventory.provider(&config.account) {
-            let tail = provider.log_tail(&group.spec.place, &instance.id, LOG_TAIL_BYTES).await;
-            cause.log_tail = tail.ok().filter(|tail| !tail.is_empty());
+            let tail = provider.log_tail(&group.spec.place, &instance.id, LOG_TAIL_BYTES);
+            // Without it the failure still says what matters.
+            let tail = tokio::time::timeout(LOG_TAIL_TIMEOUT, tail).await;
+            cause.log_tail = tail.ok().and_then(Result::ok).filter(|tail| !tail.is_empty());
         }
         StepError::Fail(cause.hint(if instance.restarts >= CRASHES_MAX {
             "look at the log: the command ends by itself; correct it, its arguments or its environment"

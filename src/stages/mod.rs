@@ -52,4 +52,4 @@ pub fn registry(deps: Deps) -> Registry {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

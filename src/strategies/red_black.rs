@@ -10,6 +10,10 @@ use crate::model::{ChildSpec, Execution, OnFailure, Status};
 
 pub(super) struct RedBlack;
 
+/// How long an old group may take to be back whole. One that had an unhealthy instance before never
+/// is; then the unwind goes on, and the guard of the disable decides by what is healthy.
+const BACK_SECONDS: u64 = 120;
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Options {
@@ -116,10 +120,13 @@ impl Strategy for RedBlack {
             {
                 let mut child = deployment.child("restore-size", "resizeServerGroup", "Restore the size of", old);
                 child.config["capacity"] = before.clone();
+                child.timeout_seconds = Some(BACK_SECONDS);
                 children.push(child);
             }
             if deployment.begun(&format!("disable-{old}")).is_some() {
-                children.push(deployment.child("enable", "enableServerGroup", "Enable", old));
+                let mut child = deployment.child("enable", "enableServerGroup", "Enable", old);
+                child.timeout_seconds = Some(BACK_SECONDS);
+                children.push(child);
             }
         }
         // With every old group gone the new one is all there is: it stays.
@@ -179,9 +186,7 @@ impl Recipe {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{
-        ApplicationId, ExecutionId, ExecutionKind, Phase, Place, PrincipalId, Stage, StageId, Wake,
-    };
+    use crate::model::{ApplicationId, ExecutionId, ExecutionKind, Phase, Place, PrincipalId, Stage, StageId, Wake};
 
     /// What the recipe says, a child a line: `key <- requirements`.
     fn recipe(options: &Value, previous: &[&str], idle: &[&str]) -> Vec<String> {
@@ -283,7 +288,9 @@ mod tests {
     #[test]
     fn the_recipe_by_options_and_what_there_was() {
         let none: [&str; 0] = [];
-        let table: &[(Value, &[&str], &[&str], &[&str])] = &[
+        /// Options, groups that were enabled, groups that were not, the recipe.
+        type Row<'a> = (Value, &'a [&'a str], &'a [&'a str], &'a [&'a str]);
+        let table: &[Row<'_>] = &[
             (json!({}), &[], &[], &none),
             (json!({"scaleDown": true, "delayBeforeDisableSeconds": 5}), &[], &["web-v001"], &none),
             (json!({}), &["web-v008"], &[], &["disable-web-v008 <-"]),

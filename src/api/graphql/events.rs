@@ -201,6 +201,8 @@ impl EventSubscription {
             return Err(coded(Code::BadRequest, format!("`{}` is not the id of an execution", shown(&id))));
         };
         let last = ctx.data_opt::<LastCursor>().cloned().unwrap_or_default();
+        // A transport that resumes knows better than the document it sends again.
+        let after = last.get().or(after);
         let session = session(ctx)?;
         // Listen first, then read: what happens in between is told twice over the bus, not lost.
         let tail = Tail::open(session.api, StreamId::Execution(execution));

@@ -182,11 +182,11 @@ impl Execution {
         }
     }
     /// The number of the pipeline's revision that runs; null for operations.
-    async fn revision_number(&self) -> Option<i64> {
+    async fn revision(&self) -> Option<i64> {
         Some(self.own.revision).filter(|number| *number > 0)
     }
     /// The pipeline's revision that runs.
-    async fn revision(&self, ctx: &Context<'_>) -> Result<Option<PipelineRevision>> {
+    async fn pipeline_revision(&self, ctx: &Context<'_>) -> Result<Option<PipelineRevision>> {
         let Some(pipeline) = self.own.pipeline else { return Ok(None) };
         let found = session(ctx)?.api.store.revision(pipeline, self.own.revision).await.map_err(stored)?;
         Ok(found.map(PipelineRevision))
@@ -234,7 +234,7 @@ impl Execution {
     }
     /// From its start to its end, or to now.
     async fn elapsed(&self, ctx: &Context<'_>) -> Result<Option<Duration>> {
-        Ok(stage::elapsed(ctx, self.own.started_at, self.own.ended_at)?)
+        stage::elapsed(ctx, self.own.started_at, self.own.ended_at)
     }
     /// Its stages: those of the pipeline in its order, then children as they were made. The tree
     /// is in `Stage.parentId` and `Stage.children`.

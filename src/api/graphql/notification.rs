@@ -122,6 +122,8 @@ impl NotificationSubscription {
     ) -> Result<BoxStream<'static, Result<NotificationEvent>>> {
         let session = session(ctx)?;
         session.may(Action::Read, &Resource::Server)?;
+        let last = ctx.data_opt::<LastCursor>().cloned().unwrap_or_default();
+        let after = last.get().or(after);
         let mut tail = Tail::open(session.api, StreamId::Notifications);
         let (oldest, newest) = session.api.store.event_bounds(StreamId::Notifications).await.map_err(stored)?;
         let mut gap = false;
@@ -133,7 +135,6 @@ impl NotificationSubscription {
                 if gap { oldest - 1 } else { cursor.seq }
             }
         };
-        let last = ctx.data_opt::<LastCursor>().cloned().unwrap_or_default();
         Ok(stream::unfold(Some((tail, gap, last)), async |state| {
             let (mut tail, gap, last) = state?;
             loop {

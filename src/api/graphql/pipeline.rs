@@ -42,7 +42,7 @@ impl Pipeline {
         Ok(session(ctx)?.application(self.0.application).await?.map(Application))
     }
     /// The number of the newest revision, from 1.
-    async fn revision_number(&self) -> i64 {
+    async fn revision(&self) -> i64 {
         self.0.revision
     }
     /// What the newest revision says.
@@ -58,7 +58,7 @@ impl Pipeline {
         self.0.updated_at
     }
     /// The revision of that number.
-    async fn revision(
+    async fn pipeline_revision(
         &self,
         ctx: &Context<'_>,
         #[graphql(desc = "From 1.")] number: i64,

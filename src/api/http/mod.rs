@@ -25,7 +25,7 @@ use crate::model::Actor;
 use reply::Fault;
 
 /// What the handlers share.
-struct App {
+pub(super) struct App {
     schema: Schema,
     authenticator: Authenticator,
     clock: Clock,
@@ -34,14 +34,8 @@ struct App {
     connections: Arc<Semaphore>,
 }
 
-pub fn router(context: Context, authenticator: Authenticator) -> Router {
-    let (clock, options) = (context.clock.clone(), context.config.clone());
-    let connections = Arc::new(Semaphore::new(options.socket.connections_max));
-    let schema = super::graphql::schema(context, authenticator.clone());
-    routes(App { schema, authenticator, clock, options, connections })
-}
-
-fn routes(app: App) -> Router {
+/// All routes.
+pub(super) fn routes(app: Arc<App>) -> Router {
     Router::new()
         .route("/healthz", get("ok\n"))
         .route("/graphql", any(graphql::serve))
@@ -49,7 +43,7 @@ fn routes(app: App) -> Router {
         .merge(assets::routes())
         .fallback(reply::no_such_page)
         .layer(middleware::from_fn(headers))
-        .with_state(Arc::new(app))
+        .with_state(app)
 }
 
 /// What every answer says to browsers; the explorer's page has a policy of its own.
@@ -72,6 +66,14 @@ async fn headers(request: axum::extract::Request, next: Next) -> Response {
 }
 
 impl App {
+    pub(super) fn new(context: Context) -> Self {
+        let authenticator = Authenticator::new(context.store.clone(), context.clock.clone());
+        let (clock, options) = (context.clock.clone(), context.config.clone());
+        let connections = Arc::new(Semaphore::new(options.socket.connections_max));
+        let schema = super::graphql::schema(context, authenticator.clone());
+        Self { schema, authenticator, clock, options, connections }
+    }
+
     /// Who sends the request, by its `Authorization` header.
     async fn actor(&self, headers: &HeaderMap) -> Result<Actor, Fault> {
         let token = bearer(headers).ok_or(Unauthenticated::Missing)?;

@@ -1,26 +1,27 @@
 //! Server-sent events ("distinct connections" of GraphQL over SSE): `next` for each result with
-//! the cursor as its `id:`, `complete` at the end. A client that comes back with `Last-Event-ID`
-//! goes on behind that event.
+//! the cursor as its `id:`, `complete` at the end, a comment now and then so that nothing between
+//! takes the connection for dead. A client that comes back with `Last-Event-ID` goes on behind
+//! that event. Nothing is queued: a slow client reads more slowly from the table.
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_graphql::parser::types::OperationType;
+use axum::body::Body;
 use axum::http::StatusCode;
-use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use chrono::{DateTime, Utc};
 use futures_util::stream::{self, BoxStream, Stream, StreamExt as _};
 use serde_json::{Value, json};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::App;
+use super::media::Media;
 use super::reply::{Fault, presentable};
 use super::request::Ready;
 use crate::api::error::Code;
 use crate::api::graphql::LastCursor;
-
-const COMMENT_EVERY: Duration = Duration::from_secs(15);
 
 /// Executes the request as a stream of events. A token that is revoked or expires ends it.
 pub fn serve(app: &Arc<App>, ready: Ready, token: String) -> Result<Response, Fault> {
@@ -34,9 +35,11 @@ pub fn serve(app: &Arc<App>, ready: Ready, token: String) -> Result<Response, Fa
         results: app.schema.execute_stream(ready.request),
         last: ready.last,
         is_subscription: ready.ty == OperationType::Subscription,
+        look_at: app.clock.now() + app.options.socket.ping_every,
         _permit: permit,
     };
-    Ok(Sse::new(events(running)).keep_alive(KeepAlive::new().interval(COMMENT_EVERY)).into_response())
+    let headers = [(header::CONTENT_TYPE, Media::Events.content_type())];
+    Ok((headers, Body::from_stream(events(running))).into_response())
 }
 
 struct Running {
@@ -45,45 +48,50 @@ struct Running {
     results: BoxStream<'static, async_graphql::Response>,
     last: LastCursor,
     is_subscription: bool,
+    /// When the token is looked at again.
+    look_at: DateTime<Utc>,
     _permit: OwnedSemaphorePermit,
 }
 
-fn events(running: Running) -> impl Stream<Item = Result<Event, Infallible>> + Send {
+fn events(running: Running) -> impl Stream<Item = Result<String, Infallible>> + Send {
     stream::unfold(Some(Box::new(running)), async |running| {
         let mut running = running?;
         Some(match running.next().await {
             Some(event) => (Ok(event), Some(running)),
-            // `EventSource` takes no notice of an event without data, not even an empty one.
-            None => (Ok(Event::default().event("complete").data("")), None),
+            // The empty data is there because browsers take no notice of an event without any.
+            None => (Ok("event: complete\ndata: \n\n".to_owned()), None),
         })
     })
 }
 
 impl Running {
-    async fn next(&mut self) -> Option<Event> {
-        let (clock, every) = (self.app.clock.clone(), self.app.options.socket.ping_every);
-        loop {
-            tokio::select! {
-                result = self.results.next() => {
-                    let (value, _) = presentable(result?);
-                    return Some(self.event(&value));
-                }
-                () = clock.sleep(every) => {
-                    if let Err(error) = self.app.authenticator.authenticate(&self.token).await {
+    async fn next(&mut self) -> Option<String> {
+        let clock = self.app.clock.clone();
+        tokio::select! {
+            // Time first, so that a busy stream is looked at too.
+            biased;
+            () = clock.sleep_until(self.look_at) => {
+                self.look_at = clock.now() + self.app.options.socket.ping_every;
+                match self.app.authenticator.authenticate(&self.token).await {
+                    Ok(_) => Some(":\n\n".to_owned()),
+                    Err(error) => {
                         self.results = stream::empty().boxed();
-                        let fault = Fault::from(error);
-                        return Some(self.event(&json!({"errors": fault.errors()})));
+                        Some(self.event(&json!({"errors": Fault::from(error).errors()})))
                     }
                 }
+            }
+            result = self.results.next() => {
+                let (value, _) = presentable(result?);
+                Some(self.event(&value))
             }
         }
     }
 
-    fn event(&self, value: &Value) -> Event {
-        let event = Event::default().event("next").data(value.to_string());
+    /// JSON has no line ends of its own, so one `data:` is enough.
+    fn event(&self, value: &Value) -> String {
         match self.last.get().filter(|_| self.is_subscription) {
-            Some(cursor) => event.id(cursor),
-            None => event,
+            Some(cursor) => format!("event: next\nid: {cursor}\ndata: {value}\n\n"),
+            None => format!("event: next\ndata: {value}\n\n"),
         }
     }
 }

@@ -188,9 +188,10 @@ impl Connection {
                 }
             };
             let Some(reply) = reply else { continue };
-            let sent =
-                tokio::time::timeout(self.app.options.socket.stall_max, socket.send(Message::Text(reply.into())));
-            match sent.await {
+            // Longer than an operation waits, so that a client that comes back late still learns why
+            // its operations have ended.
+            let patience = self.app.options.socket.stall_max * 4;
+            match tokio::time::timeout(patience, socket.send(Message::Text(reply.into()))).await {
                 Ok(Ok(())) => {}
                 // Gone, or as good as gone.
                 Ok(Err(_)) | Err(_) => return Err(None),
@@ -389,4 +390,63 @@ fn too_slow(cursor: Option<&str>) -> Value {
         "message": "results were not read in time; subscribe again behind the cursor in `extensions`",
         "extensions": {"code": Code::SlowConsumer.as_str(), "cursor": cursor},
     }])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::tests::Server;
+
+    #[tokio::test]
+    async fn a_slow_reader_loses_the_operation_and_learns_where_to_go_on() {
+        let server = Server::start_with(Server::narrow()).await;
+        let id = server.start_waiting(30).await;
+        server.finish(&id, 31).await;
+        let query = "subscription($id: ID!, $after: String) {
+            executionEvents(scope: {execution: $id}, after: $after) { cursor } }";
+        let first = server.cursor_at(1).await;
+        let payload = json!({"query": query, "variables": {"id": id, "after": first}});
+        let actor = server.app.authenticator.authenticate(&server.token).await.expect("known");
+        let ready =
+            Parameters::from_json(payload).and_then(|read| read.ready(&server.app, actor, None)).expect("ready");
+
+        let (sender, mut queue) = mpsc::channel(server.app.options.socket.queue_max);
+        let end = Arc::new(OnceLock::new());
+        let app = Arc::clone(&server.app);
+        Execution { app, id: "1".into(), queue: sender, end: Arc::clone(&end) }.run(ready).await;
+
+        let mut cursors = Vec::new();
+        while let Some(frame) = queue.recv().await {
+            let frame: Value = serde_json::from_str(&frame).expect("JSON");
+            cursors.push(frame["payload"]["data"]["executionEvents"]["cursor"].clone());
+        }
+        assert_eq!(cursors, [server.cursor_at(2).await, server.cursor_at(3).await]);
+        let end: Value = serde_json::from_str(end.get().expect("an end")).expect("JSON");
+        assert_eq!((&end["type"], &end["id"]), (&json!("error"), &json!("1")));
+        assert_eq!(end["payload"][0]["extensions"], json!({"code": "SLOW_CONSUMER", "cursor": cursors[1]}));
+    }
+
+    #[test]
+    fn a_page_may_connect_to_its_own_server_only() {
+        let judge = |origin: &str, host: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::ORIGIN, origin.parse().expect("a value"));
+            headers.insert(header::HOST, host.parse().expect("a value"));
+            same_origin(&headers, "https://gennaker.example:8443")
+        };
+        assert!(judge("http://127.0.0.1:8080", "127.0.0.1:8080"));
+        assert!(judge("http://LOCALHOST:8080", "localhost:8080"));
+        assert!(judge("https://gennaker.example:8443", "10.0.0.1"), "behind a proxy");
+        assert!(!judge("http://127.0.0.1:8081", "127.0.0.1:8080"));
+        assert!(!judge("http://evil.example", "127.0.0.1:8080"));
+        assert!(!judge("null", "127.0.0.1:8080"));
+        assert!(!judge("é", "127.0.0.1:8080"));
+        assert!(same_origin(&HeaderMap::new(), ""), "no page");
+    }
+
+    #[test]
+    fn a_reason_fits_into_a_close_frame() {
+        let close = Close::invalid(&"é".repeat(200));
+        assert!(close.reason.len() <= REASON_BYTES_MAX && close.reason.ends_with('é'));
+    }
 }

@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
+use super::daemon::identity::Identity;
 use super::protocol::{self, Done, Status, StopHost, Upgrade};
 use crate::providers::{self, ErrorKind};
 
@@ -162,28 +163,26 @@ impl Control {
         Err(Error::Timeout(within))
     }
 
-    /// Ends the host, and waits until it is gone.
+    /// Ends the host, and waits until its processes are gone. A server that is connected to it
+    /// starts another one: end the server first.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn stop(&self, stop: StopHost, within: Duration) -> Result<(), Error> {
         let until = Instant::now() + within;
+        let status = self.status().await?;
+        let of = |pid: u32| i32::try_from(pid).ok().and_then(|pid| Identity::of(pid).ok());
+        let processes: Vec<Identity> = [Some(status.pid), status.keeper].into_iter().flatten().filter_map(of).collect();
         match self.call::<Done>(Method::POST, "/stop", Some(&stop), within).await {
             Ok(Done {}) | Err(Error::Broken(_)) => {}
             Err(error) => return Err(error),
         }
-        while self.is_locked() {
+        while processes.iter().any(Identity::is_alive) {
             if Instant::now() > until {
                 return Err(Error::Timeout(within));
             }
             tokio::time::sleep(PAUSE).await;
         }
         Ok(())
-    }
-
-    /// Whether a keeper has the directory.
-    fn is_locked(&self) -> bool {
-        let Ok(file) = std::fs::File::options().write(true).open(self.directory.join("host.lock")) else { return false };
-        matches!(file.try_lock(), Err(std::fs::TryLockError::WouldBlock))
     }
 }

@@ -3,7 +3,7 @@
 mod crash;
 mod deploy;
 mod kinds;
-mod memory;
+pub mod memory;
 mod webhook;
 
 use std::path::PathBuf;

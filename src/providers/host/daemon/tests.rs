@@ -60,7 +60,7 @@ fn program() -> Option<PathBuf> {
 struct Host {
     scratch: Scratch,
     program: PathBuf,
-    provider: HostProvider,
+    connected: Option<HostProvider>,
     clock: Clock,
 }
 
@@ -71,7 +71,11 @@ impl Host {
         std::fs::create_dir(scratch.path().join("app")).expect("made");
         std::fs::write(scratch.path().join("app/server.py"), SERVER).expect("written");
         let provider = HostProvider::connect(Self::options(&scratch, &program)).await.expect("a host starts");
-        Some(Self { scratch, program, provider, clock: Clock::system() })
+        Some(Self { scratch, program, connected: Some(provider), clock: Clock::system() })
+    }
+
+    fn provider(&self) -> &HostProvider {
+        self.connected.as_ref().expect("until the end")
     }
 
     fn options(scratch: &Scratch, program: &std::path::Path) -> Options {
@@ -125,7 +129,7 @@ impl Host {
             "inbound": [{ "cidr": "127.0.0.0/8", "portFrom": 1, "portTo": 65535 }],
         }))
         .expect("a spec");
-        self.provider.ensure_security_group(&self.op("ex/sg"), &open).await.expect("made");
+        self.provider().ensure_security_group(&self.op("ex/sg"), &open).await.expect("made");
         let spec: LoadBalancerSpec = serde_json::from_value(json!({
             "account": "local", "location": "local", "name": "web",
             "listeners": [{ "port": 18_000, "portTo": 18_999 }],
@@ -133,12 +137,12 @@ impl Host {
             "securityGroups": ["open"], "drainSeconds": 5,
         }))
         .expect("a spec");
-        let balancer = self.provider.ensure_load_balancer(&self.op("ex/lb"), &spec).await.expect("made");
+        let balancer = self.provider().ensure_load_balancer(&self.op("ex/lb"), &spec).await.expect("made");
         balancer.bound[0].clone()
     }
 
     async fn find(&self, name: &str) -> Option<ServerGroup> {
-        let snapshot = self.provider.snapshot().await.expect("a snapshot");
+        let snapshot = self.provider().snapshot().await.expect("a snapshot");
         snapshot.server_groups.into_iter().find(|group| group.spec.name == name)
     }
 
@@ -168,7 +172,7 @@ impl Host {
     async fn status(&self) -> crate::providers::host::protocol::Status {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
-            match self.provider.control().status().await {
+            match self.provider().control().status().await {
                 Ok(status) => return status,
                 Err(error) => assert!(Instant::now() < deadline, "no status: {error}\n{}", self.log()),
             }
@@ -187,14 +191,18 @@ impl Host {
         }
     }
 
-    async fn end(self) {
-        self.provider.control().stop(StopHost { instances: true }, Duration::from_secs(30)).await.expect("stops");
+    async fn end(mut self) {
+        let control = self.provider().control().clone();
+        // A provider that is still there would start another host.
+        self.connected = None;
+        control.stop(StopHost { instances: true }, Duration::from_secs(30)).await.expect("stops");
     }
 }
 
 impl Drop for Host {
     /// Also when the test failed: nothing is left running.
     fn drop(&mut self) {
+        self.connected = None;
         let directory = self.scratch.path().join("host");
         let _ = std::process::Command::new(&self.program)
             .args(["host", "stop", "--instances", "--dir"])
@@ -277,26 +285,26 @@ async fn a_group_comes_up_takes_traffic_leaves_it_and_goes() {
     let Some(host) = Host::start().await else { return };
     let address = host.balancer().await;
     assert_eq!(get(&address, "/").await.expect("an answer").0, 503, "nobody is there yet");
-    let made = host.provider.ensure_server_group(&host.op("ex/1"), &host.group("web-v000", 2)).await.expect("made");
+    let made = host.provider().ensure_server_group(&host.op("ex/1"), &host.group("web-v000", 2)).await.expect("made");
     assert!(made.spec.enabled);
     let group = host.up("web-v000", 2).await;
     assert_eq!(get(&address, "/").await.expect("an answer"), (200, "one".to_owned()));
     assert_eq!(group.instances[0].health.len(), 3, "platform, its own and the load balancer's");
 
-    let out = host.provider.ensure_enabled(&host.op("ex/2"), &Host::place(), "web-v000", false).await.expect("done");
+    let out = host.provider().ensure_enabled(&host.op("ex/2"), &Host::place(), "web-v000", false).await.expect("done");
     assert_eq!(out.healthy(), 0);
     assert_eq!(get(&address, "/").await.expect("an answer").0, 503);
     let out = host.until("web-v000", "the end of traffic", |group| {
         group.instances.iter().all(|instance| instance.state == HealthState::OutOfService)
     });
     assert_eq!(pids(&out.await), pids(&group), "disabled is not stopped");
-    host.provider.ensure_enabled(&host.op("ex/3"), &Host::place(), "web-v000", true).await.expect("done");
+    host.provider().ensure_enabled(&host.op("ex/3"), &Host::place(), "web-v000", true).await.expect("done");
     host.up("web-v000", 2).await;
     assert_eq!(get(&address, "/").await.expect("an answer").0, 200);
 
-    let used = host.provider.ensure_load_balancer_deleted(&host.op("ex/4"), &Host::place(), "web").await;
+    let used = host.provider().ensure_load_balancer_deleted(&host.op("ex/4"), &Host::place(), "web").await;
     assert_eq!(used.expect_err("in use").kind, ErrorKind::Conflict);
-    host.provider.ensure_server_group_destroyed(&host.op("ex/5"), &Host::place(), "web-v000").await.expect("gone");
+    host.provider().ensure_server_group_destroyed(&host.op("ex/5"), &Host::place(), "web-v000").await.expect("gone");
     assert!(host.find("web-v000").await.is_none());
     for pid in pids(&group) {
         assert!(!lives(pid), "process {pid} was left");
@@ -305,8 +313,8 @@ async fn a_group_comes_up_takes_traffic_leaves_it_and_goes() {
     assert!(left.is_empty(), "{left:?}");
     let artifacts = super::files::names(&host.scratch.path().join("host/artifacts")).expect("listed");
     assert!(artifacts.is_empty(), "{artifacts:?}");
-    host.provider.ensure_server_group_destroyed(&host.op("ex/6"), &Host::place(), "web-v000").await.expect("absent is fine");
-    host.provider.ensure_load_balancer_deleted(&host.op("ex/7"), &Host::place(), "web").await.expect("free now");
+    host.provider().ensure_server_group_destroyed(&host.op("ex/6"), &Host::place(), "web-v000").await.expect("absent is fine");
+    host.provider().ensure_load_balancer_deleted(&host.op("ex/7"), &Host::place(), "web").await.expect("free now");
     assert!(get(&address, "/").await.is_err(), "nobody listens any more");
     host.end().await;
 }
@@ -315,7 +323,7 @@ async fn a_group_comes_up_takes_traffic_leaves_it_and_goes() {
 async fn a_killed_worker_refuses_no_connection_and_stops_no_instance() {
     let Some(host) = Host::start().await else { return };
     let address = host.balancer().await;
-    host.provider.ensure_server_group(&host.op("ex/1"), &host.group("web-v000", 2)).await.expect("made");
+    host.provider().ensure_server_group(&host.op("ex/1"), &host.group("web-v000", 2)).await.expect("made");
     let before = pids(&host.up("web-v000", 2).await);
     let load = Load::start(&address);
     for _ in 0..3 {
@@ -336,7 +344,7 @@ async fn a_killed_worker_refuses_no_connection_and_stops_no_instance() {
 async fn an_upgrade_drops_no_request() {
     let Some(host) = Host::start().await else { return };
     let address = host.balancer().await;
-    host.provider.ensure_server_group(&host.op("ex/1"), &host.group("web-v000", 2)).await.expect("made");
+    host.provider().ensure_server_group(&host.op("ex/1"), &host.group("web-v000", 2)).await.expect("made");
     let before = pids(&host.up("web-v000", 2).await);
     let load = Load::start(&address);
     let slow = tokio::spawn({
@@ -346,7 +354,7 @@ async fn an_upgrade_drops_no_request() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     let old = host.status().await.pid;
     let binary = Some(host.program.clone());
-    let status = host.provider.control().upgrade(Upgrade { binary }, Duration::from_secs(20)).await.expect("upgraded");
+    let status = host.provider().control().upgrade(Upgrade { binary }, Duration::from_secs(20)).await.expect("upgraded");
     assert_ne!(status.pid, old);
     assert_eq!(slow.await.expect("ran").expect("answered by the old worker").0, 200);
     assert_eq!(pids(&host.up("web-v000", 2).await), before);
@@ -360,7 +368,7 @@ async fn an_upgrade_drops_no_request() {
 async fn a_killed_keeper_is_replaced_and_sockets_are_still_held() {
     let Some(host) = Host::start().await else { return };
     let address = host.balancer().await;
-    host.provider.ensure_server_group(&host.op("ex/1"), &host.group("web-v000", 1)).await.expect("made");
+    host.provider().ensure_server_group(&host.op("ex/1"), &host.group("web-v000", 1)).await.expect("made");
     host.up("web-v000", 1).await;
     let before = host.status().await;
     let load = Load::start(&address);
@@ -387,7 +395,7 @@ async fn what_ends_while_the_host_is_gone_is_seen_with_every_line() {
     host.balancer().await;
     let mut spec = host.group("web-v000", 1);
     spec.launch = host.launch(&["/bin/sh", "-c", "trap 'echo last words; exit 7' USR1; python3 -u ./server.py & while :; do wait; done"]);
-    host.provider.ensure_server_group(&host.op("ex/1"), &spec).await.expect("made");
+    host.provider().ensure_server_group(&host.op("ex/1"), &spec).await.expect("made");
     let group = host.up("web-v000", 1).await;
     let instance = only(&group).clone();
     let pid = instance.pid.expect("runs");
@@ -412,7 +420,7 @@ async fn what_ends_while_the_host_is_gone_is_seen_with_every_line() {
     assert_eq!(only(&after).last_exit.as_deref(), Some("exit status 7"));
     assert_eq!(only(&after).incarnation, instance.incarnation + 1);
     assert_eq!(only(&after).id, instance.id);
-    let log = host.provider.log_tail(&Host::place(), &instance.id, 10_000).await.expect("a log");
+    let log = host.provider().log_tail(&Host::place(), &instance.id, 10_000).await.expect("a log");
     let lines: Vec<&str> = log.lines().map(|line| line.split(' ').next().unwrap_or_default()).collect();
     assert_eq!(lines, ["started", "last", "started"], "{log}");
     host.end().await;
@@ -426,13 +434,13 @@ async fn nothing_that_an_instance_started_is_left_over() {
     // A grandchild in a session of its own, deaf to the stop signal.
     let script = "setsid sh -c 'trap \"\" TERM; echo daemon $$; exec sleep 600' & exec python3 -u ./server.py";
     spec.launch = host.launch(&["/bin/sh", "-c", script]);
-    host.provider.ensure_server_group(&host.op("ex/1"), &spec).await.expect("made");
+    host.provider().ensure_server_group(&host.op("ex/1"), &spec).await.expect("made");
     let group = host.up("web-v000", 1).await;
-    let log = host.provider.log_tail(&Host::place(), &only(&group).id, 10_000).await.expect("a log");
+    let log = host.provider().log_tail(&Host::place(), &only(&group).id, 10_000).await.expect("a log");
     let daemon = log.lines().find_map(|line| line.strip_prefix("daemon ")).expect("it said its number");
     let daemon: u32 = daemon.trim().parse().expect("a number");
     assert!(lives(daemon));
-    host.provider.ensure_server_group_destroyed(&host.op("ex/2"), &Host::place(), "web-v000").await.expect("gone");
+    host.provider().ensure_server_group_destroyed(&host.op("ex/2"), &Host::place(), "web-v000").await.expect("gone");
     assert!(!lives(daemon), "the daemon was left");
     host.end().await;
 }
@@ -443,7 +451,7 @@ async fn a_crashing_instance_is_started_again_and_its_exit_is_told() {
     host.balancer().await;
     let mut spec = host.group("web-v000", 1);
     spec.launch = host.launch(&["/bin/sh", "-c", "echo no; exit 3"]);
-    host.provider.ensure_server_group(&host.op("ex/1"), &spec).await.expect("made");
+    host.provider().ensure_server_group(&host.op("ex/1"), &spec).await.expect("made");
     let group = host.until("web-v000", "three starts", |group| group.instances.first().is_some_and(|instance| instance.restarts >= 2));
     let group = group.await;
     assert_eq!(only(&group).last_exit.as_deref(), Some("exit status 3"));
@@ -451,7 +459,7 @@ async fn a_crashing_instance_is_started_again_and_its_exit_is_told() {
     assert!(group.problem.as_deref().expect("told").contains("keeps ending (exit status 3)"), "{:?}", group.problem);
     let mut missing = host.group("web-v001", 1);
     missing.launch = host.launch(&["./not-there"]);
-    host.provider.ensure_server_group(&host.op("ex/2"), &missing).await.expect("made");
+    host.provider().ensure_server_group(&host.op("ex/2"), &missing).await.expect("made");
     let group = host.until("web-v001", "the failure", |group| group.instances.iter().any(|instance| instance.last_exit.is_some()));
     let exit = only(&group.await).last_exit.clone().expect("told");
     assert!(exit.contains("cannot run") && exit.contains("not-there"), "{exit}");
@@ -462,7 +470,7 @@ async fn a_crashing_instance_is_started_again_and_its_exit_is_told() {
 async fn each_source_says_what_is_wrong() {
     let Some(host) = Host::start().await else { return };
     host.balancer().await;
-    host.provider.ensure_server_group(&host.op("ex/1"), &host.group("web-v000", 1)).await.expect("made");
+    host.provider().ensure_server_group(&host.op("ex/1"), &host.group("web-v000", 1)).await.expect("made");
     host.up("web-v000", 1).await;
     std::fs::write(host.scratch.path().join("sick"), "").expect("written");
     let group = host.until("web-v000", "sickness", |group| only(group).state == HealthState::Down).await;
@@ -475,7 +483,7 @@ async fn each_source_says_what_is_wrong() {
     let mut spec = host.group("web-v001", 1);
     let script = "setsid python3 -u ./server.py & trap '' CHLD; sleep 600";
     spec.launch = host.launch(&["/bin/sh", "-c", script]);
-    host.provider.ensure_server_group(&host.op("ex/2"), &spec).await.expect("made");
+    host.provider().ensure_server_group(&host.op("ex/2"), &spec).await.expect("made");
     host.up("web-v001", 1).await;
     host.end().await;
 }
@@ -484,7 +492,7 @@ async fn each_source_says_what_is_wrong() {
 async fn a_smaller_group_drops_no_request() {
     let Some(host) = Host::start().await else { return };
     let address = host.balancer().await;
-    host.provider.ensure_server_group(&host.op("ex/1"), &host.group("web-v000", 3)).await.expect("made");
+    host.provider().ensure_server_group(&host.op("ex/1"), &host.group("web-v000", 3)).await.expect("made");
     host.up("web-v000", 3).await;
     let load = Load::start(&address);
     let slow: Vec<_> = (0..6)
@@ -495,7 +503,7 @@ async fn a_smaller_group_drops_no_request() {
         .collect();
     tokio::time::sleep(Duration::from_millis(100)).await;
     let capacity = Capacity::pinned(1);
-    host.provider.ensure_capacity(&host.op("ex/2"), &Host::place(), "web-v000", capacity).await.expect("done");
+    host.provider().ensure_capacity(&host.op("ex/2"), &Host::place(), "web-v000", capacity).await.expect("done");
     host.up("web-v000", 1).await;
     for slow in slow {
         assert_eq!(slow.await.expect("ran").expect("answered").0, 200);
@@ -510,28 +518,28 @@ async fn calls_are_found_again_refused_or_fenced_as_they_should() {
     let Some(host) = Host::start().await else { return };
     host.balancer().await;
     let spec = host.group("web-v000", 1);
-    let first = host.provider.ensure_server_group(&host.op("ex_a/s/1/create"), &spec).await.expect("made");
-    let again = host.provider.ensure_server_group(&host.op("ex_a/s/1/create"), &spec).await.expect("found");
+    let first = host.provider().ensure_server_group(&host.op("ex_a/s/1/create"), &spec).await.expect("made");
+    let again = host.provider().ensure_server_group(&host.op("ex_a/s/1/create"), &spec).await.expect("found");
     assert_eq!(again.created_at, first.created_at);
-    let other = host.provider.ensure_server_group(&host.op("ex_b/s/1/create"), &spec).await.expect_err("taken");
+    let other = host.provider().ensure_server_group(&host.op("ex_b/s/1/create"), &spec).await.expect_err("taken");
     assert_eq!(other.kind, ErrorKind::Conflict);
     let newer = Operation { fence: 5, ..host.op("ex_a/s/1/enable") };
-    host.provider.ensure_enabled(&newer, &Host::place(), "web-v000", true).await.expect("done");
+    host.provider().ensure_enabled(&newer, &Host::place(), "web-v000", true).await.expect("done");
     let late = host.op("ex_a/s/1/disable");
-    let refused = host.provider.ensure_enabled(&late, &Host::place(), "web-v000", false).await.expect_err("late");
+    let refused = host.provider().ensure_enabled(&late, &Host::place(), "web-v000", false).await.expect_err("late");
     assert_eq!(refused.kind, ErrorKind::Fenced);
     assert!(host.find("web-v000").await.expect("there").spec.enabled);
 
     let mut missing = host.group("web-v001", 1);
     missing.launch["artifact"] = json!({ "path": host.scratch.path().join("none") });
-    let error = host.provider.ensure_server_group(&host.op("ex/1"), &missing).await.expect_err("no artifact");
+    let error = host.provider().ensure_server_group(&host.op("ex/1"), &missing).await.expect_err("no artifact");
     assert_eq!(error.kind, ErrorKind::NotFound);
     assert!(host.find("web-v001").await.is_none());
     let mut unknown = host.group("web-v001", 1);
     unknown.load_balancers = vec!["nope".to_owned()];
-    let error = host.provider.ensure_server_group(&host.op("ex/2"), &unknown).await.expect_err("no load balancer");
+    let error = host.provider().ensure_server_group(&host.op("ex/2"), &unknown).await.expect_err("no load balancer");
     assert!(error.message.contains("known: web"), "{error}");
-    let many = host.provider.ensure_capacity(&host.op("ex/3"), &Host::place(), "web-v000", Capacity::pinned(11)).await;
+    let many = host.provider().ensure_capacity(&host.op("ex/3"), &Host::place(), "web-v000", Capacity::pinned(11)).await;
     assert_eq!(many.expect_err("ten ports only").kind, ErrorKind::Exhausted);
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
     let port = taken.local_addr().expect("one").port();
@@ -539,7 +547,7 @@ async fn calls_are_found_again_refused_or_fenced_as_they_should() {
         "account": "local", "location": "local", "name": "other", "listeners": [{ "port": port }],
     }))
     .expect("a spec");
-    let error = host.provider.ensure_load_balancer(&host.op("ex/4"), &spec).await.expect_err("taken");
+    let error = host.provider().ensure_load_balancer(&host.op("ex/4"), &spec).await.expect_err("taken");
     assert!(error.message.contains(&format!("127.0.0.1 port {port}")), "{error}");
     host.end().await;
 }
@@ -548,7 +556,7 @@ async fn calls_are_found_again_refused_or_fenced_as_they_should() {
 async fn instances_outlive_a_stopped_host_and_come_back_with_it() {
     let Some(host) = Host::start().await else { return };
     let address = host.balancer().await;
-    host.provider.ensure_server_group(&host.op("ex/1"), &host.group("web-v000", 2)).await.expect("made");
+    host.provider().ensure_server_group(&host.op("ex/1"), &host.group("web-v000", 2)).await.expect("made");
     let before = pids(&host.up("web-v000", 2).await);
     let directory = host.scratch.path().join("host");
     let second = std::process::Command::new(&host.program).args(["host", "--dir"]).arg(&directory).output().expect("ran");

@@ -1,0 +1,196 @@
+//! Following executions: no gap, no overlap, resumption, and the end.
+
+use reqwest::header;
+
+use super::socket::{Came, Socket};
+use super::*;
+use crate::model::{Cursor, ExecutionId, StreamId};
+
+const FOLLOW: &str =
+    "subscription($id: ID!, $after: String) { executionEvents(scope: {execution: $id}, after: $after) {
+    __typename cursor occurredAt
+    execution { id status stages { key status } }
+    ... on StageChanged { stage { id key status kind config execution { id } } }
+    ... on EventsTruncated { oldestCursor } } }";
+
+/// All events until the end, each checked for its form.
+async fn rest(socket: &mut Socket, id: &str) -> Vec<Value> {
+    let mut events = Vec::new();
+    loop {
+        match socket.next().await {
+            Came::Message(mut message) if message["type"] == "next" => {
+                assert_eq!(message["id"], id);
+                assert!(message["payload"].get("errors").is_none(), "{message}");
+                events.push(message["payload"]["data"]["executionEvents"].take());
+            }
+            Came::Message(message) if message["type"] == "ping" => socket.send(&json!({"type": "pong"})).await,
+            Came::Message(message) => {
+                assert_eq!(message, json!({"id": id, "type": "complete"}));
+                return events;
+            }
+            closed @ Came::Closed(..) => panic!("{closed:?}"),
+        }
+    }
+}
+
+fn seq(event: &Value) -> i64 {
+    event["cursor"].as_str().and_then(|text| text.parse::<Cursor>().ok()).unwrap_or_else(|| panic!("{event}")).seq
+}
+
+/// Waits until the execution's only stage runs, so that time may move.
+pub(super) async fn until_running(server: &Server, id: &str) {
+    let mut socket = Socket::ready(server).await;
+    socket.subscribe("r", FOLLOW, json!({"id": id})).await;
+    while socket.message().await["payload"]["data"]["executionEvents"]["execution"]["stages"][0]["status"] != "RUNNING"
+    {
+    }
+}
+
+#[tokio::test]
+async fn an_execution_is_followed_from_a_snapshot_to_its_end() {
+    let server = Server::start().await;
+    let id = server.start_waiting(30).await;
+    let mut socket = Socket::ready(&server).await;
+    socket.subscribe("1", FOLLOW, json!({"id": id})).await;
+    let first = socket.message().await["payload"]["data"]["executionEvents"].take();
+    assert_eq!(first["__typename"], "ExecutionSnapshot");
+    until_running(&server, &id).await;
+    server.clock.advance(Duration::from_secs(31));
+    let mut events = vec![first];
+    events.extend(rest(&mut socket, "1").await);
+    for pair in events.windows(2) {
+        assert_eq!(seq(&pair[1]), seq(&pair[0]) + 1, "no gap, no overlap: {pair:?}");
+    }
+    let last = events.last().expect("events");
+    assert_eq!(last["execution"]["status"], "SUCCEEDED");
+    assert!(events.iter().all(|event| event["execution"]["id"] == json!(id)));
+    let stage = events.iter().rfind(|event| event["__typename"] == "StageChanged").expect("a stage changed");
+    assert_eq!(stage["stage"]["config"], json!({"seconds": 30}), "what events leave out is still there");
+
+    // Over: the snapshot and the end.
+    socket.subscribe("2", FOLLOW, json!({"id": id})).await;
+    let again = rest(&mut socket, "2").await;
+    assert_eq!((again.len(), &again[0]["execution"]["status"]), (1, &json!("SUCCEEDED")));
+
+    // From the first cursor on, everything again, with the objects as they were then.
+    for (from, event) in events.iter().enumerate() {
+        socket.subscribe("3", FOLLOW, json!({"id": id, "after": event["cursor"]})).await;
+        let replay = rest(&mut socket, "3").await;
+        assert_eq!(replay, events[from + 1..], "after {}", seq(event));
+    }
+}
+
+#[tokio::test]
+async fn a_cursor_that_cannot_be_followed_is_said_to_be_one() {
+    let server = Server::start().await;
+    let id = server.start_waiting(30).await;
+    let other = server
+        .data("mutation { startPipeline(input: {pipeline: {name: {application: \"hello\", name: \"wait\"}}}) { execution { id } } }", Value::Null)
+        .await["startPipeline"]["execution"]["id"]
+        .take();
+    until_running(&server, &id).await;
+    let mut socket = Socket::ready(&server).await;
+    socket.subscribe("0", FOLLOW, json!({"id": other})).await;
+    let cursor = socket.message().await["payload"]["data"]["executionEvents"]["cursor"].take();
+    socket.send(&json!({"id": "0", "type": "complete"})).await;
+
+    let mut refused = Socket::ready(&server).await;
+    for (variables, code) in [
+        (json!({"id": id, "after": cursor}), "BAD_REQUEST"),
+        (json!({"id": id, "after": "x"}), "BAD_REQUEST"),
+        (json!({"id": ExecutionId::new().to_string()}), "NOT_FOUND"),
+    ] {
+        refused.subscribe("1", FOLLOW, variables.clone()).await;
+        let message = refused.message().await;
+        assert_eq!(message["type"], "error", "{variables}: {message}");
+        assert_eq!(message["payload"][0]["extensions"]["code"], code, "{variables}");
+    }
+    refused.subscribe("1", "subscription { executionEvents(scope: {all: true}) { cursor } }", Value::Null).await;
+    assert_eq!(refused.message().await["payload"][0]["extensions"]["code"], "NOT_IMPLEMENTED");
+
+    // Of a database that was restored since, or of events that are gone: said so, then a snapshot.
+    let data = server.data("query($id: ID!) { node(id: $id) { id } }", json!({"id": id})).await;
+    assert_eq!(data["node"]["id"], json!(id));
+    let execution = execution_id(&server).await;
+    for (epoch, seq) in [(uuid::Uuid::new_v4(), 1), (server.store.epoch(), 1_000)] {
+        let cursor = Cursor { epoch, stream: StreamId::Execution(execution).key(), seq }.to_string();
+        let mut socket = Socket::ready(&server).await;
+        socket.subscribe("1", FOLLOW, json!({"id": id, "after": cursor})).await;
+        let events = [socket.message().await, socket.message().await];
+        let types: Vec<_> =
+            events.iter().map(|event| &event["payload"]["data"]["executionEvents"]["__typename"]).collect();
+        assert_eq!(types, ["EventsTruncated", "ExecutionSnapshot"]);
+    }
+}
+
+pub(super) async fn execution_id(server: &Server) -> ExecutionId {
+    let page = crate::store::PageRequest { after: None, before: None, limit: 10, backward: false };
+    let page = server.store.executions(&crate::store::ExecutionFilter::default(), &page).await.expect("a page");
+    page.items.into_iter().map(|(_, execution)| execution).find(|execution| execution.number == 1).expect("one").id
+}
+
+#[tokio::test]
+async fn messages_are_followed_from_now_on_and_after_a_cursor() {
+    let server = Server::start().await;
+    let feed = "subscription($after: String) { notifications(after: $after) { cursor isAfterGap notification { occasion subject execution { number } } } }";
+    let mut socket = Socket::ready(&server).await;
+    socket.subscribe("1", feed, Value::Null).await;
+    // Answered after the subscription has begun, in the order of one connection's messages.
+    let id = server.start_waiting(30).await;
+    until_running(&server, &id).await;
+    server.clock.advance(Duration::from_secs(31));
+    let mut messages = Vec::new();
+    while messages.len() < 2 {
+        let mut message = socket.message().await;
+        if message["type"] == "ping" {
+            socket.send(&json!({"type": "pong"})).await;
+            continue;
+        }
+        messages.push(message["payload"]["data"]["notifications"].take());
+    }
+    let occasions: Vec<_> = messages.iter().map(|message| &message["notification"]["occasion"]).collect();
+    assert_eq!(occasions, ["STARTED", "COMPLETED"]);
+    let mut again = Socket::ready(&server).await;
+    again.subscribe("1", feed, json!({"after": messages[0]["cursor"]})).await;
+    assert_eq!(again.message().await["payload"]["data"]["notifications"], messages[1]);
+    let listed = server.data("{ notifications { totalCount nodes { occasion } } }", Value::Null).await;
+    assert_eq!(listed["notifications"]["totalCount"], 2);
+}
+
+#[tokio::test]
+async fn a_stream_of_server_sent_events_resumes_behind_its_last_event() {
+    let server = Server::start().await;
+    let id = server.start_waiting(30).await;
+    until_running(&server, &id).await;
+    let stream = |last: Option<String>| {
+        let mut request = server.post().header(header::ACCEPT, "text/event-stream");
+        if let Some(last) = last {
+            request = request.header("last-event-id", last);
+        }
+        let request = request.json(&json!({"query": FOLLOW, "variables": {"id": id}})).send();
+        async {
+            let response = request.await.expect("an answer");
+            assert_eq!(response.headers()[header::CONTENT_TYPE], "text/event-stream");
+            response
+        }
+    };
+    let mut response = stream(None).await;
+    let first = response.chunk().await.expect("a chunk").expect("not the end");
+    server.clock.advance(Duration::from_secs(31));
+    let text = String::from_utf8_lossy(&first).into_owned() + &response.text().await.expect("a stream that ends");
+    let ids: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("id: ")).map(str::to_owned).collect();
+    assert!(ids.len() > 2, "{text}");
+    assert_eq!(text.matches("event: next").count(), ids.len());
+    assert!(text.ends_with("event: complete\ndata: \n\n"), "{text}");
+    let resumed = stream(Some(ids[0].clone())).await.text().await.expect("a stream that ends");
+    assert_eq!(resumed.matches("event: next").count(), ids.len() - 1, "{resumed}");
+    assert!(!resumed.contains("ExecutionSnapshot"));
+    let query = server
+        .post()
+        .header(header::ACCEPT, "text/event-stream")
+        .json(&json!({"query": "{viewer{name}}"}))
+        .send()
+        .await;
+    let text = query.expect("an answer").text().await.expect("text");
+    assert!(text.starts_with("event: next\ndata: {\"data\":{\"viewer\":{\"name\":\"ada\"}}}"), "{text}");
+}
