@@ -248,5 +248,5 @@ mutation Judge($input: JudgeStageInput!) {
   judgeStage(input: $input) { execution { id } userErrors { message field code } }
 }";
 
-const STAGES: &str = 
+const STAGES: &str = "
 query Stages($id: ID!) { node(id: $id) { ... on Execution { status stages { id key status } } } }";

@@ -118,11 +118,6 @@ impl Server {
         command
     }
 
-    /// The server's process, while it runs.
-    pub fn pid(&self) -> Option<i32> {
-        self.child.as_ref().and_then(Child::id).and_then(|pid| i32::try_from(pid).ok())
-    }
-
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.ports.server())
     }
