@@ -123,6 +123,10 @@ fn host(args: Args, directory: &Path) -> Outcome {
         max_instances: args.max_instances,
         ..Options::new(directory)?
     };
-    if args.worker { worker::run(options)? } else { keeper::run(options, args.adopt)? }
+    if args.worker {
+        worker::run(options)?
+    } else {
+        keeper::run(options, args.adopt)?
+    }
     Ok(ExitCode::SUCCESS)
 }

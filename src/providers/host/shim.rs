@@ -68,10 +68,16 @@ pub struct Exited {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "type")]
 pub enum Exit {
-    Status { code: i32 },
-    Signal { number: i32 },
+    Status {
+        code: i32,
+    },
+    Signal {
+        number: i32,
+    },
     /// It never ran.
-    NotStarted { message: String },
+    NotStarted {
+        message: String,
+    },
     /// The shim was killed before it could say.
     Unknown,
 }

@@ -127,7 +127,8 @@ struct Failed(crate::providers::Error);
 
 impl IntoResponse for Failed {
     fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(protocol::status_of(self.0.kind)).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status =
+            StatusCode::from_u16(protocol::status_of(self.0.kind)).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         (status, Json(self.0)).into_response()
     }
 }
@@ -298,11 +299,7 @@ async fn delete_security_group(
     answer(control.hub.ensure_security_group_deleted(&body.op, &name).await.map(|()| Done {}))
 }
 
-async fn log(
-    State(control): State<Control>,
-    Path(id): Path<String>,
-    Query(query): Query<LogQuery>,
-) -> Answer<LogTail> {
+async fn log(State(control): State<Control>, Path(id): Path<String>, Query(query): Query<LogQuery>) -> Answer<LogTail> {
     let hub = &control.hub;
     let group = hub.read(|inner| {
         inner.groups.iter().find(|(_, group)| group.instances.contains_key(&id)).map(|(name, _)| name.clone())

@@ -59,9 +59,10 @@ impl Store {
                     let path = PathBuf::from(path);
                     blocking(move || store.unpacked_file(&path, &artifact.url, &digest)).await
                 } else {
-                    let (file, path) = tokio::time::timeout(within, store.download(&artifact))
-                        .await
-                        .unwrap_or_else(|_| Err(refuse(ErrorKind::Unavailable, format!("{} was not fetched in time", artifact.url))))?;
+                    let (file, path) =
+                        tokio::time::timeout(within, store.download(&artifact)).await.unwrap_or_else(|_| {
+                            Err(refuse(ErrorKind::Unavailable, format!("{} was not fetched in time", artifact.url)))
+                        })?;
                     blocking(move || {
                         let result = store.unpacked(file, &artifact.url, &digest);
                         let _ = fs::remove_file(path);
@@ -117,7 +118,10 @@ impl Store {
         let target = self.directory.join(&before);
         if let Some(wanted) = &artifact.sha256 {
             if real.is_dir() {
-                return Err(refuse(ErrorKind::Invalid, format!("artifact {} is a directory; a sha256 is of a file", real.display())));
+                return Err(refuse(
+                    ErrorKind::Invalid,
+                    format!("artifact {} is a directory; a sha256 is of a file", real.display()),
+                ));
             }
             let mut file = File::open(&real).map_err(failed)?;
             check_digest(&mut file, &real.display().to_string(), &wanted.to_ascii_lowercase())?;
@@ -185,7 +189,10 @@ impl Store {
     fn unpacked(&self, mut file: File, url: &str, digest: &str) -> Reply<PathBuf> {
         let size = file.metadata().map_err(|error| unavailable(&error))?.len();
         if size > self.bounds.packed {
-            return Err(refuse(ErrorKind::Invalid, format!("artifact {url} has {size} bytes; at most {} are taken", self.bounds.packed)));
+            return Err(refuse(
+                ErrorKind::Invalid,
+                format!("artifact {url} has {size} bytes; at most {} are taken", self.bounds.packed),
+            ));
         }
         check_digest(&mut file, url, digest)?;
         file.seek(SeekFrom::Start(0)).map_err(|error| unavailable(&error))?;
@@ -199,7 +206,9 @@ impl Store {
 
     async fn download(&self, artifact: &UrlArtifact) -> Reply<(File, PathBuf)> {
         let url = &artifact.url;
-        let failed = |error: &dyn std::fmt::Display| refuse(ErrorKind::Unavailable, format!("artifact {url} cannot be fetched: {error}"));
+        let failed = |error: &dyn std::fmt::Display| {
+            refuse(ErrorKind::Unavailable, format!("artifact {url} cannot be fetched: {error}"))
+        };
         let client = reqwest::Client::builder()
             .https_only(true)
             .redirect(reqwest::redirect::Policy::limited(5))
@@ -226,7 +235,10 @@ impl Store {
                 let chunk = chunk.map_err(|error| failed(&error))?;
                 size += chunk.len() as u64;
                 if size > self.bounds.packed {
-                    return Err(refuse(ErrorKind::Invalid, format!("artifact {url} has more than {} bytes", self.bounds.packed)));
+                    return Err(refuse(
+                        ErrorKind::Invalid,
+                        format!("artifact {url} has more than {} bytes", self.bounds.packed),
+                    ));
                 }
                 file.write_all(&chunk).map_err(|error| unavailable(&error))?;
             }
@@ -244,9 +256,9 @@ impl Store {
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Reply<T> + Send + 'static) -> Reply<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|error| Err(refuse(ErrorKind::Unavailable, format!("fetching the artifact broke off: {error}"))))
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
+        Err(refuse(ErrorKind::Unavailable, format!("fetching the artifact broke off: {error}")))
+    })
 }
 
 fn too_large(bounds: Bounds) -> String {
@@ -445,7 +457,9 @@ fn clear(root: &Path, path: &Path) -> io::Result<()> {
     }
     let target = root.join(path);
     match fs::symlink_metadata(&target) {
-        Ok(meta) if meta.is_dir() => Err(io::Error::other(format!("{} is a directory and something else", path.display()))),
+        Ok(meta) if meta.is_dir() => {
+            Err(io::Error::other(format!("{} is a directory and something else", path.display())))
+        }
         Ok(_) => fs::remove_file(target),
         Err(_) => Ok(()),
     }
@@ -457,7 +471,12 @@ fn make_real_directories(root: &Path, path: &Path) -> io::Result<()> {
         here.push(part);
         match fs::symlink_metadata(&here) {
             Ok(meta) if meta.is_dir() => {}
-            Ok(_) => return Err(io::Error::other(format!("{} goes through something that is no directory", path.display()))),
+            Ok(_) => {
+                return Err(io::Error::other(format!(
+                    "{} goes through something that is no directory",
+                    path.display()
+                )));
+            }
             Err(_) => {
                 fs::create_dir(&here)?;
                 open_to_all(&here)?;

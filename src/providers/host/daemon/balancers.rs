@@ -92,7 +92,11 @@ impl Hub {
         for listener in &spec.listeners {
             let range = listener.port..=listener.port_to.unwrap_or(listener.port);
             let kept = had.iter().position(|had| had.ip() == listener.address && range.contains(&had.port()));
-            let port = if let Some(index) = kept { had.remove(index).port() } else { self.open_first(spec, listener, &taken)? };
+            let port = if let Some(index) = kept {
+                had.remove(index).port()
+            } else {
+                self.open_first(spec, listener, &taken)?
+            };
             taken.insert(port);
             ports.push(port);
         }
@@ -111,8 +115,13 @@ impl Hub {
                 Err(error) => why = Some(error),
             }
         }
-        let what = if last == listener.port { format!("port {last}") } else { format!("any port of {}-{last}", listener.port) };
-        let why = why.map_or_else(|| "taken by an instance or listener of this host".to_owned(), |error| error.to_string());
+        let what = if last == listener.port {
+            format!("port {last}")
+        } else {
+            format!("any port of {}-{last}", listener.port)
+        };
+        let why =
+            why.map_or_else(|| "taken by an instance or listener of this host".to_owned(), |error| error.to_string());
         Err(refuse(
             ErrorKind::Exhausted,
             format!(
@@ -178,7 +187,12 @@ impl Hub {
     }
 
     /// All shares at once.
-    pub async fn ensure_shares(self: &Arc<Self>, op: &Operation, name: &str, shares: Vec<Share>) -> Reply<LoadBalancer> {
+    pub async fn ensure_shares(
+        self: &Arc<Self>,
+        op: &Operation,
+        name: &str,
+        shares: Vec<Share>,
+    ) -> Reply<LoadBalancer> {
         let _exclusive = self.exclusive("network".to_owned()).await;
         self.fences.admit(op, self.clock.now())?;
         let current = self.balancer(name)?;
@@ -192,7 +206,10 @@ impl Hub {
             }
             if !current.server_groups.contains(&share.server_group) {
                 let known = known(current.server_groups.iter());
-                return invalid(format!("server group {} is not registered with load balancer {name} ({known})", share.server_group));
+                return invalid(format!(
+                    "server group {} is not registered with load balancer {name} ({known})",
+                    share.server_group
+                ));
             }
         }
         if sum > 10_000 {
@@ -237,7 +254,11 @@ impl Hub {
     }
 
     /// Makes or changes a security group; its rules hold from now on.
-    pub async fn ensure_security_group(self: &Arc<Self>, op: &Operation, spec: SecurityGroupSpec) -> Reply<SecurityGroup> {
+    pub async fn ensure_security_group(
+        self: &Arc<Self>,
+        op: &Operation,
+        spec: SecurityGroupSpec,
+    ) -> Reply<SecurityGroup> {
         self.check_place(&spec.place)?;
         check_name("security group", &spec.name)?;
         let name = spec.name.clone();
@@ -249,7 +270,10 @@ impl Hub {
         if let Some(rule) = spec.inbound.iter().find(|rule| rule.port_from > rule.port_to) {
             return Err(refuse(
                 ErrorKind::Invalid,
-                format!("security group {name}: a rule's ports {}-{} are in the wrong order", rule.port_from, rule.port_to),
+                format!(
+                    "security group {name}: a rule's ports {}-{} are in the wrong order",
+                    rule.port_from, rule.port_to
+                ),
             ));
         }
         let before = self.read(|inner| inner.security_groups.get(&name).cloned());
@@ -297,5 +321,11 @@ impl Hub {
 
 /// Where a load balancer listens.
 fn addresses(record: &BalancerRecord) -> Vec<SocketAddr> {
-    record.spec.listeners.iter().zip(&record.ports).map(|(listener, port)| SocketAddr::new(listener.address, *port)).collect()
+    record
+        .spec
+        .listeners
+        .iter()
+        .zip(&record.ports)
+        .map(|(listener, port)| SocketAddr::new(listener.address, *port))
+        .collect()
 }

@@ -98,7 +98,9 @@ mod tests {
         let refused = fences.admit(&operation("ex_1/st/1/other", 1, &clock), clock.now()).expect_err("late");
         assert_eq!(refused.kind, ErrorKind::Fenced);
         fences.admit(&operation("ex_1/st/1/other", 2, &clock), clock.now()).expect("the same lease");
-        fences.admit(&operation("ex_2/st/1/other", 1, &clock), clock.now()).expect("another execution counts for itself");
+        fences
+            .admit(&operation("ex_2/st/1/other", 1, &clock), clock.now())
+            .expect("another execution counts for itself");
     }
 
     #[test]

@@ -61,7 +61,10 @@ impl Hub {
             Some(cell) if cell.record.operation == op.key => Ok(Some(self.group_view(cell))),
             Some(cell) => Err(refuse(
                 ErrorKind::Conflict,
-                format!("server group {name} was made by another operation ({}); take another name", cell.record.operation),
+                format!(
+                    "server group {name} was made by another operation ({}); take another name",
+                    cell.record.operation
+                ),
             )),
         })
     }
@@ -76,13 +79,19 @@ impl Hub {
             for name in &spec.load_balancers {
                 if !inner.balancers.contains_key(name) {
                     let known = known(inner.balancers.keys());
-                    return Err(refuse(ErrorKind::NotFound, format!("there is no load balancer {name} on this host ({known}); create it first")));
+                    return Err(refuse(
+                        ErrorKind::NotFound,
+                        format!("there is no load balancer {name} on this host ({known}); create it first"),
+                    ));
                 }
             }
             for name in &spec.security_groups {
                 if !inner.security_groups.contains_key(name) {
                     let known = known(inner.security_groups.keys());
-                    return Err(refuse(ErrorKind::NotFound, format!("there is no security group {name} on this host ({known}); create it first")));
+                    return Err(refuse(
+                        ErrorKind::NotFound,
+                        format!("there is no security group {name} on this host ({known}); create it first"),
+                    ));
                 }
             }
             self.check_room(inner.desired() + capacity.desired as usize)
@@ -98,12 +107,19 @@ impl Hub {
         }
         Err(refuse(
             ErrorKind::Exhausted,
-            format!("this host would have {desired} instances, but takes at most {limit}; destroy old server groups or raise --max-instances"),
+            format!(
+                "this host would have {desired} instances, but takes at most {limit}; destroy old server groups or raise --max-instances"
+            ),
         ))
     }
 
     /// Changes how many instances there are to be.
-    pub async fn ensure_capacity(self: &Arc<Self>, op: &Operation, name: &str, capacity: Capacity) -> Reply<ServerGroup> {
+    pub async fn ensure_capacity(
+        self: &Arc<Self>,
+        op: &Operation,
+        name: &str,
+        capacity: Capacity,
+    ) -> Reply<ServerGroup> {
         let capacity = check_capacity(capacity)?;
         self.change_group(op, name, |inner_desired, record| {
             let others = inner_desired - record.spec.capacity.desired as usize;
@@ -132,9 +148,8 @@ impl Hub {
         let _exclusive = self.exclusive(format!("group/{name}")).await;
         self.fences.admit(op, self.clock.now())?;
         let absent = || refuse(ErrorKind::NotFound, format!("there is no server group {name} on this host"));
-        let (mut record, desired) = self
-            .read(|inner| Some((inner.groups.get(name)?.record.clone(), inner.desired())))
-            .ok_or_else(absent)?;
+        let (mut record, desired) =
+            self.read(|inner| Some((inner.groups.get(name)?.record.clone(), inner.desired()))).ok_or_else(absent)?;
         if record.destroying {
             return Err(refuse(ErrorKind::NotFound, format!("server group {name} is being destroyed")));
         }
@@ -226,8 +241,7 @@ impl Hub {
     /// Removes artifacts that no group uses, unless one is just being fetched.
     pub fn sweep_artifacts(&self) {
         let Ok(_alone) = self.artifacts_in_use.try_write() else { return };
-        let used: Vec<_> =
-            self.read(|inner| inner.groups.values().map(|cell| cell.record.artifact.clone()).collect());
+        let used: Vec<_> = self.read(|inner| inner.groups.values().map(|cell| cell.record.artifact.clone()).collect());
         self.artifacts().keep_only(&used);
     }
 }

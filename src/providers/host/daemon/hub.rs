@@ -473,9 +473,7 @@ impl Inner {
     pub fn adopted_are_checked(&self) -> bool {
         self.groups.values().flat_map(|group| group.instances.values()).filter(|cell| cell.adopted).all(|cell| {
             let unknown = |verdict: &Verdict| verdict.state == HealthState::Unknown;
-            !unknown(&cell.platform)
-                && !cell.own.as_ref().is_some_and(unknown)
-                && !cell.balancers.values().any(unknown)
+            !unknown(&cell.platform) && !cell.own.as_ref().is_some_and(unknown) && !cell.balancers.values().any(unknown)
         })
     }
 }
@@ -505,7 +503,9 @@ pub fn check_name(what: &str, name: &str) -> Reply<()> {
         let shown: String = name.chars().take(80).collect();
         Err(refuse(
             ErrorKind::Invalid,
-            format!("`{shown}` is not a name for a {what}: 1 to 200 letters, digits and -._~^, not beginning with a dot"),
+            format!(
+                "`{shown}` is not a name for a {what}: 1 to 200 letters, digits and -._~^, not beginning with a dot"
+            ),
         ))
     }
 }

@@ -172,7 +172,10 @@ pub fn family(shim: i32, group: i32) -> Vec<i32> {
         }
         false
     };
-    all.iter().filter(|(pid, stat)| !stat.ended && (stat.group == group || descends(**pid))).map(|(pid, _)| *pid).collect()
+    all.iter()
+        .filter(|(pid, stat)| !stat.ended && (stat.group == group || descends(**pid)))
+        .map(|(pid, _)| *pid)
+        .collect()
 }
 
 #[cfg(test)]

@@ -15,8 +15,8 @@ use anyhow::Context;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
-use super::identity::Identity;
 use super::handoff::{ToKeeper, ToWorker, receive, send};
+use super::identity::Identity;
 use super::records::Layout;
 use super::{Options, files};
 
@@ -220,7 +220,13 @@ impl Keeper {
     }
 
     /// Listens to a worker on a thread of its own.
-    fn attend(&mut self, stream: UnixStream, process: Option<Identity>, program: PathBuf, stage: Stage) -> anyhow::Result<()> {
+    fn attend(
+        &mut self,
+        stream: UnixStream,
+        process: Option<Identity>,
+        program: PathBuf,
+        stage: Stage,
+    ) -> anyhow::Result<()> {
         self.next += 1;
         let id = self.next;
         let reader = stream.try_clone()?;

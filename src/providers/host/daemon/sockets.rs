@@ -76,7 +76,9 @@ fn listeners(port: u16) -> Option<BTreeSet<u64>> {
         for line in BufReader::new(file).lines().skip(1) {
             let Ok(line) = line else { break };
             let fields: Vec<&str> = line.split_whitespace().collect();
-            let (Some(local), Some(state), Some(inode)) = (fields.get(1), fields.get(3), fields.get(9)) else { continue };
+            let (Some(local), Some(state), Some(inode)) = (fields.get(1), fields.get(3), fields.get(9)) else {
+                continue;
+            };
             // The kernel lists what listens first; what follows are connections, maybe thousands.
             if *state != "0A" {
                 break;

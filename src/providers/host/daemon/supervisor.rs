@@ -90,7 +90,13 @@ fn reconcile(hub: &Arc<Hub>, group: &str) -> Option<Duration> {
             }
         });
     }
-    Some(if open { WATCH } else if failed { Duration::from_secs(1) } else { Duration::from_secs(10) })
+    Some(if open {
+        WATCH
+    } else if failed {
+        Duration::from_secs(1)
+    } else {
+        Duration::from_secs(10)
+    })
 }
 
 /// The last of a group that has no instances any more.
@@ -161,10 +167,16 @@ fn random_suffix() -> String {
 /// Marks one surplus instance as stopping: one that is not up if there is one, else the newest.
 fn retire_one(hub: &Arc<Hub>, group: &str) -> std::io::Result<()> {
     let chosen = hub.read(|inner| {
-        inner.groups.get(group)?.instances.values().filter(|cell| !cell.record.stopping).max_by_key(|cell| {
-            (cell.phase != Phase::Running || cell.platform.state != HealthState::Up, cell.record.created_at)
-        })
-        .map(|cell| cell.record.clone())
+        inner
+            .groups
+            .get(group)?
+            .instances
+            .values()
+            .filter(|cell| !cell.record.stopping)
+            .max_by_key(|cell| {
+                (cell.phase != Phase::Running || cell.platform.state != HealthState::Up, cell.record.created_at)
+            })
+            .map(|cell| cell.record.clone())
     });
     let Some(mut record) = chosen else { return Ok(()) };
     record.stopping = true;
@@ -396,7 +408,8 @@ impl Keeper {
             let longest = {
                 let spec = inner.groups.get(&self.group).map(|cell| cell.record.spec.load_balancers.clone());
                 let balancers = spec.unwrap_or_default();
-                let seconds = balancers.iter().filter_map(|name| Some(inner.balancers.get(name)?.record.spec.drain_seconds));
+                let seconds =
+                    balancers.iter().filter_map(|name| Some(inner.balancers.get(name)?.record.spec.drain_seconds));
                 seconds.max()
             };
             let cell = inner.instance_mut(&self.group, &id)?;

@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::PortRange;
 use super::files::scratch::Scratch;
 use super::identity::{Identity, Stat};
-use super::PortRange;
 use crate::clock::Clock;
 use crate::model::{
     Capacity, HealthState, Instance, LoadBalancerSpec, Place, SecurityGroupSpec, ServerGroup, ServerGroupSpec,
@@ -244,30 +244,43 @@ async fn get(address: &str, path: &str) -> std::io::Result<(u16, String)> {
 /// A steady load over new connections until stopped.
 struct Load {
     stop: Arc<AtomicBool>,
-    task: tokio::task::JoinHandle<(usize, Vec<String>)>,
+    good: Arc<AtomicUsize>,
+    task: tokio::task::JoinHandle<Vec<String>>,
 }
 
 impl Load {
     fn start(address: &str) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let (stopped, address) = (Arc::clone(&stop), address.to_owned());
+        let good = Arc::new(AtomicUsize::new(0));
+        let (stopped, counted, address) = (Arc::clone(&stop), Arc::clone(&good), address.to_owned());
         let task = tokio::spawn(async move {
-            let (mut good, mut bad) = (0, Vec::new());
+            let mut bad = Vec::new();
             while !stopped.load(Ordering::SeqCst) {
                 match get(&address, "/").await {
-                    Ok((200, _)) => good += 1,
+                    Ok((200, _)) => drop(counted.fetch_add(1, Ordering::SeqCst)),
                     other => bad.push(format!("{other:?}")),
                 }
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
-            (good, bad)
+            bad
         });
-        Self { stop, task }
+        Self { stop, good, task }
+    }
+
+    /// Until ten more requests were answered.
+    async fn goes_on(&self) {
+        let wanted = self.good.load(Ordering::SeqCst) + 10;
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while self.good.load(Ordering::SeqCst) < wanted {
+            assert!(Instant::now() < deadline, "requests are answered no more");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     async fn end(self) -> (usize, Vec<String>) {
         self.stop.store(true, Ordering::SeqCst);
-        self.task.await.expect("the load runs to its end")
+        let bad = self.task.await.expect("the load runs to its end");
+        (self.good.load(Ordering::SeqCst), bad)
     }
 }
 
@@ -313,7 +326,10 @@ async fn a_group_comes_up_takes_traffic_leaves_it_and_goes() {
     assert!(left.is_empty(), "{left:?}");
     let artifacts = super::files::names(&host.scratch.path().join("host/artifacts")).expect("listed");
     assert!(artifacts.is_empty(), "{artifacts:?}");
-    host.provider().ensure_server_group_destroyed(&host.op("ex/6"), &Host::place(), "web-v000").await.expect("absent is fine");
+    host.provider()
+        .ensure_server_group_destroyed(&host.op("ex/6"), &Host::place(), "web-v000")
+        .await
+        .expect("absent is fine");
     host.provider().ensure_load_balancer_deleted(&host.op("ex/7"), &Host::place(), "web").await.expect("free now");
     assert!(get(&address, "/").await.is_err(), "nobody listens any more");
     host.end().await;
@@ -330,6 +346,7 @@ async fn a_killed_worker_refuses_no_connection_and_stops_no_instance() {
         let worker = host.status().await.pid;
         kill_now(worker);
         host.another_worker(worker).await;
+        load.goes_on().await;
     }
     let after = host.up("web-v000", 2).await;
     assert_eq!(pids(&after), before);
@@ -354,7 +371,8 @@ async fn an_upgrade_drops_no_request() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     let old = host.status().await.pid;
     let binary = Some(host.program.clone());
-    let status = host.provider().control().upgrade(Upgrade { binary }, Duration::from_secs(20)).await.expect("upgraded");
+    let status =
+        host.provider().control().upgrade(Upgrade { binary }, Duration::from_secs(20)).await.expect("upgraded");
     assert_ne!(status.pid, old);
     assert_eq!(slow.await.expect("ran").expect("answered by the old worker").0, 200);
     assert_eq!(pids(&host.up("web-v000", 2).await), before);
@@ -372,6 +390,7 @@ async fn a_killed_keeper_is_replaced_and_sockets_are_still_held() {
     host.up("web-v000", 1).await;
     let before = host.status().await;
     let load = Load::start(&address);
+    load.goes_on().await;
     kill_now(before.keeper.expect("has one"));
     let deadline = Instant::now() + Duration::from_secs(10);
     while host.status().await.keeper == before.keeper {
@@ -384,6 +403,7 @@ async fn a_killed_keeper_is_replaced_and_sockets_are_still_held() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     kill_now(before.pid);
     host.another_worker(before.pid).await;
+    load.goes_on().await;
     let (good, bad) = load.end().await;
     assert!(good > 10 && bad.len() <= 1 && !bad.iter().any(|error| error.contains("refused")), "{bad:?}");
     host.end().await;
@@ -394,7 +414,11 @@ async fn what_ends_while_the_host_is_gone_is_seen_with_every_line() {
     let Some(host) = Host::start().await else { return };
     host.balancer().await;
     let mut spec = host.group("web-v000", 1);
-    spec.launch = host.launch(&["/bin/sh", "-c", "trap 'echo last words; exit 7' USR1; python3 -u ./server.py & while :; do wait; done"]);
+    spec.launch = host.launch(&[
+        "/bin/sh",
+        "-c",
+        "trap 'echo last words; exit 7' USR1; python3 -u ./server.py & while :; do wait; done",
+    ]);
     host.provider().ensure_server_group(&host.op("ex/1"), &spec).await.expect("made");
     let group = host.up("web-v000", 1).await;
     let instance = only(&group).clone();
@@ -415,7 +439,8 @@ async fn what_ends_while_the_host_is_gone_is_seen_with_every_line() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     // The provider starts a host again by itself.
-    let after = host.until("web-v000", "the restart", |group| only(group).state == HealthState::Up && only(group).restarts == 1);
+    let after = host
+        .until("web-v000", "the restart", |group| only(group).state == HealthState::Up && only(group).restarts == 1);
     let after = after.await;
     assert_eq!(only(&after).last_exit.as_deref(), Some("exit status 7"));
     assert_eq!(only(&after).incarnation, instance.incarnation + 1);
@@ -452,7 +477,9 @@ async fn a_crashing_instance_is_started_again_and_its_exit_is_told() {
     let mut spec = host.group("web-v000", 1);
     spec.launch = host.launch(&["/bin/sh", "-c", "echo no; exit 3"]);
     host.provider().ensure_server_group(&host.op("ex/1"), &spec).await.expect("made");
-    let group = host.until("web-v000", "three starts", |group| group.instances.first().is_some_and(|instance| instance.restarts >= 2));
+    let group = host.until("web-v000", "three starts", |group| {
+        group.instances.first().is_some_and(|instance| instance.restarts >= 2)
+    });
     let group = group.await;
     assert_eq!(only(&group).last_exit.as_deref(), Some("exit status 3"));
     let group = host.until("web-v000", "the problem", |group| group.problem.is_some()).await;
@@ -460,7 +487,8 @@ async fn a_crashing_instance_is_started_again_and_its_exit_is_told() {
     let mut missing = host.group("web-v001", 1);
     missing.launch = host.launch(&["./not-there"]);
     host.provider().ensure_server_group(&host.op("ex/2"), &missing).await.expect("made");
-    let group = host.until("web-v001", "the failure", |group| group.instances.iter().any(|instance| instance.last_exit.is_some()));
+    let group = host
+        .until("web-v001", "the failure", |group| group.instances.iter().any(|instance| instance.last_exit.is_some()));
     let exit = only(&group.await).last_exit.clone().expect("told");
     assert!(exit.contains("cannot run") && exit.contains("not-there"), "{exit}");
     host.end().await;
@@ -539,7 +567,8 @@ async fn calls_are_found_again_refused_or_fenced_as_they_should() {
     unknown.load_balancers = vec!["nope".to_owned()];
     let error = host.provider().ensure_server_group(&host.op("ex/2"), &unknown).await.expect_err("no load balancer");
     assert!(error.message.contains("known: web"), "{error}");
-    let many = host.provider().ensure_capacity(&host.op("ex/3"), &Host::place(), "web-v000", Capacity::pinned(11)).await;
+    let many =
+        host.provider().ensure_capacity(&host.op("ex/3"), &Host::place(), "web-v000", Capacity::pinned(11)).await;
     assert_eq!(many.expect_err("ten ports only").kind, ErrorKind::Exhausted);
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
     let port = taken.local_addr().expect("one").port();
@@ -559,7 +588,8 @@ async fn instances_outlive_a_stopped_host_and_come_back_with_it() {
     host.provider().ensure_server_group(&host.op("ex/1"), &host.group("web-v000", 2)).await.expect("made");
     let before = pids(&host.up("web-v000", 2).await);
     let directory = host.scratch.path().join("host");
-    let second = std::process::Command::new(&host.program).args(["host", "--dir"]).arg(&directory).output().expect("ran");
+    let second =
+        std::process::Command::new(&host.program).args(["host", "--dir"]).arg(&directory).output().expect("ran");
     assert!(!second.status.success() && String::from_utf8_lossy(&second.stderr).contains("a host runs on"));
     let stopped = std::process::Command::new(&host.program).args(["host", "stop", "--dir"]).arg(&directory).output();
     assert!(stopped.expect("ran").status.success());

@@ -133,9 +133,7 @@ async fn serve(
     let server = tokio::spawn({
         let closing = closing.clone();
         async move {
-            axum::serve(Guarded(listener), api::router(control))
-                .with_graceful_shutdown(closing.cancelled_owned())
-                .await
+            axum::serve(Guarded(listener), api::router(control)).with_graceful_shutdown(closing.cancelled_owned()).await
         }
     });
     hub.sockets.tell(&ToKeeper::Ready { pid: std::process::id() }, None);
@@ -208,11 +206,7 @@ async fn serve(
 }
 
 /// Lets go of the state: nothing of it is changed by this worker from then on.
-async fn let_go(
-    hub: &Arc<Hub>,
-    closing: &CancellationToken,
-    server: Option<tokio::task::JoinHandle<io::Result<()>>>,
-) {
+async fn let_go(hub: &Arc<Hub>, closing: &CancellationToken, server: Option<tokio::task::JoinHandle<io::Result<()>>>) {
     closing.cancel();
     hub.stop.cancel();
     if let Some(mut server) = server
@@ -295,7 +289,9 @@ fn lock(path: &Path) -> io::Result<File> {
 /// A directory or file that cannot be read; what it is, is said.
 pub fn open(options: Options, sockets: Sockets, clock: Clock) -> anyhow::Result<Arc<Hub>> {
     let layout = Layout(options.directory.clone());
-    for directory in [layout.path().to_path_buf(), layout.groups(), layout.artifacts(), layout.balancers(), layout.security_groups()] {
+    for directory in
+        [layout.path().to_path_buf(), layout.groups(), layout.artifacts(), layout.balancers(), layout.security_groups()]
+    {
         files::make_directory(&directory)?;
     }
     let fences = Fences::open(layout.fences())?;
