@@ -110,6 +110,8 @@ impl Client {
         let mut request = self
             .http
             .post(format!("{}/graphql", self.base))
+            // With it, the status says whether the request itself was in order.
+            .header(reqwest::header::ACCEPT, "application/graphql-response+json, application/json;q=0.9")
             .json(&json!({ "query": document, "variables": variables }));
         if let Some(token) = &self.token {
             request = request.bearer_auth(token);

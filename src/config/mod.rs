@@ -31,6 +31,7 @@ impl Error {
 
 /// All flags of a server, as given.
 #[derive(Debug, Clone, Default, clap::Args)]
+#[group(skip)]
 pub struct Args {
     #[command(flatten)]
     pub server: ServerArgs,

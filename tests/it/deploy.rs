@@ -212,13 +212,22 @@ async fn operations() -> Outcome {
     };
     run("resizeServerGroup", json!({ "capacity": { "min": 2, "desired": 2, "max": 2 } })).await?;
     wait_for("two instances", MAX, || async { (hello.groups().await.ok()?[0].instances == 2).then_some(()) }).await?;
-    run("disableServerGroup", json!({})).await?;
-    anyhow::ensure!(hello.names().await? == [("hello-v000".to_owned(), false)]);
+    // The last one in traffic is not taken out by accident.
+    let error = run("disableServerGroup", json!({})).await.err().map(|error| error.to_string()).unwrap_or_default();
+    anyhow::ensure!(error.contains("hello-v000") && error.contains("enable another"), "{error}");
+    hello.deploy("2.0.0").await?.succeeded()?;
+    let now = async |old: bool| -> Outcome {
+        let names = hello.names().await?;
+        anyhow::ensure!(names == [("hello-v000".to_owned(), old), ("hello-v001".to_owned(), true)], "{names:?}");
+        Ok(())
+    };
+    now(false).await?;
     run("enableServerGroup", json!({})).await?;
-    anyhow::ensure!(hello.names().await? == [("hello-v000".to_owned(), true)]);
+    now(true).await?;
     run("disableServerGroup", json!({})).await?;
+    now(false).await?;
     run("destroyServerGroup", json!({})).await?;
-    anyhow::ensure!(hello.names().await?.is_empty());
+    anyhow::ensure!(hello.names().await? == [("hello-v001".to_owned(), true)]);
     Ok(())
 }
 

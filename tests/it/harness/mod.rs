@@ -27,7 +27,7 @@ where
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let outcome = runtime.block_on(run());
         runtime.shutdown_timeout(Duration::from_secs(1));
-        outcome.map_err(|error| Failed::from(format!("{error:?}")))
+        outcome.map_err(|error| Failed::from(format!("{error:#}")))
     })
 }
 

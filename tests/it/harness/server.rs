@@ -77,23 +77,23 @@ impl Server {
         let stdout = child.stdout.take().context("standard output is a pipe")?;
         let mut lines = BufReader::new(stdout).lines();
         let mut token = None;
-        let shown = async {
+        let mut shown = false;
+        let reading = async {
             while let Some(line) = lines.next_line().await? {
-                if let Some((_, text)) = line.split_once("#token=gnk_") {
-                    token = Some(format!("gnk_{}", text.trim()));
-                    break;
-                }
-                if line.contains("#token=") {
+                if let Some((_, text)) = line.split_once("#token=") {
+                    token = text.starts_with("gnk_").then(|| text.trim().to_owned());
+                    shown = true;
                     break;
                 }
             }
             anyhow::Ok(())
         };
-        let shown = tokio::time::timeout(START_MAX, shown).await;
+        let read = tokio::time::timeout(START_MAX, reading).await;
+        self.child = Some(child);
+        read.with_context(|| format!("no address within {START_MAX:?}\n{}", self.log()))??;
+        anyhow::ensure!(shown, "the server ended at its start\n{}", self.log());
         // What comes later is read away, so that the server never writes to a closed pipe.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        self.child = Some(child);
-        shown.with_context(|| format!("no address within {START_MAX:?}\n{}", self.log()))??;
         let client = self.client();
         wait_for("the first answer", START_MAX, || {
             let client = client.clone();
