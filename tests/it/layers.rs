@@ -29,7 +29,7 @@ const MAP: &[(&str, &[&str])] = &[
     ("notifiers", &["store", "expression", "model", "clock"]),
     ("inventory", &["providers", "store", "model", "clock"]),
     ("auth", &["store", "model", "clock"]),
-    ("providers", &["model", "clock", "secrets"]),
+    ("providers", &["model", "clock", "secrets", "outbound", "config::PortRange"]),
     ("store", &["model", "clock"]),
     ("config", &["store::Durability", "store::Options", "outbound::Allow"]),
     ("telemetry", &["config"]),
