@@ -8,9 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use gennaker::clock::Clock;
-use gennaker::model::{
-    HealthState, Instance, LoadBalancerSpec, Place, SecurityGroupSpec, ServerGroup, ServerGroupSpec,
-};
+use gennaker::model::{Instance, LoadBalancerSpec, Place, SecurityGroupSpec, ServerGroup, ServerGroupSpec};
 use gennaker::providers::host::client::{HostProvider, Options};
 use gennaker::providers::host::daemon::PortRange;
 use gennaker::providers::host::daemon::identity::Stat;
