@@ -1,6 +1,7 @@
 //! Answers: GraphQL responses made presentable, and every fault as JSON with a code.
 
 use async_graphql::{ServerError, Value};
+use async_graphql_axum::GraphQLResponse;
 use axum::http::header::{self, HeaderValue};
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
@@ -116,6 +117,12 @@ fn error(mut error: ServerError) -> Json {
 
 /// A GraphQL response as an HTTP answer.
 pub fn executed(response: async_graphql::Response, media: Media) -> Response {
+    if response.errors.is_empty() {
+        // Nothing to make presentable: straight to bytes.
+        let mut answer = GraphQLResponse::from(response).into_response();
+        answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media.content_type()));
+        return answer;
+    }
     let (value, failed) = presentable(response);
     let status = if failed && media != Media::Json { StatusCode::BAD_REQUEST } else { StatusCode::OK };
     body(status, media, &value)

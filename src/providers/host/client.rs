@@ -97,6 +97,7 @@ impl HostProvider {
     pub async fn connect(options: Options) -> Result<Self, Error> {
         let directory = std::path::absolute(&options.directory).map_err(|error| unavailable(&error))?;
         let options = Options { directory, ..options };
+        daemon::files::make_directory(&options.directory).map_err(|error| unavailable(&error))?;
         let control = Control::new(&options.directory);
         let starter = Arc::new(Starter { options: options.clone(), last: tokio::sync::Mutex::new(None) });
         let status = match control.status().await {
@@ -110,7 +111,7 @@ impl HostProvider {
         check(&options, &status)?;
         let (revision, receiver) = watch::channel(status.revision);
         let mut follower = JoinSet::new();
-        follower.spawn(follow(control.clone(), Arc::clone(&starter), revision));
+        follower.spawn(follow(control.clone(), revision));
         let inner =
             Inner { options, control, clock: Clock::system(), revision: receiver, starter, _follower: follower };
         Ok(Self(Arc::new(inner)))
@@ -240,7 +241,10 @@ impl Starter {
         }
         *last = Some(Instant::now());
         let options = &self.options;
-        daemon::files::make_directory(&options.directory).map_err(|error| unavailable(&error))?;
+        if !options.directory.is_dir() {
+            let message = format!("the host's directory {} is gone", options.directory.display());
+            return Err(Error { kind: ErrorKind::Unavailable, message });
+        }
         let path = options.directory.join("host.log");
         let open = || {
             use std::os::unix::fs::OpenOptionsExt;
@@ -307,8 +311,8 @@ fn tail(path: &Path) -> String {
     read().unwrap_or_else(|error| error.to_string())
 }
 
-/// Waits for changes, for ever; starts a host where none is.
-async fn follow(control: Control, starter: Arc<Starter>, revision: watch::Sender<u64>) {
+/// Waits for changes, for ever. Starts no host: only calls do, so that a server on its way out does not.
+async fn follow(control: Control, revision: watch::Sender<u64>) {
     loop {
         let after = *revision.borrow();
         let path = format!("/changes?after={after}");
@@ -319,11 +323,6 @@ async fn follow(control: Control, starter: Arc<Starter>, revision: watch::Sender
             }
             Err(error) => {
                 tracing::debug!(%error, "the host's changes cannot be followed");
-                if matches!(error, control::Error::Absent { .. })
-                    && let Err(error) = starter.start().await
-                {
-                    tracing::warn!(%error, "the host cannot be started");
-                }
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }

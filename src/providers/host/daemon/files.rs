@@ -123,6 +123,7 @@ pub mod scratch {
     pub struct Scratch(PathBuf);
 
     impl Scratch {
+        #[expect(clippy::new_without_default, reason = "each call makes another directory")]
         pub fn new() -> Self {
             let path = std::env::temp_dir().join(format!("gennaker-{}", uuid::Uuid::now_v7().simple()));
             std::fs::create_dir_all(&path).expect("a temporary directory can be made");
