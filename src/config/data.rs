@@ -62,6 +62,12 @@ impl Default for DataArgs {
     }
 }
 
+/// The data directory of a server that is told nothing but by its environment.
+pub(super) fn of_environment() -> Result<PathBuf, Error> {
+    let data_dir = std::env::var_os("GENNAKER_DATA_DIR").map(PathBuf::from);
+    Ok(DataArgs { data_dir, ..DataArgs::default() }.validate()?.dir)
+}
+
 fn default_dir(variable: impl Fn(&str) -> Option<PathBuf>) -> Result<PathBuf, Error> {
     let absolute = |path: PathBuf| path.is_absolute().then_some(path);
     variable("XDG_DATA_HOME")

@@ -51,7 +51,7 @@ const MAP: &[(&str, &[&str])] = &[
     ("notifiers", &["store", "expression", "model", "clock"]),
     ("inventory", &["providers", "store", "model", "clock"]),
     ("auth", &["store", "model", "clock"]),
-    ("providers", &["model", "clock", "secrets"]),
+    ("providers", &["model", "clock", "secrets", "config::PortRange"]),
     ("store", &["model", "clock"]),
     ("config", &["store::Durability", "store::Options", "outbound::Allow"]),
     ("telemetry", &["config"]),
@@ -86,7 +86,7 @@ fn sources() -> Vec<(String, PathBuf, String)> {
                 }
                 let text = std::fs::read_to_string(&path).expect("a source is readable");
                 // Tests are last in a file and may use what they like.
-                let text = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default().to_owned();
+                let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default().to_owned();
                 files.push((module, relative, text));
             }
         }
