@@ -204,7 +204,16 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        drop(self.child.take());
+        if let Some(mut child) = self.child.take() {
+            let _ = child.start_kill();
+            // A server that still lives would start its host again.
+            for _ in 0..500 {
+                if !matches!(child.try_wait(), Ok(None)) {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
         let _ = self.command().args(["host", "stop", "--instances"]).stdin(Stdio::null()).output();
         for (pid, _) in self.processes() {
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
