@@ -15,6 +15,7 @@ use ipnet::IpNet;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{self, HeaderMap, HeaderName};
 use reqwest::{Client, Method, StatusCode, Url};
+use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 
 /// One client is kept for each port in use; with more ports than this they are made anew.
 const CLIENTS_MAX: usize = 64;
@@ -129,13 +130,29 @@ pub enum Error {
     Transport { host: String, cause: String },
     #[error("the HTTP client could not be made: {0}")]
     Client(String),
+    /// Of a download only.
+    #[error("`{host}` answered {status}")]
+    Status { host: String, status: StatusCode },
+    /// Of a download only.
+    #[error("what `{host}` sends has more than {max} bytes")]
+    TooLarge { host: String, max: u64 },
+    /// Of a download only: where it goes to, not where it comes from.
+    #[error("what `{host}` sends cannot be written: {cause}")]
+    Write { host: String, cause: std::io::Error },
 }
 
 impl Error {
     /// Whether the other side may have seen the request; if not, it may be made again by anyone.
     #[must_use]
     pub const fn may_have_been_received(&self) -> bool {
-        matches!(self, Self::Timeout { .. } | Self::Transport { .. })
+        matches!(
+            self,
+            Self::Timeout { .. }
+                | Self::Transport { .. }
+                | Self::Status { .. }
+                | Self::TooLarge { .. }
+                | Self::Write { .. }
+        )
     }
 }
 
@@ -179,6 +196,44 @@ impl Outbound {
     /// # Errors
     /// See [`Error`]; an answer of any status is no error.
     pub async fn send(&self, request: Request) -> Result<Response, Error> {
+        let timeout = request.timeout;
+        let (response, host) = self.follow(request).await?;
+        self.read(response, &host, timeout).await
+    }
+
+    /// Gets a URL and writes its body as it comes, judging as [`Outbound::send`] does; the number of
+    /// bytes. After an error, what was written is of no use.
+    ///
+    /// # Errors
+    /// See [`Error`]; a status other than 200 to 299 and a body of more than `max` bytes are errors.
+    pub async fn download(
+        &self,
+        url: &str,
+        max: u64,
+        timeout: Duration,
+        writer: &mut (impl AsyncWrite + Unpin + Send),
+    ) -> Result<u64, Error> {
+        let request =
+            Request { method: Method::GET, url: url.to_owned(), headers: HeaderMap::new(), body: None, timeout };
+        let (mut response, host) = self.follow(request).await?;
+        let status = response.status();
+        if !status.is_success() {
+            return Err(Error::Status { host, status });
+        }
+        let mut bytes = 0_u64;
+        while let Some(chunk) = response.chunk().await.map_err(|error| failure(&error, &host, timeout))? {
+            bytes += chunk.len() as u64;
+            if bytes > max {
+                return Err(Error::TooLarge { host, max });
+            }
+            writer.write_all(&chunk).await.map_err(|cause| Error::Write { host: host.clone(), cause })?;
+        }
+        writer.flush().await.map_err(|cause| Error::Write { host, cause })?;
+        Ok(bytes)
+    }
+
+    /// The first answer that is no redirect, and the host that gave it.
+    async fn follow(&self, request: Request) -> Result<(reqwest::Response, String), Error> {
         let started = tokio::time::Instant::now();
         let Request { mut method, url, mut headers, mut body, timeout } = request;
         let mut url = checked(&url)?;
@@ -190,7 +245,7 @@ impl Outbound {
             }
             let response = self.hop(&method, &url, &headers, body.as_deref(), left, timeout).await?;
             let Some(to) = redirect_of(&response, &url) else {
-                return self.read(response, &host, timeout).await;
+                return Ok((response, host));
             };
             let next = checked(&to).map_err(|error| match error {
                 Error::Url { reason, .. } => Error::Redirect { host: host.clone(), to: shown(&to), reason },
@@ -662,5 +717,40 @@ mod tests {
         }
         let closed = client.send(get_of("http://127.0.0.1:1/")).await;
         assert!(matches!(&closed, Err(error @ Error::Connect { .. }) if !error.may_have_been_received()), "{closed:?}");
+    }
+
+    #[tokio::test]
+    async fn a_download_is_judged_bounded_and_written_as_it_comes() {
+        let address = serve(
+            Router::new()
+                .route("/file", get(|| async { "x".repeat(3_000_000) }))
+                .route("/moved", get(|| async { Redirect::temporary("/file") }))
+                .route("/never", get(|| async { std::future::pending::<()>().await })),
+        )
+        .await;
+        let client = Outbound::new(Options { lookup: named("127.0.0.1"), ..allowing(&["127.0.0.1"]) });
+        let soon = Duration::from_secs(10);
+        let at = |path: &str| format!("http://{address}{path}");
+        for path in ["/file", "/moved"] {
+            let mut written = Vec::new();
+            let bytes = client.download(&at(path), 3_000_000, soon, &mut written).await.expect("as large as may be");
+            assert_eq!((bytes, written.len()), (3_000_000, 3_000_000), "{path}");
+        }
+        let mut written = Vec::new();
+        let large = client.download(&at("/file"), 2_999_999, soon, &mut written).await;
+        assert!(matches!(large, Err(Error::TooLarge { max: 2_999_999, .. })), "{large:?}");
+        assert!(written.len() <= 2_999_999);
+        let missing = client.download(&at("/none"), 1, soon, &mut Vec::new()).await;
+        assert!(matches!(missing, Err(Error::Status { status: StatusCode::NOT_FOUND, .. })), "{missing:?}");
+        let never = client.download(&at("/never"), 1, Duration::from_millis(200), &mut Vec::new()).await;
+        assert!(matches!(never, Err(Error::Timeout { .. })), "{never:?}");
+
+        let guarded = Outbound::new(Options { lookup: named("127.0.0.1"), ..Options::default() });
+        for url in [at("/file"), format!("http://public.test:{}/file", address.port())] {
+            let mut written = Vec::new();
+            let refused = guarded.download(&url, 3_000_000, soon, &mut written).await;
+            assert!(matches!(refused, Err(Error::Refused(_))), "{url}: {refused:?}");
+            assert!(written.is_empty());
+        }
     }
 }

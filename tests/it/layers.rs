@@ -51,7 +51,7 @@ const MAP: &[(&str, &[&str])] = &[
     ("notifiers", &["store", "expression", "model", "clock"]),
     ("inventory", &["providers", "store", "model", "clock"]),
     ("auth", &["store", "model", "clock"]),
-    ("providers", &["model", "clock", "secrets", "config::PortRange"]),
+    ("providers", &["model", "clock", "secrets", "outbound", "config::PortRange"]),
     ("store", &["model", "clock"]),
     ("config", &["store::Durability", "store::Options", "outbound::Allow"]),
     ("telemetry", &["config"]),

@@ -11,6 +11,7 @@ mod demo;
 mod deploy;
 mod examples;
 mod harness;
+mod host;
 mod idempotency;
 mod layers;
 mod postgres;
@@ -30,6 +31,7 @@ fn main() {
         demo::trials(),
         deploy::trials(),
         examples::trials(),
+        host::trials(),
         idempotency::trials(),
         layers::trials(),
         postgres::trials(),

@@ -2,20 +2,20 @@
 //! or directory below the artifact roots, or an unpacked tarball that nothing can climb out of.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use flate2::read::GzDecoder;
-use futures_util::StreamExt;
 use sha2::{Digest, Sha256};
 use tar::EntryType;
 
 use super::files;
 use super::hub::{Reply, refuse, unavailable};
-use crate::providers::ErrorKind;
-use crate::providers::host::launch::{Artifact, PathArtifact, UrlArtifact};
+use crate::outbound::{self, Outbound};
+use crate::providers::host::launch::{Artifact, PathArtifact};
+use crate::providers::{Error, ErrorKind};
 
 /// What an artifact may be at most.
 #[derive(Debug, Clone, Copy)]
@@ -38,6 +38,8 @@ pub struct Store {
     pub directory: PathBuf,
     pub roots: Vec<PathBuf>,
     pub bounds: Bounds,
+    /// What `https://` is fetched with.
+    pub outbound: Outbound,
 }
 
 impl Store {
@@ -59,16 +61,8 @@ impl Store {
                     let path = PathBuf::from(path);
                     blocking(move || store.unpacked_file(&path, &artifact.url, &digest)).await
                 } else {
-                    let (file, path) =
-                        tokio::time::timeout(within, store.download(&artifact)).await.unwrap_or_else(|_| {
-                            Err(refuse(ErrorKind::Unavailable, format!("{} was not fetched in time", artifact.url)))
-                        })?;
-                    blocking(move || {
-                        let result = store.unpacked(file, &artifact.url, &digest);
-                        let _ = fs::remove_file(path);
-                        result
-                    })
-                    .await
+                    let download = self.download(&artifact.url, within).await?;
+                    blocking(move || store.unpacked(&download.file, &artifact.url, &digest)).await
                 }
             }
         }
@@ -182,11 +176,11 @@ impl Store {
         let real = self.allowed(path)?;
         let file = File::open(&real)
             .map_err(|error| refuse(ErrorKind::Invalid, format!("artifact {url} cannot be read: {error}")))?;
-        self.unpacked(file, url, digest)
+        self.unpacked(&file, url, digest)
     }
 
     /// Unpacks a tarball whose digest is as wanted.
-    fn unpacked(&self, mut file: File, url: &str, digest: &str) -> Reply<PathBuf> {
+    fn unpacked(&self, mut file: &File, url: &str, digest: &str) -> Reply<PathBuf> {
         let size = file.metadata().map_err(|error| unavailable(&error))?.len();
         if size > self.bounds.packed {
             return Err(refuse(
@@ -194,8 +188,10 @@ impl Store {
                 format!("artifact {url} has {size} bytes; at most {} are taken", self.bounds.packed),
             ));
         }
+        // One that was just written stands at its end.
+        file.rewind().map_err(|error| unavailable(&error))?;
         check_digest(&mut file, url, digest)?;
-        file.seek(SeekFrom::Start(0)).map_err(|error| unavailable(&error))?;
+        file.rewind().map_err(|error| unavailable(&error))?;
         let temporary = self.temporary()?;
         if let Err(error) = unpack(file, &temporary, self.bounds) {
             let _ = fs::remove_dir_all(&temporary);
@@ -204,55 +200,57 @@ impl Store {
         publish(&temporary, &self.directory.join(digest))
     }
 
-    async fn download(&self, artifact: &UrlArtifact) -> Reply<(File, PathBuf)> {
-        let url = &artifact.url;
-        let failed = |error: &dyn std::fmt::Display| {
-            refuse(ErrorKind::Unavailable, format!("artifact {url} cannot be fetched: {error}"))
-        };
-        let client = reqwest::Client::builder()
-            .https_only(true)
-            .redirect(reqwest::redirect::Policy::limited(5))
-            .connect_timeout(Duration::from_secs(10))
-            .build()
-            .map_err(|error| failed(&error))?;
-        let answer = client.get(url).send().await.map_err(|error| failed(&error))?;
-        let status = answer.status();
-        if !status.is_success() {
-            let kind = match status.as_u16() {
-                404 | 410 => ErrorKind::NotFound,
-                code if code < 500 && code != 429 => ErrorKind::Invalid,
-                _ => ErrorKind::Unavailable,
-            };
-            return Err(refuse(kind, format!("artifact {url} cannot be fetched: the server answered {status}")));
-        }
+    /// Fetches by the guarded client, which nothing on a private network is open to.
+    async fn download(&self, url: &str, within: Duration) -> Reply<Download> {
         let path = self.temporary()?;
         let open = || OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
-        let mut file = open().map_err(|error| unavailable(&error))?;
-        let result = async {
-            let mut size = 0;
-            let mut body = answer.bytes_stream();
-            while let Some(chunk) = body.next().await {
-                let chunk = chunk.map_err(|error| failed(&error))?;
-                size += chunk.len() as u64;
-                if size > self.bounds.packed {
-                    return Err(refuse(
-                        ErrorKind::Invalid,
-                        format!("artifact {url} has more than {} bytes", self.bounds.packed),
-                    ));
-                }
-                file.write_all(&chunk).map_err(|error| unavailable(&error))?;
-            }
-            Ok(())
-        }
-        .await;
-        match result {
-            Ok(()) => Ok((file, path)),
-            Err(error) => {
-                let _ = fs::remove_file(&path);
-                Err(error)
-            }
+        let file = open().map_err(|error| unavailable(&error))?;
+        let download = Download { file: file.try_clone().map_err(|error| unavailable(&error))?, path };
+        let mut writer = tokio::fs::File::from_std(file);
+        match self.outbound.download(url, self.bounds.packed, within, &mut writer).await {
+            Ok(_) => Ok(download),
+            Err(error) => Err(not_fetched(url, &error)),
         }
     }
+}
+
+/// What was fetched; the file is gone with it.
+struct Download {
+    file: File,
+    path: PathBuf,
+}
+
+impl Drop for Download {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn not_fetched(url: &str, error: &outbound::Error) -> Error {
+    use outbound::Error as E;
+    let kind = match error {
+        E::Status { status, .. } => match status.as_u16() {
+            404 | 410 => ErrorKind::NotFound,
+            code if code < 500 && code != 429 => ErrorKind::Invalid,
+            _ => ErrorKind::Unavailable,
+        },
+        E::Url { .. } | E::Refused(_) | E::TooManyRedirects { .. } | E::Redirect { .. } | E::TooLarge { .. } => {
+            ErrorKind::Invalid
+        }
+        E::Connect { .. } | E::Timeout { .. } | E::Transport { .. } | E::Client(_) | E::Write { .. } => {
+            ErrorKind::Unavailable
+        }
+    };
+    let cause = match error {
+        // No setting lets a host fetch from there.
+        E::Refused(refused) => format!(
+            "`{}` is at {}, {}, and artifacts are fetched from public addresses only; put the file below an artifact \
+             root of this host and give its path",
+            refused.host, refused.address, refused.what
+        ),
+        error => error.to_string(),
+    };
+    refuse(kind, format!("artifact {url} cannot be fetched: {cause}"))
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Reply<T> + Send + 'static) -> Reply<T> {
@@ -265,7 +263,7 @@ fn too_large(bounds: Bounds) -> String {
     format!("it is larger than {} bytes or {} entries", bounds.unpacked, bounds.entries)
 }
 
-fn check_digest(file: &mut File, what: &str, wanted: &str) -> Reply<()> {
+fn check_digest(file: &mut impl Read, what: &str, wanted: &str) -> Reply<()> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 256 * 1024];
     loop {
@@ -502,13 +500,15 @@ fn real_parents(root: &Path, path: &Path) -> io::Result<()> {
 mod tests {
     use super::super::files::scratch::Scratch;
     use super::*;
+    use crate::providers::host::launch::UrlArtifact;
 
     const SOON: Duration = Duration::from_secs(30);
 
     fn store(scratch: &Scratch) -> Store {
         let root = scratch.path().join("root");
         fs::create_dir_all(&root).expect("made");
-        Store { directory: scratch.path().join("artifacts"), roots: vec![root], bounds: BOUNDS }
+        let outbound = Outbound::new(outbound::Options::default());
+        Store { directory: scratch.path().join("artifacts"), roots: vec![root], bounds: BOUNDS, outbound }
     }
 
     fn by_path(path: PathBuf) -> Artifact {
@@ -638,5 +638,54 @@ mod tests {
         assert!(fetch_tarball(&store, &many).await.is_err());
         store.bounds.packed = 10;
         assert!(fetch_tarball(&store, &[("a", EntryType::Regular, "")]).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn nothing_is_fetched_from_a_network_that_is_not_public() {
+        let scratch = Scratch::new();
+        let store = store(&scratch);
+        let server = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
+        server.set_nonblocking(true).expect("set");
+        let port = server.local_addr().expect("bound").port();
+        for host in ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]"] {
+            let artifact = UrlArtifact { url: format!("https://{host}:{port}/a.tar.gz"), sha256: "0".repeat(64) };
+            let error = store.fetch(&Artifact::Url(artifact), SOON).await.expect_err("refused");
+            assert_eq!(error.kind, ErrorKind::Invalid, "{error}");
+            assert!(error.message.contains("public addresses only"), "{error}");
+            assert!(files::names(&store.directory).expect("listed").is_empty(), "{host} left something");
+        }
+        assert_eq!(server.accept().expect_err("nobody came").kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[tokio::test]
+    async fn what_is_fetched_is_unpacked_by_its_digest_and_nothing_else_is_left() {
+        let scratch = Scratch::new();
+        let mut store = store(&scratch);
+        let path = scratch.path().join("a.tar.gz");
+        let sha256 = tarball(&path, &[("server", EntryType::Regular, "run")]);
+        let packed = fs::read(&path).expect("read");
+        let size = packed.len() as u64;
+        let router = axum::Router::new().route("/a.tar.gz", axum::routing::get(move || async move { packed }));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("bound"));
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        // The test's server has no public address.
+        let allow = vec!["127.0.0.1".parse().expect("an entry")];
+        store.outbound = Outbound::new(outbound::Options { allow, ..outbound::Options::default() });
+        let artifact = |name: &str, sha256: &str| {
+            Artifact::Url(UrlArtifact { url: format!("{url}/{name}"), sha256: sha256.to_owned() })
+        };
+        let nothing = store.fetch(&artifact("none", &sha256), SOON).await.expect_err("none");
+        assert_eq!(nothing.kind, ErrorKind::NotFound, "{nothing}");
+        let wrong = store.fetch(&artifact("a.tar.gz", &"0".repeat(64)), SOON).await.expect_err("wrong");
+        assert!(wrong.message.contains(&sha256), "{wrong}");
+        store.bounds.packed = size - 1;
+        let large = store.fetch(&artifact("a.tar.gz", &sha256), SOON).await.expect_err("large");
+        assert_eq!(large.kind, ErrorKind::Invalid, "{large}");
+        assert!(files::names(&store.directory).expect("listed").is_empty());
+        store.bounds.packed = size;
+        let directory = store.fetch(&artifact("a.tar.gz", &sha256), SOON).await.expect("fetched");
+        assert_eq!(fs::read_to_string(directory.join("server")).expect("there"), "run");
+        assert_eq!(files::names(&store.directory).expect("listed").len(), 1);
     }
 }

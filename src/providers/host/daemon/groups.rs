@@ -235,6 +235,7 @@ impl Hub {
             directory: self.layout.artifacts(),
             roots: self.options.artifact_roots.clone(),
             bounds: artifact::BOUNDS,
+            outbound: self.outbound.clone(),
         }
     }
 

@@ -20,6 +20,7 @@ use crate::clock::Clock;
 use crate::model::{
     HealthSource, HealthState, InboundRule, Instance, InstanceHealth, LoadBalancer, Place, SecurityGroup, ServerGroup,
 };
+use crate::outbound::{self, Outbound};
 use crate::providers::host::launch::Launch;
 use crate::providers::host::proxy::{Backend, Config, Proxy};
 use crate::providers::host::shim::Running;
@@ -39,6 +40,8 @@ pub struct Hub {
     pub proxy: Proxy,
     pub sockets: Sockets,
     pub fences: Fences,
+    /// What artifacts are fetched with: from public addresses only.
+    pub outbound: Outbound,
     pub started_at: DateTime<Utc>,
     pub revision: watch::Sender<u64>,
     /// Supervision ends; instances run on.
@@ -190,6 +193,7 @@ impl Hub {
             proxy,
             sockets,
             fences,
+            outbound: Outbound::new(outbound::Options::default()),
             started_at,
             revision: watch::channel(revision).0,
             stop: CancellationToken::new(),

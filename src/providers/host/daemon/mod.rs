@@ -26,8 +26,6 @@ mod probe;
 mod records;
 mod sockets;
 mod supervisor;
-#[cfg(test)]
-mod tests;
 pub mod worker;
 
 use std::path::{Path, PathBuf};

@@ -1,0 +1,123 @@
+//! The `host` provider on real processes: `gennaker host` and what it runs, driven as the server
+//! drives it. `rig` is what the files share.
+
+mod calls;
+mod checks;
+mod rig;
+mod survival;
+
+use std::time::Duration;
+
+use gennaker::model::{Capacity, HealthState};
+use gennaker::providers::host::daemon::files;
+use gennaker::providers::{ErrorKind, Provider as _};
+use libtest_mimic::Trial;
+
+use crate::harness::{Outcome, trial, trial_with};
+use rig::{Host, Load, get, lives, only, pids};
+
+pub fn trials() -> Vec<Trial> {
+    let mut trials = vec![
+        trial("host", "a_group_comes_up_takes_traffic_leaves_it_and_goes", whole_life),
+        trial("host", "a_smaller_group_drops_no_request", smaller),
+        trial_with("host", "nothing_that_an_instance_started_is_left_over", setsid(), left_over),
+    ];
+    trials.extend(calls::trials());
+    trials.extend(checks::trials());
+    trials.extend(survival::trials());
+    trials
+}
+
+/// What leaves its session, as daemons do.
+fn setsid() -> Result<(), String> {
+    let found = std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|directory| directory.join("setsid").is_file()));
+    if found { Ok(()) } else { Err("the command `setsid` (util-linux)".to_owned()) }
+}
+
+async fn whole_life() -> Outcome {
+    let host = Host::start().await?;
+    let address = host.balancer().await;
+    assert_eq!(get(&address, "/").await.expect("an answer").0, 503, "nobody is there yet");
+    let made = host.provider().ensure_server_group(&host.op("ex/1"), &host.group("web-v000", 2)).await.expect("made");
+    assert!(made.spec.enabled);
+    let group = host.up("web-v000", 2).await;
+    assert_eq!(get(&address, "/").await.expect("an answer"), (200, "hello from one".to_owned()));
+    assert_eq!(group.instances[0].health.len(), 3, "platform, its own and the load balancer's");
+
+    let out = host.provider().ensure_enabled(&host.op("ex/2"), &Host::place(), "web-v000", false).await.expect("done");
+    assert_eq!(out.healthy(), 0);
+    assert_eq!(get(&address, "/").await.expect("an answer").0, 503);
+    let out = host.until("web-v000", "the end of traffic", |group| {
+        group.instances.iter().all(|instance| instance.state == HealthState::OutOfService)
+    });
+    assert_eq!(pids(&out.await), pids(&group), "disabled is not stopped");
+    host.provider().ensure_enabled(&host.op("ex/3"), &Host::place(), "web-v000", true).await.expect("done");
+    host.up("web-v000", 2).await;
+    assert_eq!(get(&address, "/").await.expect("an answer").0, 200);
+
+    let used = host.provider().ensure_load_balancer_deleted(&host.op("ex/4"), &Host::place(), "web").await;
+    assert_eq!(used.expect_err("in use").kind, ErrorKind::Conflict);
+    host.provider().ensure_server_group_destroyed(&host.op("ex/5"), &Host::place(), "web-v000").await.expect("gone");
+    assert!(host.find("web-v000").await.is_none());
+    for pid in pids(&group) {
+        assert!(!lives(pid), "process {pid} was left");
+    }
+    let left = files::names(&host.path().join("host/groups")).expect("listed");
+    assert!(left.is_empty(), "{left:?}");
+    let artifacts = files::names(&host.path().join("host/artifacts")).expect("listed");
+    assert!(artifacts.is_empty(), "{artifacts:?}");
+    host.provider()
+        .ensure_server_group_destroyed(&host.op("ex/6"), &Host::place(), "web-v000")
+        .await
+        .expect("absent is fine");
+    host.provider().ensure_load_balancer_deleted(&host.op("ex/7"), &Host::place(), "web").await.expect("free now");
+    assert!(get(&address, "/").await.is_err(), "nobody listens any more");
+    host.end().await;
+    Ok(())
+}
+
+async fn left_over() -> Outcome {
+    let host = Host::start().await?;
+    host.balancer().await;
+    let mut spec = host.group("web-v000", 1);
+    // A grandchild in a session of its own, deaf to the stop signal.
+    let script =
+        "setsid sh -c 'trap \"\" TERM; echo daemon $$; exec sleep 600' & exec \"$APP\" sample-app --version one";
+    spec.launch = host.launch(&["/bin/sh", "-c", script]);
+    host.provider().ensure_server_group(&host.op("ex/1"), &spec).await.expect("made");
+    let group = host.up("web-v000", 1).await;
+    let log = host.provider().log_tail(&Host::place(), &only(&group).id, 10_000).await.expect("a log");
+    let daemon = log.lines().find_map(|line| line.strip_prefix("daemon ")).expect("it said its number");
+    let daemon: u32 = daemon.trim().parse().expect("a number");
+    assert!(lives(daemon));
+    host.provider().ensure_server_group_destroyed(&host.op("ex/2"), &Host::place(), "web-v000").await.expect("gone");
+    assert!(!lives(daemon), "the daemon was left");
+    host.end().await;
+    Ok(())
+}
+
+async fn smaller() -> Outcome {
+    let host = Host::start().await?;
+    let address = host.balancer().await;
+    host.provider().ensure_server_group(&host.op("ex/1"), &host.group("web-v000", 3)).await.expect("made");
+    host.up("web-v000", 3).await;
+    let load = Load::start(&address);
+    let slow: Vec<_> = (0..6)
+        .map(|_| {
+            let address = address.clone();
+            tokio::spawn(async move { get(&address, "/slow?ms=1000").await })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let capacity = Capacity::pinned(1);
+    host.provider().ensure_capacity(&host.op("ex/2"), &Host::place(), "web-v000", capacity).await.expect("done");
+    host.up("web-v000", 1).await;
+    for slow in slow {
+        assert_eq!(slow.await.expect("ran").expect("answered").0, 200);
+    }
+    let (good, bad) = load.end().await;
+    assert!(good > 10 && bad.is_empty(), "{good} good, {bad:?}");
+    host.end().await;
+    Ok(())
+}

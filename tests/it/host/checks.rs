@@ -1,0 +1,179 @@
+//! What is said of an instance's health: by the platform, by its own check of each sort, by the way
+//! it ends; and how its limits are enforced.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use gennaker::model::{HealthState, InstanceHealth, ServerGroup};
+use gennaker::providers::Provider as _;
+use gennaker::providers::host::daemon::identity::Stat;
+use libtest_mimic::Trial;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+
+use super::rig::{Host, get, only};
+use crate::harness::{Outcome, trial, trial_with};
+
+pub fn trials() -> Vec<Trial> {
+    vec![
+        trial("host", "each_source_says_what_is_wrong", sources),
+        trial_with("host", "a_descendant_that_listens_is_still_the_instances", super::setsid(), descendant),
+        trial("host", "a_crashing_instance_is_started_again_and_its_exit_is_told", crashing),
+        trial("host", "a_tcp_check_passes_while_connections_are_accepted", tcp),
+        trial("host", "a_command_checks_with_the_instances_environment_and_in_time", command),
+        trial("host", "limits_hold_and_it_is_told_how", limits),
+    ]
+}
+
+async fn sources() -> Outcome {
+    let host = Host::start().await?;
+    let address = host.balancer().await;
+    let mut spec = host.group("web-v000", 1);
+    // Sick after its first request; when it is ended, a healthy one takes its place.
+    spec.launch =
+        host.script("\"$APP\" sample-app --version one --fail-health 1; exec \"$APP\" sample-app --version two");
+    host.provider().ensure_server_group(&host.op("ex/1"), &spec).await.expect("made");
+    let before = host.up("web-v000", 1).await;
+    assert_eq!(get(&address, "/").await.expect("an answer"), (200, "hello from one".to_owned()));
+    let group = host.until("web-v000", "sickness", |group| only(group).state == HealthState::Down).await;
+    let messages: Vec<&str> = only(&group).health.iter().map(|health| health.message.as_str()).collect();
+    assert!(messages[0].starts_with("listens on port"), "{messages:?}");
+    assert_eq!(messages[1], "GET /health answered 503");
+    let shell = i32::try_from(only(&group).pid.expect("runs")).expect("fits");
+    let (sick, _) = Stat::all().into_iter().find(|(_, stat)| stat.parent == shell).expect("a child");
+    kill(Pid::from_raw(sick), Signal::SIGTERM).expect("sent");
+    let after = host.up("web-v000", 1).await;
+    assert_eq!((only(&after).pid, only(&after).restarts), (only(&before).pid, 0));
+    assert_eq!(get(&address, "/").await.expect("an answer"), (200, "hello from two".to_owned()));
+    host.end().await;
+    Ok(())
+}
+
+async fn descendant() -> Outcome {
+    let host = Host::start().await?;
+    host.balancer().await;
+    // In a session of its own.
+    let mut spec = host.group("web-v001", 1);
+    spec.launch = host.script("setsid \"$APP\" sample-app --version one & trap '' CHLD; sleep 600");
+    host.provider().ensure_server_group(&host.op("ex/2"), &spec).await.expect("made");
+    host.up("web-v001", 1).await;
+    host.end().await;
+    Ok(())
+}
+
+async fn crashing() -> Outcome {
+    let host = Host::start().await?;
+    host.balancer().await;
+    let mut spec = host.group("web-v000", 1);
+    spec.launch = host.launch(&["/bin/sh", "-c", "echo no; exit 3"]);
+    host.provider().ensure_server_group(&host.op("ex/1"), &spec).await.expect("made");
+    let group = host.until("web-v000", "three starts", |group| {
+        group.instances.first().is_some_and(|instance| instance.restarts >= 2)
+    });
+    let group = group.await;
+    assert_eq!(only(&group).last_exit.as_deref(), Some("exit status 3"));
+    let group = host.until("web-v000", "the problem", |group| group.problem.is_some()).await;
+    assert!(group.problem.as_deref().expect("told").contains("keeps ending (exit status 3)"), "{:?}", group.problem);
+    let mut missing = host.group("web-v001", 1);
+    missing.launch = host.launch(&["./not-there"]);
+    host.provider().ensure_server_group(&host.op("ex/2"), &missing).await.expect("made");
+    let group = host
+        .until("web-v001", "the failure", |group| group.instances.iter().any(|instance| instance.last_exit.is_some()));
+    let exit = only(&group.await).last_exit.clone().expect("told");
+    assert!(exit.contains("cannot run") && exit.contains("not-there"), "{exit}");
+    host.end().await;
+    Ok(())
+}
+
+/// What the instance's own check says.
+fn own(group: &ServerGroup) -> &InstanceHealth {
+    &only(group).health[1]
+}
+
+async fn tcp() -> Outcome {
+    let host = Host::start().await?;
+    host.balancer().await;
+    let check = json!({ "protocol": "tcp", "intervalMs": 200, "unhealthyThreshold": 2, "startGraceMs": 0 });
+    let mut spec = host.group("web-v000", 1);
+    spec.health_check = Some(serde_json::from_value(check)?);
+    // Listens from the start until it is told to end, then only runs on.
+    spec.launch = host.script("\"$APP\" sample-app --version one; sleep 600");
+    host.provider().ensure_server_group(&host.op("ex/1"), &spec).await.expect("made");
+    let group = host.up("web-v000", 1).await;
+    let port = only(&group).port.expect("has one");
+    assert_eq!(own(&group).message, format!("127.0.0.1:{port} accepts connections"));
+    let shell = i32::try_from(only(&group).pid.expect("runs")).expect("fits");
+    let (server, _) = Stat::all().into_iter().find(|(_, stat)| stat.parent == shell).expect("a child");
+    kill(Pid::from_raw(server), Signal::SIGTERM).expect("sent");
+    let group = host.until("web-v000", "sickness", |group| own(group).state == HealthState::Down).await;
+    assert!(own(&group).message.starts_with(&format!("cannot connect to 127.0.0.1:{port}")), "{:?}", own(&group));
+    assert_ne!(only(&group).state, HealthState::Up);
+    host.end().await;
+    Ok(())
+}
+
+const CHECK: &str = r#"#!/bin/sh
+case "$(cat "$SICK" 2>/dev/null)" in
+    hang) sleep 600 ;;
+    fail) exit 4 ;;
+    *) test "$VERSION" = one && test -n "$PORT" ;;
+esac
+"#;
+
+async fn command() -> Outcome {
+    let host = Host::start().await?;
+    host.balancer().await;
+    let program = host.path().join("app/check");
+    std::fs::write(&program, CHECK)?;
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755))?;
+    let check = json!({
+        "protocol": "command", "command": ["./check"], "intervalMs": 200, "timeoutMs": 2000, "unhealthyThreshold": 1,
+    });
+    let mut spec = host.group("web-v000", 1);
+    spec.health_check = Some(serde_json::from_value(check)?);
+    host.provider().ensure_server_group(&host.op("ex/1"), &spec).await.expect("made");
+    let group = host.up("web-v000", 1).await;
+    assert_eq!(own(&group).message, "./check ended with 0");
+    let cases = [("fail", "./check: exit status: 4"), ("hang", "the command gave no answer within 2000 ms")];
+    for (sickness, message) in cases {
+        std::fs::write(host.path().join("sick"), sickness)?;
+        let sick = |group: &ServerGroup| own(group).state == HealthState::Down && own(group).message == message;
+        let group = host.until("web-v000", message, sick).await;
+        assert_eq!(only(&group).state, HealthState::Down);
+        std::fs::remove_file(host.path().join("sick"))?;
+        host.up("web-v000", 1).await;
+    }
+    host.end().await;
+    Ok(())
+}
+
+async fn limits() -> Outcome {
+    let host = Host::start().await?;
+    host.balancer().await;
+    let mut spec = host.group("web-v000", 1);
+    let script = "echo files $(ulimit -n); echo memory $(ulimit -v); \
+                  group=$(sed -n s/^0:://p /proc/self/cgroup); echo group $(cat /sys/fs/cgroup$group/memory.max); \
+                  exec \"$APP\" sample-app --version one";
+    spec.launch = host.script(script);
+    spec.launch["limits"] = json!({ "openFiles": 300, "memoryBytes": 4_u64 << 30, "cpuMillis": 900 });
+    host.provider().ensure_server_group(&host.op("ex/1"), &spec).await.expect("made");
+    let group = host.up("web-v000", 1).await;
+    let told = group.limits_enforced_by.as_deref().expect("told");
+    let log = host.provider().log_tail(&Host::place(), &only(&group).id, 10_000).await.expect("a log");
+    assert!(told.starts_with("open files by rlimit") && log.contains("files 300\n"), "{told}\n{log}");
+    if told.contains("by cgroup") {
+        assert!(log.contains("group 4294967296\n"), "{told}\n{log}");
+    } else {
+        assert!(told.contains("memory by rlimit") && log.contains("memory 4194304\n"), "{told}\n{log}");
+        assert!(
+            told.contains("CPU not enforced") && !Path::new("/sys/fs/cgroup/gennaker").join(&only(&group).id).exists()
+        );
+    }
+    let mut free = host.group("web-v001", 1);
+    free.launch["limits"] = json!({});
+    host.provider().ensure_server_group(&host.op("ex/2"), &free).await.expect("made");
+    assert_eq!(host.up("web-v001", 1).await.limits_enforced_by, None);
+    host.end().await;
+    Ok(())
+}

@@ -1,0 +1,283 @@
+//! A host of real processes in a directory of its own, driven through the provider as the server
+//! drives it; the sample application is what it runs. All that was started is ended with it.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use gennaker::clock::Clock;
+use gennaker::model::{
+    HealthState, Instance, LoadBalancerSpec, Place, SecurityGroupSpec, ServerGroup, ServerGroupSpec,
+};
+use gennaker::providers::host::client::{HostProvider, Options};
+use gennaker::providers::host::daemon::PortRange;
+use gennaker::providers::host::daemon::identity::Stat;
+use gennaker::providers::host::protocol::{Status, StopHost};
+use gennaker::providers::{Operation, Provider};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::harness::{Ports, gennaker, processes_of};
+
+/// Gone when dropped.
+struct Scratch(PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A running host with ten ports for instances.
+pub struct Host {
+    connected: Option<HostProvider>,
+    clock: Clock,
+    ports: Ports,
+    scratch: Scratch,
+}
+
+impl Host {
+    /// Starts one, with an empty directory `app` to run things in.
+    pub async fn start() -> anyhow::Result<Self> {
+        let name = format!("gennaker-it-{}", &uuid::Uuid::new_v4().simple().to_string()[..12]);
+        let scratch = Scratch(std::env::temp_dir().canonicalize()?.join(name));
+        std::fs::create_dir_all(scratch.0.join("app"))?;
+        let mut host = Self { connected: None, clock: Clock::system(), ports: Ports::take()?, scratch };
+        host.connected = Some(HostProvider::connect(host.options()).await?);
+        Ok(host)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.scratch.0
+    }
+
+    pub fn provider(&self) -> &HostProvider {
+        self.connected.as_ref().expect("until the end")
+    }
+
+    pub fn options(&self) -> Options {
+        let ports = PortRange::from_str(&self.ports.instances()).expect("a range");
+        Options {
+            directory: self.path().join("host"),
+            binary: gennaker().to_owned(),
+            account: "local".to_owned(),
+            location: "local".to_owned(),
+            artifact_roots: vec![self.path().to_path_buf()],
+            secret_roots: Vec::new(),
+            ports: PortRange { last: ports.first + 9, ..ports },
+        }
+    }
+
+    pub fn op(&self, key: &str) -> Operation {
+        Operation { key: key.to_owned(), fence: 1, deadline: self.clock.now() + Duration::from_secs(60) }
+    }
+
+    pub fn place() -> Place {
+        Place { account: "local".to_owned(), location: "local".to_owned() }
+    }
+
+    /// How to run a command below the directory `app`. `$APP` is the binary with the sample application.
+    pub fn launch(&self, command: &[&str]) -> Value {
+        json!({
+            "artifact": { "path": self.path().join("app") },
+            "command": command,
+            "environment": { "APP": gennaker(), "VERSION": "one", "SICK": self.path().join("sick") },
+            "stop": { "graceSeconds": 5 }
+        })
+    }
+
+    /// The same for a script.
+    pub fn script(&self, script: &str) -> Value {
+        self.launch(&["/bin/sh", "-c", script])
+    }
+
+    pub fn group(&self, name: &str, count: u32) -> ServerGroupSpec {
+        serde_json::from_value(json!({
+            "account": "local", "location": "local", "name": name,
+            "capacity": { "min": 0, "desired": count, "max": 10 },
+            "enabled": true, "loadBalancers": ["web"],
+            "healthCheck": { "protocol": "http", "path": "/health", "intervalMs": 200, "unhealthyThreshold": 2 },
+            "launch": self.launch(&[&gennaker().to_string_lossy(), "sample-app", "--version", "one"]),
+        }))
+        .expect("a spec")
+    }
+
+    /// A load balancer that anybody on this machine may enter; its address.
+    pub async fn balancer(&self) -> String {
+        let open: SecurityGroupSpec = serde_json::from_value(json!({
+            "account": "local", "location": "local", "name": "open",
+            "inbound": [{ "cidr": "127.0.0.0/8", "portFrom": 1, "portTo": 65535 }],
+        }))
+        .expect("a spec");
+        self.provider().ensure_security_group(&self.op("ex/sg"), &open).await.expect("made");
+        let (first, last) = self.ports.load_balancers();
+        let spec: LoadBalancerSpec = serde_json::from_value(json!({
+            "account": "local", "location": "local", "name": "web",
+            "listeners": [{ "port": first, "portTo": last }],
+            "healthCheck": { "protocol": "http", "path": "/health", "intervalMs": 200 },
+            "securityGroups": ["open"], "drainSeconds": 5,
+        }))
+        .expect("a spec");
+        let balancer = self.provider().ensure_load_balancer(&self.op("ex/lb"), &spec).await.expect("made");
+        balancer.bound[0].clone()
+    }
+
+    pub async fn find(&self, name: &str) -> Option<ServerGroup> {
+        let snapshot = self.provider().snapshot().await.expect("a snapshot");
+        snapshot.server_groups.into_iter().find(|group| group.spec.name == name)
+    }
+
+    /// Waits until a group is as wanted.
+    pub async fn until(&self, name: &str, what: &str, wanted: impl Fn(&ServerGroup) -> bool) -> ServerGroup {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let group = self.find(name).await;
+            if let Some(group) = &group
+                && wanted(group)
+            {
+                return group.clone();
+            }
+            assert!(Instant::now() < deadline, "{what} did not come about: {group:#?}\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub async fn up(&self, name: &str, count: usize) -> ServerGroup {
+        self.until(name, "health", |group| group.healthy() == count && group.instances.len() == count).await
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.path().join("host/host.log")).unwrap_or_default()
+    }
+
+    pub async fn status(&self) -> Status {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            match self.provider().control().status().await {
+                Ok(status) => return status,
+                Err(error) => assert!(Instant::now() < deadline, "no status: {error}\n{}", self.log()),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub async fn another_worker(&self, than: u32) -> u32 {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let status = self.status().await;
+            if status.pid != than {
+                return status.pid;
+            }
+            assert!(Instant::now() < deadline, "no other worker came");
+        }
+    }
+
+    pub async fn end(mut self) {
+        let control = self.provider().control().clone();
+        // A provider that is still there would start another host.
+        self.connected = None;
+        control.stop(StopHost { instances: true }, Duration::from_secs(30)).await.expect("stops");
+    }
+}
+
+impl Drop for Host {
+    /// Also when the trial failed: nothing is left running.
+    fn drop(&mut self) {
+        self.connected = None;
+        let directory = self.path().join("host");
+        let _ = std::process::Command::new(gennaker())
+            .args(["host", "stop", "--instances", "--dir"])
+            .arg(directory)
+            .output();
+        for (pid, _) in processes_of(self.path()) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+}
+
+pub fn kill_now(pid: u32) {
+    kill(Pid::from_raw(i32::try_from(pid).expect("fits")), Signal::SIGKILL).expect("killed");
+}
+
+pub fn lives(pid: u32) -> bool {
+    Stat::of(i32::try_from(pid).expect("fits")).is_some_and(|stat| !stat.ended)
+}
+
+pub async fn gone(pid: u32) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while lives(pid) {
+        assert!(Instant::now() < deadline, "process {pid} lives on");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// GET over a new connection; status and body.
+pub async fn get(address: &str, path: &str) -> std::io::Result<(u16, String)> {
+    let exchange = async {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes()).await?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await?;
+        let status = text.split(' ').nth(1).and_then(|status| status.parse().ok());
+        let status = status.ok_or_else(|| std::io::Error::other("closed without an answer"))?;
+        Ok((status, text.rsplit("\r\n").next().unwrap_or_default().trim().to_owned()))
+    };
+    tokio::time::timeout(Duration::from_secs(20), exchange).await.map_err(std::io::Error::other)?
+}
+
+/// A steady load over new connections until stopped.
+pub struct Load {
+    stop: Arc<AtomicBool>,
+    good: Arc<AtomicUsize>,
+    task: tokio::task::JoinHandle<Vec<String>>,
+}
+
+impl Load {
+    pub fn start(address: &str) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let good = Arc::new(AtomicUsize::new(0));
+        let (stopped, counted, address) = (Arc::clone(&stop), Arc::clone(&good), address.to_owned());
+        let task = tokio::spawn(async move {
+            let mut bad = Vec::new();
+            while !stopped.load(Ordering::SeqCst) {
+                match get(&address, "/").await {
+                    Ok((200, _)) => drop(counted.fetch_add(1, Ordering::SeqCst)),
+                    other => bad.push(format!("{other:?}")),
+                }
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            bad
+        });
+        Self { stop, good, task }
+    }
+
+    /// Until ten more requests were answered.
+    pub async fn goes_on(&self) {
+        let wanted = self.good.load(Ordering::SeqCst) + 10;
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while self.good.load(Ordering::SeqCst) < wanted {
+            assert!(Instant::now() < deadline, "requests are answered no more");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    pub async fn end(self) -> (usize, Vec<String>) {
+        self.stop.store(true, Ordering::SeqCst);
+        let bad = self.task.await.expect("the load runs to its end");
+        (self.good.load(Ordering::SeqCst), bad)
+    }
+}
+
+pub fn pids(group: &ServerGroup) -> Vec<u32> {
+    group.instances.iter().filter_map(|instance| instance.pid).collect()
+}
+
+pub fn only(group: &ServerGroup) -> &Instance {
+    assert_eq!(group.instances.len(), 1);
+    &group.instances[0]
+}

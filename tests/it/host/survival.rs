@@ -1,0 +1,161 @@
+//! What outlives what: workers, keepers and hosts end, are killed or replaced; instances run on and
+//! requests are answered.
+
+use std::time::{Duration, Instant};
+
+use gennaker::model::HealthState;
+use gennaker::providers::Provider as _;
+use gennaker::providers::host::client::HostProvider;
+use gennaker::providers::host::daemon::identity::{Identity, Stat};
+use gennaker::providers::host::protocol::Upgrade;
+use libtest_mimic::Trial;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::rig::{Host, Load, get, gone, kill_now, lives, only, pids};
+use crate::harness::{Outcome, gennaker, trial};
+
+pub fn trials() -> Vec<Trial> {
+    vec![
+        trial("host", "a_killed_worker_refuses_no_connection_and_stops_no_instance", killed_worker),
+        trial("host", "an_upgrade_drops_no_request", upgrade),
+        trial("host", "a_killed_keeper_is_replaced_and_sockets_are_still_held", killed_keeper),
+        trial("host", "what_ends_while_the_host_is_gone_is_seen_with_every_line", ends_unseen),
+        trial("host", "instances_outlive_a_stopped_host_and_come_back_with_it", stopped_host),
+    ]
+}
+
+async fn killed_worker() -> Outcome {
+    let host = Host::start().await?;
+    let address = host.balancer().await;
+    host.provider().ensure_server_group(&host.op("ex/1"), &host.group("web-v000", 2)).await.expect("made");
+    let before = pids(&host.up("web-v000", 2).await);
+    let load = Load::start(&address);
+    for _ in 0..3 {
+        let worker = host.status().await.pid;
+        kill_now(worker);
+        host.another_worker(worker).await;
+        load.goes_on().await;
+    }
+    let after = host.up("web-v000", 2).await;
+    assert_eq!(pids(&after), before);
+    let (good, bad) = load.end().await;
+    assert!(good > 10, "{good} requests only");
+    // What was under way in the killed process cannot be saved; a new connection is never refused.
+    assert!(bad.len() <= 3 && !bad.iter().any(|error| error.contains("refused")), "{bad:?}");
+    host.end().await;
+    Ok(())
+}
+
+async fn upgrade() -> Outcome {
+    let host = Host::start().await?;
+    let address = host.balancer().await;
+    host.provider().ensure_server_group(&host.op("ex/1"), &host.group("web-v000", 2)).await.expect("made");
+    let before = pids(&host.up("web-v000", 2).await);
+    let load = Load::start(&address);
+    let slow = tokio::spawn({
+        let address = address.clone();
+        async move { get(&address, "/slow?ms=1000").await }
+    });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let old = host.status().await.pid;
+    let binary = Some(gennaker().to_owned());
+    let status =
+        host.provider().control().upgrade(Upgrade { binary }, Duration::from_secs(20)).await.expect("upgraded");
+    assert_ne!(status.pid, old);
+    assert_eq!(slow.await.expect("ran").expect("answered by the old worker").0, 200);
+    assert_eq!(pids(&host.up("web-v000", 2).await), before);
+    gone(old).await;
+    let (good, bad) = load.end().await;
+    assert!(good > 10 && bad.is_empty(), "{good} good, {bad:?}");
+    host.end().await;
+    Ok(())
+}
+
+async fn killed_keeper() -> Outcome {
+    let host = Host::start().await?;
+    let address = host.balancer().await;
+    host.provider().ensure_server_group(&host.op("ex/1"), &host.group("web-v000", 1)).await.expect("made");
+    host.up("web-v000", 1).await;
+    let before = host.status().await;
+    let load = Load::start(&address);
+    load.goes_on().await;
+    kill_now(before.keeper.expect("has one"));
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while host.status().await.keeper == before.keeper {
+        assert!(Instant::now() < deadline, "no other keeper came");
+    }
+    assert_eq!(host.status().await.pid, before.pid, "the worker goes on");
+    let second = HostProvider::connect(host.options()).await.expect("the same host");
+    assert_eq!(second.control().status().await.expect("answers").pid, before.pid);
+    // The new keeper may still be taking the sockets.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    kill_now(before.pid);
+    host.another_worker(before.pid).await;
+    load.goes_on().await;
+    let (good, bad) = load.end().await;
+    assert!(good > 10 && bad.len() <= 1 && !bad.iter().any(|error| error.contains("refused")), "{bad:?}");
+    host.end().await;
+    Ok(())
+}
+
+async fn ends_unseen() -> Outcome {
+    let host = Host::start().await?;
+    host.balancer().await;
+    let mut spec = host.group("web-v000", 1);
+    spec.launch = host.launch(&[
+        "/bin/sh",
+        "-c",
+        "trap 'echo last words; exit 7' USR1; \"$APP\" sample-app --version one & while :; do wait; done",
+    ]);
+    host.provider().ensure_server_group(&host.op("ex/1"), &spec).await.expect("made");
+    let group = host.up("web-v000", 1).await;
+    let instance = only(&group).clone();
+    let pid = instance.pid.expect("runs");
+    let server = Stat::all().into_iter().find(|(_, stat)| i64::from(stat.parent) == i64::from(pid)).expect("a child").0;
+    let child = Identity::of(server).expect("runs");
+    let status = host.status().await;
+    // The keeper first, or it would start another worker; the worker before it starts a keeper.
+    kill(Pid::from_raw(i32::try_from(status.pid).expect("fits")), Signal::SIGSTOP).expect("stopped");
+    kill_now(status.keeper.expect("has one"));
+    kill_now(status.pid);
+    gone(status.pid).await;
+    kill(Pid::from_raw(i32::try_from(pid).expect("fits")), Signal::SIGUSR1).expect("sent");
+    gone(pid).await;
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while child.is_alive() {
+        assert!(Instant::now() < deadline, "the shell's child was left");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // The provider starts a host again by itself.
+    let after = host
+        .until("web-v000", "the restart", |group| only(group).state == HealthState::Up && only(group).restarts == 1);
+    let after = after.await;
+    assert_eq!(only(&after).last_exit.as_deref(), Some("exit status 7"));
+    assert_eq!(only(&after).incarnation, instance.incarnation + 1);
+    assert_eq!(only(&after).id, instance.id);
+    let log = host.provider().log_tail(&Host::place(), &instance.id, 10_000).await.expect("a log");
+    let lines: Vec<&str> = log.lines().map(|line| line.split(' ').next().unwrap_or_default()).collect();
+    assert_eq!(lines, ["sample-app", "last", "sample-app"], "{log}");
+    host.end().await;
+    Ok(())
+}
+
+async fn stopped_host() -> Outcome {
+    let host = Host::start().await?;
+    let address = host.balancer().await;
+    host.provider().ensure_server_group(&host.op("ex/1"), &host.group("web-v000", 2)).await.expect("made");
+    let before = pids(&host.up("web-v000", 2).await);
+    let directory = host.path().join("host");
+    let second = std::process::Command::new(gennaker()).args(["host", "--dir"]).arg(&directory).output().expect("ran");
+    assert!(!second.status.success() && String::from_utf8_lossy(&second.stderr).contains("a host runs on"));
+    let stopped = std::process::Command::new(gennaker()).args(["host", "stop", "--dir"]).arg(&directory).output();
+    assert!(stopped.expect("ran").status.success());
+    assert!(before.iter().all(|pid| lives(*pid)));
+    let again = HostProvider::connect(host.options()).await.expect("starts again");
+    drop(again);
+    assert_eq!(pids(&host.up("web-v000", 2).await), before);
+    assert_eq!(get(&address, "/").await.expect("the same address").0, 200);
+    host.end().await;
+    Ok(())
+}
