@@ -26,6 +26,7 @@ subscription Feed($id: ID!, $after: String) {
     cursor
     occurredAt
     execution { name number status }
+    ... on ExecutionSnapshot { execution { stages { name status progress { message } } } }
     ... on StageChanged { stage { name status progress { message } } }
   }
 }"""
@@ -61,11 +62,12 @@ def events(answer):
 
 
 def show(event):
-    execution, stage = event["execution"], event.get("stage")
-    if stage:
+    execution = event["execution"]
+    stages = [event["stage"]] if "stage" in event else execution.get("stages", [])
+    for stage in stages:
         progress = (stage.get("progress") or {}).get("message") or ""
         print(f"{event['occurredAt']}  {stage['name']}: {stage['status']} {progress}".rstrip(), flush=True)
-    else:
+    if "stage" not in event:
         print(f"{event['occurredAt']}  {execution['name']} #{execution['number']}: {execution['status']}", flush=True)
 
 

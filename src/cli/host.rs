@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use super::{Outcome, block_on};
+use super::{Failure, Outcome, block_on};
+use crate::config;
 use crate::providers::host::control::{Control, Error};
 use crate::providers::host::daemon::{MAX_INSTANCES, Options, PortRange, keeper, worker};
 use crate::providers::host::protocol::{StopHost, Upgrade};
@@ -15,9 +16,10 @@ use crate::providers::host::protocol::{StopHost, Upgrade};
 /// What `gennaker host` is given.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// The host's own directory; one host per directory.
-    #[arg(long, global = true, env = "GENNAKER_HOST_DIR", value_name = "DIR", default_value = "gennaker-data/host")]
-    pub dir: PathBuf,
+    /// The host's own directory; one host per directory
+    /// [default: `host` in the server's data directory]
+    #[arg(long, global = true, env = "GENNAKER_HOST_DIR", value_name = "DIR")]
+    pub dir: Option<PathBuf>,
     /// The account that this host belongs to.
     #[arg(long, default_value = "local")]
     pub account: String,
@@ -76,7 +78,10 @@ const STOP: Duration = Duration::from_secs(3_700);
 /// # Errors
 /// What failed, and what to do.
 pub fn run(args: Args) -> Outcome {
-    let directory = std::path::absolute(&args.dir).context("cannot make the host's directory absolute")?;
+    let directory = match &args.dir {
+        Some(dir) => std::path::absolute(dir).context("cannot make the host's directory absolute")?,
+        None => config::default_host_dir().map_err(Failure::input)?,
+    };
     let Some(command) = args.command else { return host(args, &directory) };
     block_on(async move {
         let control = Control::new(&directory);

@@ -58,13 +58,14 @@ impl DataArgs {
 
 impl Default for DataArgs {
     fn default() -> Self {
-        Self {
-            data_dir: None,
-            database_url: None,
-            durability: Durability::Full,
-            retention_days: Self::RETENTION_DAYS,
-        }
+        Self { data_dir: None, database_url: None, durability: Durability::Full, retention_days: Self::RETENTION_DAYS }
     }
+}
+
+/// The data directory of a server that is told nothing but by its environment.
+pub(super) fn of_environment() -> Result<PathBuf, Error> {
+    let data_dir = std::env::var_os("GENNAKER_DATA_DIR").map(PathBuf::from);
+    Ok(DataArgs { data_dir, ..DataArgs::default() }.validate()?.dir)
 }
 
 fn default_dir(variable: impl Fn(&str) -> Option<PathBuf>) -> Result<PathBuf, Error> {

@@ -13,6 +13,14 @@ pub use log::{LogArgs, LogFormat};
 pub use security::{SecurityArgs, SecurityConfig};
 pub use server::{ServerArgs, ServerConfig};
 
+/// The directory of the host that a server without flags uses.
+///
+/// # Errors
+/// When neither a directory nor a home is given by the environment.
+pub fn default_host_dir() -> Result<std::path::PathBuf, Error> {
+    Ok(data::of_environment()?.join("host"))
+}
+
 /// A setting does not hold.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{setting}: {message}")]
