@@ -520,9 +520,13 @@ fn end(
 /// The stage is over.
 fn finish(execution: &mut Execution, index: usize, status: Status, setting: &Setting, changes: &mut Changes) {
     let now = setting.now;
+    let left = unwind_left(execution, index);
     let stage = &mut execution.stages[index];
     if stage.status.is_complete() {
         return;
+    }
+    if let Some(left) = left {
+        not_back(stage, &left);
     }
     let begun = stage.status != Status::NotStarted;
     stage.status = status;
@@ -542,6 +546,38 @@ fn finish(execution: &mut Execution, index: usize, status: Status, setting: &Set
     changes.seen(index);
     if begun && stage.parent.is_none() {
         changes.released.push(stage.id);
+    }
+}
+
+/// The unwind children that did not end well, once the stage's unwind is over.
+fn unwind_left(execution: &Execution, index: usize) -> Option<String> {
+    let stage = &execution.stages[index];
+    stage.unwinding?;
+    let left: Vec<String> = execution
+        .children(stage.id)
+        .filter(|child| child.phase == Phase::Unwind && !child.status.lets_downstream_start())
+        .map(|child| format!("`{}`", child.name))
+        .collect();
+    (!left.is_empty()).then(|| left.join(", "))
+}
+
+/// Nobody may believe that all is as before when it is not: a cancelled stage says so as its
+/// failure, a failed one in its hint.
+fn not_back(stage: &mut Stage, left: &str) {
+    const HINT: &str = "look at these stages and at the server groups, and enable what should serve";
+    let message = format!("what was there before stage `{}` is not wholly back: {left} did not succeed", stage.name);
+    match &mut stage.failure {
+        Some(failure) => {
+            let hint = failure.hint.take().map_or_else(String::new, |hint| format!("{hint}; "));
+            failure.hint = Some(format!("{hint}{message}; {HINT}"));
+        }
+        None => {
+            stage.failure = Some(Failure {
+                hint: Some(HINT.to_owned()),
+                attempt: stage.attempt,
+                ..failure("UNWIND_INCOMPLETE", message, Some(stage.id))
+            });
+        }
     }
 }
 

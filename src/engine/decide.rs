@@ -135,7 +135,11 @@ impl<'a> Pass<'a> {
         let (status, failure) = match (verdict, &execution.failure) {
             (_, Some(failure)) => (Status::Failed, Some(failure.clone())),
             (Verdict::Failed(failure), None) => (Status::Failed, Some(*failure)),
-            (Verdict::Canceled, None) => (Status::Canceled, None),
+            // A cancelled stage has a failure only where its unwind did not bring everything back.
+            (Verdict::Canceled, None) => {
+                let failed = self.first(&top, |stage| stage.status == Status::Canceled && stage.failure.is_some());
+                (Status::Canceled, failed.map(failure_of))
+            }
             _ => (Status::Succeeded, None),
         };
         self.out.push(Decision::FinishExecution { status, failure });

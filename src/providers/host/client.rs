@@ -104,6 +104,7 @@ impl HostProvider {
             Ok(status) => status,
             Err(control::Error::Refused(error)) => return Err(Error { kind: ErrorKind::Conflict, ..error }),
             Err(_) => {
+                let _ = std::fs::remove_file(starter.stopped());
                 starter.start().await?;
                 starter.wait(&control).await?
             }
@@ -182,6 +183,16 @@ impl HostProvider {
                     if left <= patience {
                         return Err(error.into());
                     }
+                    if self.0.starter.stopped().exists() {
+                        return Err(Error {
+                            kind: ErrorKind::Unavailable,
+                            message: format!(
+                                "the host of {} was stopped with `gennaker host stop`; start it with `gennaker host` or \
+                                 start the server again",
+                                self.0.options.directory.display()
+                            ),
+                        });
+                    }
                     if let Err(error) = self.0.starter.start().await {
                         tracing::warn!(%error, "the host cannot be started");
                     }
@@ -233,6 +244,11 @@ struct Starter {
 }
 
 impl Starter {
+    /// Stands while the host is stopped because somebody said so.
+    fn stopped(&self) -> PathBuf {
+        daemon::records::Layout(self.options.directory.clone()).stopped()
+    }
+
     /// Starts a host unless one was just started; another one that has the directory makes it end at once.
     async fn start(&self) -> Result<(), Error> {
         let mut last = self.last.lock().await;

@@ -164,7 +164,7 @@ impl Control {
     }
 
     /// Ends the host, and waits until its processes are gone. A server that is connected to it
-    /// starts another one: end the server first.
+    /// leaves it so until the server or a host is started again.
     ///
     /// # Errors
     /// See [`Error`].

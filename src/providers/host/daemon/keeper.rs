@@ -80,6 +80,8 @@ pub fn run(options: Options, adopt: bool) -> anyhow::Result<()> {
     files::make_directory(&options.directory)?;
     let layout = Layout(options.directory.clone());
     let _lock = lock(&layout, adopt)?;
+    // Whoever starts a host wants one.
+    let _ = std::fs::remove_file(layout.stopped());
     set_log_aside(&layout.log());
     #[cfg(target_os = "linux")]
     let _ = nix::sys::prctl::set_child_subreaper(true);

@@ -23,7 +23,7 @@ pub mod limits;
 pub mod logs;
 mod ports;
 mod probe;
-mod records;
+pub mod records;
 mod sockets;
 mod supervisor;
 pub mod worker;

@@ -74,6 +74,10 @@ pub struct SecurityRecord {
 pub struct Layout(pub PathBuf);
 
 impl Layout {
+    /// Stands while the host is stopped because somebody said so: a server leaves it alone then.
+    pub fn stopped(&self) -> PathBuf {
+        self.0.join("stopped")
+    }
     pub fn groups(&self) -> PathBuf {
         self.0.join("groups")
     }

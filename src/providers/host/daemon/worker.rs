@@ -220,6 +220,9 @@ async fn let_go(hub: &Arc<Hub>, closing: &CancellationToken, server: Option<toki
 
 /// The end of the host: nothing new is let in, and the instances stop, if they are to.
 async fn end(hub: &Arc<Hub>, how: &StopHost) {
+    if let Err(error) = std::fs::write(hub.layout.stopped(), b"") {
+        tracing::warn!(%error, "a connected server will start a host again: the mark of the stop cannot be written");
+    }
     hub.stop.cancel();
     hub.tasks.close();
     let _ = tokio::time::timeout(CALLS, hub.tasks.wait()).await;
