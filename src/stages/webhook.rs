@@ -154,7 +154,8 @@ impl Config {
             }
             let authority = lower.splitn(4, '/').nth(2).unwrap_or_default();
             if authority.contains('@') {
-                let message = "it holds a name or password; send them in the header `authorization`, as a secret:// reference";
+                let message =
+                    "it holds a name or password; send them in the header `authorization`, as a secret:// reference";
                 return Err(("/url".to_owned(), message.to_owned()));
             }
         }

@@ -16,7 +16,7 @@ mod read;
 mod rows;
 mod sql;
 #[cfg(test)]
-mod suite;
+mod tests;
 mod writer;
 
 use std::path::PathBuf;

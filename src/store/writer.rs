@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use sea_orm::{
     DatabaseConnection, DatabaseTransaction, DbErr, SqliteTransactionMode, TransactionOptions, TransactionTrait,
 };
-use tokio::sync::{Notify, Semaphore, broadcast, mpsc, oneshot};
+use tokio::sync::{Mutex, Notify, Semaphore, broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::apply::{Batch, Outcome};
@@ -185,8 +185,8 @@ pub(super) async fn run<G>(
     latency: Arc<Latency>,
     stop: CancellationToken,
 ) {
-    let mut log = Log { path: log, wake: Arc::default(), commits: 0 };
-    let checkpointer = tokio::spawn(carry(checkpoints.clone(), Arc::clone(&log.wake)));
+    let mut log = Log { path: log, wake: Arc::default(), carrying: Arc::default(), commits: 0 };
+    let checkpointer = tokio::spawn(carry(checkpoints.clone(), Arc::clone(&log.wake), Arc::clone(&log.carrying)));
     let mut batch = Vec::with_capacity(BATCH_MAX);
     loop {
         tokio::select! {
@@ -252,6 +252,8 @@ pub(super) const LOG_MAX: u64 = 96 << 20;
 struct Log {
     path: PathBuf,
     wake: Arc<Notify>,
+    /// One checkpoint at a time: SQLite answers a second one with `busy` and does nothing.
+    carrying: Arc<Mutex<()>>,
     commits: usize,
 }
 
@@ -264,14 +266,16 @@ impl Log {
         }
         // While commits follow each other without a gap, only their writer can begin the log anew.
         if std::fs::metadata(&self.path).is_ok_and(|log| log.len() > LOG_MAX) {
+            let _carrying = self.carrying.lock().await;
             checkpoint(db, "PRAGMA wal_checkpoint(RESTART)").await;
         }
     }
 }
 
-async fn carry(db: DatabaseConnection, wake: Arc<Notify>) {
+async fn carry(db: DatabaseConnection, wake: Arc<Notify>, carrying: Arc<Mutex<()>>) {
     loop {
         wake.notified().await;
+        let _carrying = carrying.lock().await;
         checkpoint(&db, "PRAGMA wal_checkpoint(PASSIVE)").await;
     }
 }

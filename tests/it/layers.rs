@@ -65,7 +65,7 @@ const MAP: &[(&str, &[&str])] = &[
 const FREE: &[&str] = &["cli", "app", "main", "lib"];
 
 /// Files and directories below a module that are its tests.
-const TESTS: &[&str] = &["tests", "suite", "simulation", "script"];
+const TESTS: &[&str] = &["tests", "simulation", "script"];
 
 fn sources() -> Vec<(String, PathBuf, String)> {
     let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src"));

@@ -9,6 +9,7 @@ mod api_errors;
 mod crash;
 mod demo;
 mod deploy;
+mod engine;
 mod examples;
 mod harness;
 mod host;
@@ -16,6 +17,7 @@ mod idempotency;
 mod layers;
 mod postgres;
 mod schema;
+mod store;
 mod subscription;
 
 use libtest_mimic::{Arguments, Trial};
@@ -23,6 +25,9 @@ use libtest_mimic::{Arguments, Trial};
 fn main() {
     // An error means that a provider is there already.
     let _ = rustls::crypto::ring::default_provider().install_default();
+    if store::killed::is_child() {
+        return store::killed::child();
+    }
     let arguments = Arguments::from_args();
     let trials: Vec<Trial> = [
         access::trials(),
@@ -30,12 +35,14 @@ fn main() {
         crash::trials(),
         demo::trials(),
         deploy::trials(),
+        engine::trials(),
         examples::trials(),
         host::trials(),
         idempotency::trials(),
         layers::trials(),
         postgres::trials(),
         schema::trials(),
+        store::trials(),
         subscription::trials(),
     ]
     .into_iter()

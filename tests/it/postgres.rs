@@ -3,45 +3,19 @@
 use std::time::Duration;
 
 use libtest_mimic::Trial;
-use sea_orm::{ConnectionTrait, Database, DatabaseConnection};
 use serde_json::json;
 
-use crate::harness::{Hello, Options, Outcome, Server, follow, trial_with};
+use crate::harness::{Hello, Options, Outcome, Schema, Server, follow, postgres, trial_with};
 
 pub fn trials() -> Vec<Trial> {
-    vec![trial_with("postgres", "a_deploy_survives_a_kill_of_the_server", reachable(), deploy_and_kill)]
-}
-
-/// Says where a PostgreSQL database is in which schemas may be made.
-const URL: &str = "GENNAKER_TEST_DATABASE_URL";
-
-fn url() -> String {
-    std::env::var(URL).unwrap_or_else(|_| "postgres://postgres@127.0.0.1:5432/test".to_owned())
-}
-
-fn reachable() -> Result<(), String> {
-    let missing = |error: String| format!("a PostgreSQL server at {URL} ({error})");
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| missing(error.to_string()))?;
-    runtime.block_on(async {
-        let connection = tokio::time::timeout(Duration::from_secs(5), Database::connect(url())).await;
-        match connection {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(missing(error.to_string())),
-            Err(_) => Err(missing("no answer within 5 s".to_owned())),
-        }
-    })
+    vec![trial_with("postgres", "a_deploy_survives_a_kill_of_the_server", postgres(), deploy_and_kill)]
 }
 
 /// A schema of the trial's own, removed at its end.
 async fn with_schema(run: impl AsyncFnOnce(String) -> Outcome) -> Outcome {
-    let name = format!("it_{}", uuid::Uuid::new_v4().simple());
-    let admin: DatabaseConnection = Database::connect(url()).await?;
-    admin.execute_unprepared(&format!("CREATE SCHEMA {name}")).await?;
-    let outcome = run(format!("{}?options=-csearch_path%3D{name}", url())).await;
-    admin.execute_unprepared(&format!("DROP SCHEMA {name} CASCADE")).await?;
+    let schema = Schema::create().await?;
+    let outcome = run(schema.url.clone()).await;
+    schema.drop().await?;
     outcome
 }
 

@@ -1,6 +1,7 @@
 //! What the features share: trials with a runtime, a real server, the application `hello` on it,
 //! waiting with a deadline, and following executions.
 
+mod database;
 mod follow;
 mod hello;
 mod ports;
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::{Failed, Trial};
 
+pub use database::{Schema, postgres};
 pub use follow::{Followed, follow};
 pub use hello::Hello;
 pub use ports::Ports;

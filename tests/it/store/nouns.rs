@@ -2,13 +2,14 @@
 
 use super::*;
 
-on_both!(
+cases!(
+    both:
     lists_page_both_ways,
     executions_are_filtered,
     names_are_unique,
     an_application_with_running_executions_is_not_deleted,
     a_revision_is_kept_and_the_newest_is_guarded,
-    principals_and_tokens_read_back,
+    principals_and_tokens_read_back
 );
 
 async fn lists_page_both_ways(at: &Home) {

@@ -2,13 +2,14 @@
 
 use super::*;
 
-on_both!(
+cases!(
+    both:
     a_lease_is_taken_over_when_its_owner_is_forgotten,
     due_executions_are_those_i_may_work_on,
     a_cluster_is_held_in_order_of_arrival,
     a_name_is_reserved_once,
     intents_are_kept_and_closed,
-    pruning_takes_what_has_ended_and_leaves_the_rest,
+    pruning_takes_what_has_ended_and_leaves_the_rest
 );
 
 async fn a_lease_is_taken_over_when_its_owner_is_forgotten(at: &Home) {
@@ -258,7 +259,7 @@ async fn pruning_takes_what_has_ended_and_leaves_the_rest(at: &Home) {
         at.store.commit(commit).await.expect("committed");
         ids.push(stored);
     }
-    let before: i64 = highest(&at.store).await;
+    let before: i64 = highest(at).await;
     at.clock.advance(Duration::from_secs(24 * 3600 + 60 * 60));
     assert_eq!(at.store.prune_executions(start() + TimeDelta::minutes(110), 7).await.expect("pruned"), 7);
     assert!(at.store.execution(ids[1].id).await.expect("read").is_none(), "the oldest first");
@@ -276,10 +277,10 @@ async fn pruning_takes_what_has_ended_and_leaves_the_rest(at: &Home) {
     assert!(at.store.idempotency(principal, "61").await.expect("read").is_some(), "not a day old");
     // Neither numbers nor positions are used twice.
     assert_eq!(insert(&at.store, &execution(&hello, Some(&pipeline), 1)).await.number, 121);
-    assert!(highest(&at.store).await > before);
+    assert!(highest(at).await > before);
 }
 
-async fn highest(store: &Store) -> i64 {
-    let row = sql::one(&store.inner.read, "SELECT MAX(position) FROM event", Vec::new()).await.expect("read");
-    row.expect("a row").try_get_by_index(0).expect("a number")
+async fn highest(at: &Home) -> i64 {
+    let row = one_row(&at.beside().await, "SELECT MAX(position) FROM event").await;
+    row.try_get_by_index(0).expect("a number")
 }

@@ -2,7 +2,8 @@
 
 use super::*;
 
-on_both!(
+cases!(
+    both:
     an_execution_reads_back_as_it_was_written,
     a_stage_reads_back_as_it_was_written,
     a_stale_version_is_refused_and_changes_nothing,
@@ -14,7 +15,7 @@ on_both!(
     streams_are_gapless_and_positions_in_commit_order,
     the_notifications_stream_is_numbered_by_the_writer,
     notices_follow_commits,
-    a_closed_store_refuses_commits,
+    a_closed_store_refuses_commits
 );
 
 async fn an_execution_reads_back_as_it_was_written(at: &Home) {
@@ -291,15 +292,18 @@ async fn streams_are_gapless_and_positions_in_commit_order(at: &Home) {
             }
         });
     }
+    let beside = at.beside().await;
     let mut seen = 0_i64;
     let mut newest = 0_i64;
     let mut gone = false;
     loop {
         // Before the look: what was over by then is in it.
         let over = tasks.is_empty();
-        let sql = "SELECT CAST(COUNT(*) AS bigint), CAST(COALESCE(MAX(position), 0) AS bigint), \
-                   CAST(COALESCE(SUM(CASE WHEN position <= ? THEN 1 ELSE 0 END), 0) AS bigint) FROM event";
-        let row = sql::one(&at.store.inner.read, sql, vec![rows::int(newest)]).await.expect("read").expect("a row");
+        let sql = format!(
+            "SELECT CAST(COUNT(*) AS bigint), CAST(COALESCE(MAX(position), 0) AS bigint), \
+                   CAST(COALESCE(SUM(CASE WHEN position <= {newest} THEN 1 ELSE 0 END), 0) AS bigint) FROM event"
+        );
+        let row = one_row(&beside, &sql).await;
         let (count, max, old): (i64, i64, i64) = (
             row.try_get_by_index(0).expect("count"),
             row.try_get_by_index(1).expect("max"),
