@@ -42,7 +42,6 @@ pub struct Control {
 /// All paths.
 pub fn router(control: Control) -> Router {
     let v1 = Router::new()
-        .route("/status", get(status))
         .route("/snapshot", get(snapshot))
         .route("/changes", get(changes))
         .route("/server-groups/{name}", put(server_group))
@@ -55,13 +54,16 @@ pub fn router(control: Control) -> Router {
         .route("/load-balancers/{name}/traffic", get(traffic))
         .route("/security-groups/{name}", put(security_group))
         .route("/security-groups/{name}/delete", post(delete_security_group))
-        .route("/instances/{id}/log", get(log))
-        .route("/upgrade", post(upgrade))
-        .route("/stop", post(stop))
+        .route("/instances/{id}/log", get(log));
+    Router::new()
+        .nest(&format!("/v{}", protocol::VERSION), v1)
+        .route(protocol::STATUS, get(status))
+        .route(protocol::UPGRADE, post(upgrade))
+        .route(protocol::STOP, post(stop))
         .layer(DefaultBodyLimit::max(protocol::MAX_BODY))
         .layer(axum::middleware::from_fn_with_state(control.clone(), while_in_charge))
-        .with_state(control);
-    Router::new().nest(&format!("/v{}", protocol::VERSION), v1).fallback(other_version)
+        .with_state(control)
+        .fallback(unknown_path)
 }
 
 /// A worker that lets go of the state takes no more calls and soon breaks off those that it has: the
@@ -73,7 +75,7 @@ async fn while_in_charge(State(control): State<Control>, request: Request, next:
         ([(axum::http::header::RETRY_AFTER, "0")], Failed(error)).into_response()
     };
     // The call that ends the host is the one that has it let go.
-    if request.uri().path().ends_with("/stop") {
+    if request.uri().path() == protocol::STOP {
         return next.run(request).await;
     }
     if hub.stop.is_cancelled() {
@@ -156,15 +158,31 @@ fn answer<T: Serialize>(reply: Reply<T>) -> Answer<T> {
     reply.map(Json).map_err(Failed)
 }
 
-async fn other_version(request: Request) -> Failed {
-    Failed(refuse(
-        ErrorKind::NotFound,
-        format!(
-            "this host speaks version {} of the protocol and has no {}; use the same version of gennaker on both sides",
-            protocol::VERSION,
-            request.uri().path()
-        ),
-    ))
+async fn unknown_path(request: Request) -> Failed {
+    Failed(unknown(request.uri().path()))
+}
+
+/// A call of another version is no word on what is there: the same call is good once both sides
+/// are of the same version.
+fn unknown(path: &str) -> crate::providers::Error {
+    let first = path.trim_start_matches('/').split('/').next().unwrap_or_default();
+    match first.strip_prefix('v').and_then(|version| version.parse::<u32>().ok()) {
+        Some(version) if version != protocol::VERSION => {
+            let how = if version > protocol::VERSION {
+                "run `gennaker host upgrade` with the newer binary"
+            } else {
+                "upgrade the older server, or run `gennaker host upgrade` with its binary"
+            };
+            refuse(
+                ErrorKind::Unavailable,
+                format!(
+                    "this host speaks version {} of the protocol and was asked in version {version}; {how}",
+                    protocol::VERSION
+                ),
+            )
+        }
+        _ => refuse(ErrorKind::NotFound, format!("this host has no {path}")),
+    }
 }
 
 async fn status(State(control): State<Control>) -> Json<Status> {
@@ -341,4 +359,21 @@ async fn stop(State(control): State<Control>, Body(body): Body<StopHost>) -> Ans
 async fn order(control: &Control, command: Command) -> Result<(), Failed> {
     let sent = control.commands.send(command).await;
     sent.map_err(|_| Failed(refuse(ErrorKind::Unavailable, "the host is going down")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_version_is_told_what_to_do_and_an_unknown_path_is_not_there() {
+        for version in [0, protocol::VERSION + 1] {
+            let error = unknown(&format!("/v{version}/snapshot"));
+            assert_eq!(error.kind, ErrorKind::Unavailable);
+            assert!(error.message.contains("gennaker host upgrade"), "{error}");
+        }
+        for path in ["/nothing", "/", &format!("/v{}/nothing", protocol::VERSION), "/vx/status"] {
+            assert_eq!(unknown(path).kind, ErrorKind::NotFound, "{path}");
+        }
+    }
 }
