@@ -1,5 +1,6 @@
 //! The control side: HTTP on a Unix socket that only the host's own user (and root) may talk to.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use crate::providers::host::protocol::{
     EnsureSecurityGroup, EnsureServerGroup, EnsureShares, LogQuery, LogTail, Status, StopHost, Traffic, TrafficQuery,
     Upgrade,
 };
+use crate::secrets::{self, Mask, Secrets};
 
 /// What the worker itself has to do.
 pub enum Command {
@@ -319,20 +321,47 @@ async fn delete_security_group(
 
 async fn log(State(control): State<Control>, Path(id): Path<String>, Query(query): Query<LogQuery>) -> Answer<LogTail> {
     let hub = &control.hub;
-    let group = hub.read(|inner| {
-        inner.groups.iter().find(|(_, group)| group.instances.contains_key(&id)).map(|(name, _)| name.clone())
+    let found = hub.read(|inner| {
+        let (name, group) = inner.groups.iter().find(|(_, group)| group.instances.contains_key(&id))?;
+        Some((name.clone(), group.launch.environment.clone()))
     });
-    let Some(group) = group else {
+    let Some((group, environment)) = found else {
         return Err(Failed(refuse(ErrorKind::NotFound, format!("there is no instance {id} on this host"))));
     };
     let directory = hub.layout.instance(&group, &id).logs();
     let bytes = query.bytes.min(protocol::MAX_LOG_BYTES);
-    let text = tokio::task::spawn_blocking(move || logs::tail(&directory, bytes))
+    let secrets = Secrets::new(hub.options.secret_roots.iter().cloned());
+    let text = tokio::task::spawn_blocking(move || masked_tail(&directory, bytes, &environment, &secrets))
         .await
         .map_err(std::io::Error::other)
         .and_then(|text| text)
         .map_err(|error| Failed(super::hub::unavailable(&error)))?;
     Ok(Json(LogTail { text }))
+}
+
+/// The end of a log without the secrets that its writer was given.
+fn masked_tail(
+    directory: &std::path::Path,
+    bytes: usize,
+    environment: &BTreeMap<String, String>,
+    secrets: &Secrets,
+) -> std::io::Result<String> {
+    let text = logs::tail(directory, bytes)?;
+    if text.is_empty() {
+        return Ok(text);
+    }
+    let mut mask = Mask::default();
+    for (name, value) in environment.iter().filter(|(_, value)| secrets::is_reference(value)) {
+        match secrets.resolve(value) {
+            Ok(secret) => mask.add(&secret),
+            Err(error) => {
+                return Ok(format!(
+                    "(not shown: the secret of variable {name} cannot be masked, because it cannot be read: {error})\n"
+                ));
+            }
+        }
+    }
+    Ok(mask.excerpt(&text))
 }
 
 async fn upgrade(State(control): State<Control>, Body(body): Body<Upgrade>) -> Answer<Done> {
