@@ -15,6 +15,7 @@ mod idempotency;
 mod layers;
 mod postgres;
 mod schema;
+mod shim;
 mod subscription;
 
 use libtest_mimic::{Arguments, Trial};
@@ -34,6 +35,7 @@ fn main() {
         layers::trials(),
         postgres::trials(),
         schema::trials(),
+        shim::trials(),
         subscription::trials(),
     ]
     .into_iter()

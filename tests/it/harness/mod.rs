@@ -13,6 +13,7 @@ use libtest_mimic::{Failed, Trial};
 
 pub use follow::{Followed, follow};
 pub use hello::Hello;
+pub use ports::Ports;
 pub use server::{Options, Server, gennaker, processes_of};
 
 /// What a trial ends with.
