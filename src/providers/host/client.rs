@@ -488,8 +488,8 @@ mod tests {
             "account": "local", "location": "local", "artifactRoots": [], "serverGroups": 0, "instances": 0,
             "loadBalancers": 0, "securityGroups": 0, "revision": 1, "unknownYet": true,
         });
-        let router = axum::Router::new()
-            .route(protocol::STATUS, axum::routing::get(|| async move { axum::Json(status) }));
+        let router =
+            axum::Router::new().route(protocol::STATUS, axum::routing::get(|| async move { axum::Json(status) }));
         let listener = tokio::net::UnixListener::bind(protocol::socket_path(scratch.path())).expect("listens");
         let _server = JoinSet::from_iter([std::future::IntoFuture::into_future(axum::serve(listener, router))]);
         let status = Control::new(scratch.path()).status().await.expect("any version answers");
