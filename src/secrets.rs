@@ -202,6 +202,33 @@ impl Mask {
         self.values.iter().fold(text.to_owned(), |text, value| text.replace(value.as_str(), MASKED))
     }
 
+    /// The same for a text that was cut out of a longer one, perhaps inside of a value: what a value
+    /// left at either end goes too.
+    #[must_use]
+    pub fn excerpt(&self, text: &str) -> String {
+        let mut found: Vec<std::ops::Range<usize>> = Vec::new();
+        for value in &self.values {
+            found.extend(text.match_indices(value.as_str()).map(|(at, part)| at..at + part.len()));
+            let cuts = || (1..value.len()).filter(|at| value.is_char_boundary(*at)).map(|at| value.split_at(at));
+            let long_enough = |part: &&str| part.len() >= MASK_CHARS_MIN;
+            let rest = cuts().map(|(_, rest)| rest).filter(long_enough).find(|rest| text.starts_with(rest));
+            found.extend(rest.map(|rest| 0..rest.len()));
+            let begun = cuts().map(|(begun, _)| begun).filter(long_enough).filter(|begun| text.ends_with(begun)).last();
+            found.extend(begun.map(|begun| text.len() - begun.len()..text.len()));
+        }
+        found.sort_by_key(|range| range.start);
+        let (mut masked, mut done) = (String::with_capacity(text.len()), 0);
+        for range in found {
+            if range.start >= done {
+                masked.push_str(&text[done..range.start]);
+                masked.push_str(MASKED);
+            }
+            done = done.max(range.end);
+        }
+        masked.push_str(&text[done..]);
+        masked
+    }
+
     /// The document without the values, in keys, strings and numbers.
     #[must_use]
     pub fn json(&self, value: Value) -> Value {
@@ -312,6 +339,11 @@ mod tests {
             mask.json(json!({"pass": ["a pass", 4_711_471, true, null]})),
             json!({"***": ["a ***", "***", true, null]})
         );
+        assert_eq!(mask.excerpt("ord&1 and pass\"wor"), "*** and ***");
+        assert_eq!(mask.excerpt("pass\"word&1 and pass"), "*** and ***", "whole values at the ends");
+        assert_eq!(mask.excerpt("pass\"word&1"), "***");
+        assert_eq!(mask.excerpt("rd&1rd&1"), "***rd&1", "only what stands at an end is taken for a rest");
+        assert_eq!((mask.excerpt(""), mask.excerpt("&1 x")), (String::new(), "&1 x".to_owned()));
         assert!(!format!("{mask:?} {:?}", Secret("pass".into())).contains("pass"));
     }
 }

@@ -118,7 +118,8 @@ pub trait Provider: Send + Sync {
         name: &str,
         enabled: bool,
     ) -> Result<ServerGroup, Error>;
-    /// Gone, with its instances stopped by its stop policy. Absent already is fine.
+    /// Out of traffic at once and on its way out for good: its instances are stopped by its stop
+    /// policy, and then the snapshot has it no more. Comes back before that. Absent already is fine.
     async fn ensure_server_group_destroyed(&self, op: &Operation, place: &Place, name: &str) -> Result<(), Error>;
     async fn ensure_load_balancer(&self, op: &Operation, spec: &LoadBalancerSpec) -> Result<LoadBalancer, Error>;
     /// Absent already is fine; `Conflict` while server groups are registered with it.

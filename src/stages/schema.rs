@@ -190,7 +190,11 @@ pub(super) fn cluster_properties() -> Value {
             "strategy": strategy(),
             "capacity": capacity(),
             "loadBalancers": names("The load balancers whose traffic it takes."),
-            "securityGroups": names("The security groups it belongs to."),
+            "securityGroups": names(
+                "The security groups it belongs to: recorded, and they must exist. Rules are enforced at the listeners \
+                 of load balancers, by the security groups that a load balancer itself has; instances listen on \
+                 loopback."
+            ),
             "healthCheck": health_check("The instances' own check; without one a running instance counts as healthy."),
             "labels": {
                 "type": "object",

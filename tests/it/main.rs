@@ -18,6 +18,7 @@ mod layers;
 mod postgres;
 mod schema;
 mod store;
+mod shim;
 mod subscription;
 
 use libtest_mimic::{Arguments, Trial};
@@ -43,6 +44,7 @@ fn main() {
         postgres::trials(),
         schema::trials(),
         store::trials(),
+        shim::trials(),
         subscription::trials(),
     ]
     .into_iter()

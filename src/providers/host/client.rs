@@ -494,4 +494,25 @@ mod tests {
         Launch::read(&kind.example).expect("the example passes");
         assert_eq!(kind.kind, "host");
     }
+
+    #[tokio::test]
+    async fn a_host_of_another_version_answers_and_is_to_be_upgraded() {
+        let scratch = daemon::files::scratch::Scratch::new();
+        let status = serde_json::json!({
+            "protocol": protocol::VERSION + 1, "version": "99.0.0", "pid": 1, "keeper": null,
+            "startedAt": "2030-01-01T00:00:00Z", "directory": scratch.path(),
+            "account": "local", "location": "local", "artifactRoots": [], "serverGroups": 0, "instances": 0,
+            "loadBalancers": 0, "securityGroups": 0, "revision": 1, "unknownYet": true,
+        });
+        let router =
+            axum::Router::new().route(protocol::STATUS, axum::routing::get(|| async move { axum::Json(status) }));
+        let listener = tokio::net::UnixListener::bind(protocol::socket_path(scratch.path())).expect("listens");
+        let _server = JoinSet::from_iter([std::future::IntoFuture::into_future(axum::serve(listener, router))]);
+        let status = Control::new(scratch.path()).status().await.expect("any version answers");
+        assert_eq!(status.version, "99.0.0");
+        let connected = HostProvider::connect(Options::new(scratch.path()).expect("options")).await;
+        let error = connected.err().expect("another version");
+        assert_eq!(error.kind, ErrorKind::Conflict);
+        assert!(error.message.contains("gennaker host upgrade"), "{error}");
+    }
 }

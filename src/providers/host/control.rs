@@ -67,6 +67,17 @@ impl Control {
         body: Option<&(impl Serialize + Sync)>,
         within: Duration,
     ) -> Result<T, Error> {
+        self.call_unversioned(method, &format!("/v{}{path}", protocol::VERSION), body, within).await
+    }
+
+    /// One call that hosts of all versions understand. The path is whole.
+    async fn call_unversioned<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&(impl Serialize + Sync)>,
+        within: Duration,
+    ) -> Result<T, Error> {
         let call = self.exchange(method, path, body);
         tokio::time::timeout(within, call).await.unwrap_or(Err(Error::Timeout(within)))
     }
@@ -115,7 +126,7 @@ impl Control {
         };
         let request = Request::builder()
             .method(method)
-            .uri(format!("/v{}{path}", protocol::VERSION))
+            .uri(path)
             .header("host", "localhost")
             .header("content-type", "application/json")
             .body(Full::new(Bytes::from(body)))
@@ -136,22 +147,22 @@ impl Control {
         Err(if again { Error::Broken(error.message) } else { Error::Refused(error) })
     }
 
-    /// What the host says of itself.
+    /// What the host says of itself, whatever its version.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn status(&self) -> Result<Status, Error> {
-        self.call(Method::GET, "/status", None::<&()>, Duration::from_secs(5)).await
+        self.call_unversioned(Method::GET, protocol::STATUS, None::<&()>, Duration::from_secs(5)).await
     }
 
-    /// Has another worker take over, and waits until it serves.
+    /// Has another worker take over, and waits until it serves. Works from and to any version.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn upgrade(&self, upgrade: Upgrade, within: Duration) -> Result<Status, Error> {
         let until = Instant::now() + within;
         let before = self.status().await?;
-        let _: Done = self.call(Method::POST, "/upgrade", Some(&upgrade), within).await?;
+        let _: Done = self.call_unversioned(Method::POST, protocol::UPGRADE, Some(&upgrade), within).await?;
         while Instant::now() < until {
             tokio::time::sleep(PAUSE).await;
             match self.status().await {
@@ -173,7 +184,7 @@ impl Control {
         let status = self.status().await?;
         let of = |pid: u32| i32::try_from(pid).ok().and_then(|pid| Identity::of(pid).ok());
         let processes: Vec<Identity> = [Some(status.pid), status.keeper].into_iter().flatten().filter_map(of).collect();
-        match self.call::<Done>(Method::POST, "/stop", Some(&stop), within).await {
+        match self.call_unversioned::<Done>(Method::POST, protocol::STOP, Some(&stop), within).await {
             Ok(Done {}) | Err(Error::Broken(_)) => {}
             Err(error) => return Err(error),
         }

@@ -1,5 +1,6 @@
 //! What the server and a host say to each other: JSON over HTTP/1 on a Unix socket, under `/v1`.
-//! Errors are [`crate::providers::Error`] with a matching status.
+//! Errors are [`crate::providers::Error`] with a matching status. `/status`, `/upgrade` and `/stop`
+//! stand outside of the version for good, so that any binary can ask and replace any host.
 
 use std::path::{Path, PathBuf};
 
@@ -9,8 +10,18 @@ use serde::{Deserialize, Serialize};
 use crate::model::{Capacity, LoadBalancerSpec, SecurityGroupSpec, ServerGroupSpec, Share, TrafficSecond};
 use crate::providers::{ErrorKind, Operation};
 
-/// The protocol's version; the first segment of every path. A host answers only its own.
+/// The protocol's version; the first segment of every path but [`STATUS`], [`UPGRADE`] and [`STOP`].
+/// A host answers only its own.
 pub const VERSION: u32 = 1;
+
+/// `GET`: [`Status`]. In every version, so fields of it are only ever added, with a default.
+pub const STATUS: &str = "/status";
+
+/// `POST` of [`Upgrade`]. In every version; fields are only ever added, with a default.
+pub const UPGRADE: &str = "/upgrade";
+
+/// `POST` of [`StopHost`]. In every version; fields are only ever added, with a default.
+pub const STOP: &str = "/stop";
 
 /// A request's or answer's body has at most this many bytes (snapshots excepted).
 pub const MAX_BODY: usize = 1024 * 1024;
@@ -30,7 +41,7 @@ pub fn socket_path(directory: &Path) -> PathBuf {
     directory.join("host.sock")
 }
 
-/// What a host says of itself: `GET /v1/status`.
+/// What a host says of itself: `GET /status`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
@@ -144,7 +155,7 @@ pub struct Traffic {
     pub seconds: Vec<TrafficSecond>,
 }
 
-/// `POST /v1/upgrade`: another worker takes over, from this binary.
+/// `POST /upgrade`: another worker takes over, from this binary.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Upgrade {
     /// The running one's path when absent.
@@ -152,7 +163,7 @@ pub struct Upgrade {
     pub binary: Option<PathBuf>,
 }
 
-/// `POST /v1/stop`: the host ends.
+/// `POST /stop`: the host ends.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct StopHost {
     /// Stops the instances too; else they run on until a host takes the directory again.

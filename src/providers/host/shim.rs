@@ -53,6 +53,24 @@ pub struct Running {
     pub launched_at: DateTime<Utc>,
     /// How the limits asked for are enforced.
     pub limits: Option<String>,
+    /// The control group that it lives in, where it has one of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<PathBuf>,
+}
+
+impl Running {
+    /// Kills, once, what the shim left when it was killed itself. Whether anything was there.
+    #[must_use]
+    pub fn kill_left_behind(&self) -> bool {
+        if let Some(cgroup) = &self.cgroup {
+            limits::kill_and_remove(cgroup);
+        }
+        let left = identity::left_behind(&self.shim, self.process.as_ref());
+        for pid in &left {
+            let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+        }
+        !left.is_empty()
+    }
 }
 
 /// `exit.json`: how the command ended.
@@ -158,12 +176,12 @@ pub fn run(directory: &Path) -> anyhow::Result<()> {
         process: None,
         launched_at: clock.now(),
         limits: None,
+        cgroup: None,
     };
     files::write_json(&directory.running(), &running)?;
-    let how = match spawn(&start, &directory) {
+    let how = match spawn(&start, &directory, &mut running) {
         Ok(child) => {
             running.process = Identity::of(child.pid).ok();
-            running.limits = child.limits.clone();
             // Recorded even where the process has already ended: its group may live.
             if let Err(error) = files::write_json(&directory.running(), &running) {
                 let _ = killpg(Pid::from_raw(child.pid), Signal::SIGKILL);
@@ -205,9 +223,13 @@ fn lock(directory: &InstanceDirectory) -> anyhow::Result<File> {
 /// Kills what an earlier shim that was itself killed may have left running.
 fn end_predecessor(directory: &InstanceDirectory) -> anyhow::Result<()> {
     let Some(before) = files::read_json::<Running>(&directory.running())? else { return Ok(()) };
-    let Some(process) = before.process else { return Ok(()) };
+    let exited = files::read_json::<Exited>(&directory.exited())?;
+    if exited.is_some_and(|exited| exited.incarnation >= before.incarnation) {
+        // It cleaned up itself.
+        return Ok(());
+    }
     let give_up = Instant::now() + CLEAN_UP;
-    while process.signal_group(Signal::SIGKILL) && Instant::now() < give_up {
+    while before.kill_left_behind() && Instant::now() < give_up {
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok(())
@@ -232,11 +254,10 @@ fn forwarded_signals() -> SigSet {
 struct Child {
     pid: i32,
     output: OwnedFd,
-    limits: Option<String>,
     cgroup: Option<Cgroup>,
 }
 
-fn spawn(start: &Start, directory: &InstanceDirectory) -> anyhow::Result<Child> {
+fn spawn(start: &Start, directory: &InstanceDirectory, running: &mut Running) -> anyhow::Result<Child> {
     let launch = &start.launch;
     let environment = environment(start, directory)?;
     let user = user(launch.run_as.as_deref())?;
@@ -245,7 +266,13 @@ fn spawn(start: &Start, directory: &InstanceDirectory) -> anyhow::Result<Child> 
     if let Some(user) = &user {
         nix::unistd::chown(&home, Some(user.uid), Some(user.gid)).context("cannot give the home directory away")?;
     }
-    let plan = limits::plan(&format!("{}-{}", start.instance, std::process::id()), &launch.limits, user.as_ref());
+    let mut plan = limits::plan(&format!("{}-{}", start.instance, std::process::id()), &launch.limits, user.as_ref());
+    running.limits.clone_from(&plan.report);
+    if let Some(cgroup) = &plan.cgroup {
+        // Before anything lives in it, so that whoever comes after us finds it.
+        running.cgroup = Some(cgroup.path().to_owned());
+        files::write_json(&directory.running(), running)?;
+    }
     let (reader, writer) = nix::unistd::pipe().context("cannot make a pipe")?;
     for end in [&reader, &writer] {
         nix::fcntl::fcntl(end, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))?;
@@ -262,18 +289,24 @@ fn spawn(start: &Start, directory: &InstanceDirectory) -> anyhow::Result<Child> 
         .stdout(Stdio::from(writer.try_clone()?))
         .stderr(Stdio::from(writer))
         .process_group(0);
-    prepare(&mut command, user, &plan);
-    let child = command.spawn().with_context(|| format!("cannot run {}", program.display()))?;
+    prepare(&mut command, user, &mut plan);
+    let child = command.spawn();
+    if child.is_err()
+        && let Some(cgroup) = &plan.cgroup
+    {
+        cgroup.remove();
+    }
+    let child = child.with_context(|| format!("cannot run {}", program.display()))?;
     let pid = i32::try_from(child.id()).context("process id out of range")?;
     // The command holds copies of the pipe's writing end; the log ends only when all are closed.
     drop(command);
-    Ok(Child { pid, output: reader, limits: plan.report, cgroup: plan.cgroup })
+    Ok(Child { pid, output: reader, cgroup: plan.cgroup })
 }
 
 /// What is done in the new process between fork and exec.
-fn prepare(command: &mut Command, user: Option<User>, plan: &limits::Plan) {
+fn prepare(command: &mut Command, user: Option<User>, plan: &mut limits::Plan) {
     let rlimits = plan.rlimits.clone();
-    let entry = plan.cgroup.as_ref().and_then(Cgroup::entry);
+    let entry = plan.cgroup.as_mut().and_then(Cgroup::take_entry);
     let name = user.as_ref().and_then(|user| std::ffi::CString::new(user.name.as_str()).ok());
     let ids = user.map(|user| (user.uid, user.gid));
     let before_exec = move || -> io::Result<()> {

@@ -1,5 +1,6 @@
 //! The control side: HTTP on a Unix socket that only the host's own user (and root) may talk to.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use crate::providers::host::protocol::{
     EnsureSecurityGroup, EnsureServerGroup, EnsureShares, LogQuery, LogTail, Status, StopHost, Traffic, TrafficQuery,
     Upgrade,
 };
+use crate::secrets::{self, Mask, Secrets};
 
 /// What the worker itself has to do.
 pub enum Command {
@@ -42,7 +44,6 @@ pub struct Control {
 /// All paths.
 pub fn router(control: Control) -> Router {
     let v1 = Router::new()
-        .route("/status", get(status))
         .route("/snapshot", get(snapshot))
         .route("/changes", get(changes))
         .route("/server-groups/{name}", put(server_group))
@@ -55,13 +56,16 @@ pub fn router(control: Control) -> Router {
         .route("/load-balancers/{name}/traffic", get(traffic))
         .route("/security-groups/{name}", put(security_group))
         .route("/security-groups/{name}/delete", post(delete_security_group))
-        .route("/instances/{id}/log", get(log))
-        .route("/upgrade", post(upgrade))
-        .route("/stop", post(stop))
+        .route("/instances/{id}/log", get(log));
+    Router::new()
+        .nest(&format!("/v{}", protocol::VERSION), v1)
+        .route(protocol::STATUS, get(status))
+        .route(protocol::UPGRADE, post(upgrade))
+        .route(protocol::STOP, post(stop))
         .layer(DefaultBodyLimit::max(protocol::MAX_BODY))
         .layer(axum::middleware::from_fn_with_state(control.clone(), while_in_charge))
-        .with_state(control);
-    Router::new().nest(&format!("/v{}", protocol::VERSION), v1).fallback(other_version)
+        .with_state(control)
+        .fallback(unknown_path)
 }
 
 /// A worker that lets go of the state takes no more calls and soon breaks off those that it has: the
@@ -73,7 +77,7 @@ async fn while_in_charge(State(control): State<Control>, request: Request, next:
         ([(axum::http::header::RETRY_AFTER, "0")], Failed(error)).into_response()
     };
     // The call that ends the host is the one that has it let go.
-    if request.uri().path().ends_with("/stop") {
+    if request.uri().path() == protocol::STOP {
         return next.run(request).await;
     }
     if hub.stop.is_cancelled() {
@@ -156,15 +160,31 @@ fn answer<T: Serialize>(reply: Reply<T>) -> Answer<T> {
     reply.map(Json).map_err(Failed)
 }
 
-async fn other_version(request: Request) -> Failed {
-    Failed(refuse(
-        ErrorKind::NotFound,
-        format!(
-            "this host speaks version {} of the protocol and has no {}; use the same version of gennaker on both sides",
-            protocol::VERSION,
-            request.uri().path()
-        ),
-    ))
+async fn unknown_path(request: Request) -> Failed {
+    Failed(unknown(request.uri().path()))
+}
+
+/// A call of another version is no word on what is there: the same call is good once both sides
+/// are of the same version.
+fn unknown(path: &str) -> crate::providers::Error {
+    let first = path.trim_start_matches('/').split('/').next().unwrap_or_default();
+    match first.strip_prefix('v').and_then(|version| version.parse::<u32>().ok()) {
+        Some(version) if version != protocol::VERSION => {
+            let how = if version > protocol::VERSION {
+                "run `gennaker host upgrade` with the newer binary"
+            } else {
+                "upgrade the older server, or run `gennaker host upgrade` with its binary"
+            };
+            refuse(
+                ErrorKind::Unavailable,
+                format!(
+                    "this host speaks version {} of the protocol and was asked in version {version}; {how}",
+                    protocol::VERSION
+                ),
+            )
+        }
+        _ => refuse(ErrorKind::NotFound, format!("this host has no {path}")),
+    }
 }
 
 async fn status(State(control): State<Control>) -> Json<Status> {
@@ -301,20 +321,47 @@ async fn delete_security_group(
 
 async fn log(State(control): State<Control>, Path(id): Path<String>, Query(query): Query<LogQuery>) -> Answer<LogTail> {
     let hub = &control.hub;
-    let group = hub.read(|inner| {
-        inner.groups.iter().find(|(_, group)| group.instances.contains_key(&id)).map(|(name, _)| name.clone())
+    let found = hub.read(|inner| {
+        let (name, group) = inner.groups.iter().find(|(_, group)| group.instances.contains_key(&id))?;
+        Some((name.clone(), group.launch.environment.clone()))
     });
-    let Some(group) = group else {
+    let Some((group, environment)) = found else {
         return Err(Failed(refuse(ErrorKind::NotFound, format!("there is no instance {id} on this host"))));
     };
     let directory = hub.layout.instance(&group, &id).logs();
     let bytes = query.bytes.min(protocol::MAX_LOG_BYTES);
-    let text = tokio::task::spawn_blocking(move || logs::tail(&directory, bytes))
+    let secrets = Secrets::new(hub.options.secret_roots.iter().cloned());
+    let text = tokio::task::spawn_blocking(move || masked_tail(&directory, bytes, &environment, &secrets))
         .await
         .map_err(std::io::Error::other)
         .and_then(|text| text)
         .map_err(|error| Failed(super::hub::unavailable(&error)))?;
     Ok(Json(LogTail { text }))
+}
+
+/// The end of a log without the secrets that its writer was given.
+fn masked_tail(
+    directory: &std::path::Path,
+    bytes: usize,
+    environment: &BTreeMap<String, String>,
+    secrets: &Secrets,
+) -> std::io::Result<String> {
+    let text = logs::tail(directory, bytes)?;
+    if text.is_empty() {
+        return Ok(text);
+    }
+    let mut mask = Mask::default();
+    for (name, value) in environment.iter().filter(|(_, value)| secrets::is_reference(value)) {
+        match secrets.resolve(value) {
+            Ok(secret) => mask.add(&secret),
+            Err(error) => {
+                return Ok(format!(
+                    "(not shown: the secret of variable {name} cannot be masked, because it cannot be read: {error})\n"
+                ));
+            }
+        }
+    }
+    Ok(mask.excerpt(&text))
 }
 
 async fn upgrade(State(control): State<Control>, Body(body): Body<Upgrade>) -> Answer<Done> {
@@ -341,4 +388,21 @@ async fn stop(State(control): State<Control>, Body(body): Body<StopHost>) -> Ans
 async fn order(control: &Control, command: Command) -> Result<(), Failed> {
     let sent = control.commands.send(command).await;
     sent.map_err(|_| Failed(refuse(ErrorKind::Unavailable, "the host is going down")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_version_is_told_what_to_do_and_an_unknown_path_is_not_there() {
+        for version in [0, protocol::VERSION + 1] {
+            let error = unknown(&format!("/v{version}/snapshot"));
+            assert_eq!(error.kind, ErrorKind::Unavailable);
+            assert!(error.message.contains("gennaker host upgrade"), "{error}");
+        }
+        for path in ["/nothing", "/", &format!("/v{}/nothing", protocol::VERSION), "/vx/status"] {
+            assert_eq!(unknown(path).kind, ErrorKind::NotFound, "{path}");
+        }
+    }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -12,8 +13,15 @@ use serde::{Deserialize, Serialize};
 use super::files;
 use crate::providers::{Error, ErrorKind, Operation};
 
-/// So many executions are remembered, the latest ones.
-const MAX: usize = 2_000;
+/// So many executions are remembered without regard to their age.
+const KEPT: usize = 2_000;
+
+/// No operation has longer than this, so that what was sent before another worker took over is over
+/// by then: an execution whose highest fence was first seen longer ago may be forgotten.
+const LONGEST_DEADLINE: Duration = Duration::from_secs(600);
+
+/// More executions than this within that time are not let in.
+const MAX: usize = 100_000;
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Seen {
@@ -48,6 +56,17 @@ impl Fences {
                 message: format!("operation {} came after its deadline and was not made", operation.key),
             });
         }
+        if operation.deadline > now + LONGEST_DEADLINE {
+            return Err(Error {
+                kind: ErrorKind::Invalid,
+                message: format!(
+                    "operation {} may take until {}; this host takes deadlines within {} s",
+                    operation.key,
+                    operation.deadline,
+                    LONGEST_DEADLINE.as_secs()
+                ),
+            });
+        }
         let scope = operation.key.split_once('/').map_or("", |(execution, _)| execution);
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         match seen.get(scope) {
@@ -65,9 +84,14 @@ impl Fences {
         }
         let mut next = seen.clone();
         next.insert(scope.to_owned(), Seen { fence: operation.fence, at: now });
-        while next.len() > MAX {
-            let Some(oldest) = next.iter().min_by_key(|(_, seen)| seen.at).map(|(key, _)| key.clone()) else { break };
-            next.remove(&oldest);
+        if next.len() > KEPT {
+            next.retain(|_, seen| seen.at + LONGEST_DEADLINE >= now);
+        }
+        if next.len() > MAX {
+            return Err(Error {
+                kind: ErrorKind::Unavailable,
+                message: format!("more than {MAX} executions have changed this host within minutes; try again later"),
+            });
         }
         files::write_json(&self.path, &next)
             .map_err(|error| Error { kind: ErrorKind::Unavailable, message: error.to_string() })?;
@@ -78,8 +102,6 @@ impl Fences {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::clock::Clock;
 
@@ -111,5 +133,37 @@ mod tests {
         let late = operation("ex_1/st/1/create", 1, &clock);
         let after = late.deadline + Duration::from_secs(1);
         assert_eq!(fences.admit(&late, after).expect_err("late").kind, ErrorKind::Unavailable);
+    }
+
+    #[test]
+    fn what_a_late_call_may_still_run_into_is_not_forgotten() {
+        let scratch = files::scratch::Scratch::new();
+        let path = scratch.path().join("fences.json");
+        let clock = Clock::system();
+        let now = clock.now();
+        // Others came after it, more than are kept for ever.
+        let others = (0..=KEPT).map(|number| (format!("ex_{number}"), Seen { fence: 1, at: now }));
+        let taken_over = ("ex_old".to_owned(), Seen { fence: 2, at: now });
+        files::write_json(&path, &others.chain([taken_over]).collect::<BTreeMap<_, _>>()).expect("written");
+        let fences = Fences::open(path).expect("opens");
+        let at = |key: &str, fence: i64, now: DateTime<Utc>| {
+            let deadline = now + Duration::from_secs(60);
+            fences.admit(&Operation { key: format!("{key}/st/1/x"), fence, deadline }, now)
+        };
+        let soon = now + LONGEST_DEADLINE - Duration::from_secs(1);
+        at("ex_new", 1, soon).expect("another execution");
+        assert_eq!(at("ex_old", 1, soon).expect_err("late").kind, ErrorKind::Fenced);
+        at("ex_newer", 1, now + LONGEST_DEADLINE + Duration::from_secs(1)).expect("another execution");
+        let left = fences.seen.lock().expect("not poisoned").keys().cloned().collect::<Vec<_>>();
+        assert_eq!(left, ["ex_new", "ex_newer"]);
+    }
+
+    #[test]
+    fn a_deadline_that_is_too_far_is_refused() {
+        let scratch = files::scratch::Scratch::new();
+        let clock = Clock::system();
+        let fences = Fences::open(scratch.path().join("fences.json")).expect("opens");
+        let far = Operation { deadline: clock.now() + LONGEST_DEADLINE * 2, ..operation("ex_1/st/1/x", 1, &clock) };
+        assert_eq!(fences.admit(&far, clock.now()).expect_err("far").kind, ErrorKind::Invalid);
     }
 }

@@ -1,7 +1,6 @@
 //! What the server may ask of server groups.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::artifact;
 use super::files;
@@ -12,9 +11,6 @@ use crate::model::{Capacity, Place, ServerGroup, ServerGroupSpec};
 use crate::providers::host::launch::Launch;
 use crate::providers::host::shim;
 use crate::providers::{ErrorKind, Operation};
-
-/// Answers this long before the operation's deadline that something is not done yet.
-const MARGIN: Duration = Duration::from_millis(250);
 
 impl Hub {
     /// Makes a group, or finds it made by the same operation.
@@ -176,43 +172,26 @@ impl Hub {
         view.ok_or_else(absent)
     }
 
-    /// Takes the group out of traffic, stops its instances and forgets it. Comes back when it is gone.
+    /// Takes the group out of traffic and records that it goes: from then on its instances are
+    /// stopped, by the next worker too, and the group is forgotten. Comes back before that is done.
     pub async fn ensure_group_destroyed(self: &Arc<Self>, op: &Operation, name: &str) -> Reply<()> {
-        {
-            let _exclusive = self.exclusive(format!("group/{name}")).await;
-            self.fences.admit(op, self.clock.now())?;
-            let Some(mut record) = self.read(|inner| inner.groups.get(name).map(|cell| cell.record.clone())) else {
-                return Ok(());
-            };
-            if !record.destroying {
-                record.destroying = true;
-                record.fence = op.fence;
-                files::write_json(&self.layout.group_spec(name), &record).map_err(|error| unavailable(&error))?;
-            }
-            self.update(|inner| {
-                if let Some(cell) = inner.groups.get_mut(name) {
-                    cell.record = record;
-                    cell.wake.notify_one();
-                }
-            });
+        let _exclusive = self.exclusive(format!("group/{name}")).await;
+        self.fences.admit(op, self.clock.now())?;
+        let Some(mut record) = self.read(|inner| inner.groups.get(name).map(|cell| cell.record.clone())) else {
+            return Ok(());
+        };
+        if !record.destroying {
+            record.destroying = true;
+            record.fence = op.fence;
+            files::write_json(&self.layout.group_spec(name), &record).map_err(|error| unavailable(&error))?;
         }
-        let mut changes = self.revision.subscribe();
-        let until = op.deadline - MARGIN;
-        loop {
-            changes.mark_unchanged();
-            if self.read(|inner| !inner.groups.contains_key(name)) {
-                return Ok(());
+        self.update(|inner| {
+            if let Some(cell) = inner.groups.get_mut(name) {
+                cell.record = record;
+                cell.wake.notify_one();
             }
-            tokio::select! {
-                _ = changes.changed() => {}
-                () = self.clock.sleep_until(until) => {
-                    return Err(refuse(
-                        ErrorKind::Unavailable,
-                        format!("server group {name} is still stopping its instances; ask again"),
-                    ));
-                }
-            }
-        }
+        });
+        Ok(())
     }
 
     /// Everything in the place that this host is.

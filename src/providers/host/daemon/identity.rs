@@ -65,6 +65,8 @@ pub fn group_lives(pgid: i32) -> bool {
 pub struct Stat {
     pub parent: i32,
     pub group: i32,
+    /// None where the system does not tell.
+    pub session: Option<i32>,
     pub start: String,
     /// Dead, but not yet reaped.
     pub ended: bool,
@@ -86,8 +88,14 @@ impl Stat {
             ended: matches!(*fields.first()?, "Z" | "X" | "x"),
             parent: fields.get(1)?.parse().ok()?,
             group: fields.get(2)?.parse().ok()?,
+            session: fields.get(3)?.parse().ok(),
             start: (*fields.get(19)?).to_owned(),
         })
+    }
+
+    /// Whether it was started no earlier than another process of the same boot.
+    fn is_as_young_as(&self, other: &Identity) -> bool {
+        matches!((self.start.parse::<u64>(), other.start.parse::<u64>()), (Ok(own), Ok(others)) if own >= others)
     }
 
     /// All processes that there are.
@@ -127,7 +135,7 @@ impl Stat {
                 let parent = fields.next()?.parse().ok()?;
                 let group = fields.next()?.parse().ok()?;
                 let ended = fields.next()?.starts_with('Z');
-                Some((pid, Self { parent, group, ended, start: fields.collect::<Vec<_>>().join(" ") }))
+                Some((pid, Self { parent, group, session: None, ended, start: fields.collect::<Vec<_>>().join(" ") }))
             })
             .collect()
     }
@@ -178,6 +186,46 @@ pub fn family(shim: i32, group: i32) -> Vec<i32> {
         .collect()
 }
 
+/// What a shim that was killed has left: the processes of its session and of its command's group,
+/// and what descends from them. Leaders may be dead for long: Linux gives the number of a session
+/// or group to no other process while it has members, and what was started before the shim, or
+/// belongs to another process that got a number later, is not meant.
+#[cfg(target_os = "linux")]
+#[must_use]
+pub fn left_behind(shim: &Identity, command: Option<&Identity>) -> Vec<i32> {
+    if boot().ok().as_deref() != Some(shim.boot.as_str()) {
+        return Vec::new();
+    }
+    let all: std::collections::BTreeMap<i32, Stat> = Stat::all().into_iter().collect();
+    let still_its = |leader: &&Identity| all.get(&leader.pid).is_none_or(|stat| stat.start == leader.start);
+    let session = Some(shim).filter(still_its).map(|shim| shim.pid);
+    let group = command.filter(still_its).map(|command| command.pid);
+    let member = |stat: &Stat| (session.is_some() && stat.session == session) || Some(stat.group) == group;
+    let meant = |mut pid: i32| {
+        // A chain of parents is short; the bound is against one that changes under our eyes.
+        for _ in 0..64 {
+            match all.get(&pid) {
+                Some(stat) if stat.is_as_young_as(shim) && member(stat) => return true,
+                Some(stat) if stat.is_as_young_as(shim) && stat.parent > 1 => pid = stat.parent,
+                _ => return false,
+            }
+        }
+        false
+    };
+    let own = nix::unistd::getpid().as_raw();
+    all.iter().filter(|(pid, stat)| **pid != own && !stat.ended && meant(**pid)).map(|(pid, _)| *pid).collect()
+}
+
+/// What a shim that was killed has left: its command and what is in the command's group. Only a
+/// leader that lives shows that the group's number is still the command's.
+#[cfg(not(target_os = "linux"))]
+#[must_use]
+pub fn left_behind(_: &Identity, command: Option<&Identity>) -> Vec<i32> {
+    let Some(command) = command.filter(|command| command.is_alive()) else { return Vec::new() };
+    let all = Stat::all().into_iter();
+    all.filter(|(_, stat)| !stat.ended && stat.group == command.pid).map(|(pid, _)| pid).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -213,5 +261,25 @@ mod tests {
         let line = "7 (a) b (c)) S 3 5 5 0 -1 4194560 0 0 0 0 0 0 0 0 20 0 1 0 4242 0 0";
         let stat = Stat::parse(line).expect("parses");
         assert_eq!((stat.parent, stat.group, stat.start.as_str(), stat.ended), (3, 5, "4242", false));
+        assert_eq!(stat.session, Some(5));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_is_older_than_a_shim_or_led_by_another_is_not_left_by_it() {
+        use std::os::unix::process::CommandExt as _;
+        let mut leader = std::process::Command::new("sleep").arg("60").process_group(0).spawn().expect("sleep starts");
+        let command = Identity::of(i32::try_from(leader.id()).expect("fits")).expect("there");
+        // No process has this id, so nothing is in its session.
+        let shim = |start: &str| Identity { pid: i32::MAX, start: start.to_owned(), ..command.clone() };
+        assert_eq!(left_behind(&shim(&command.start), Some(&command)), [command.pid]);
+        let later = (command.start.parse::<u64>().expect("a number") + 1).to_string();
+        assert!(left_behind(&shim(&later), Some(&command)).is_empty(), "started before the shim");
+        let reused = Identity { start: "1".to_owned(), ..command.clone() };
+        assert!(left_behind(&shim("1"), Some(&reused)).is_empty(), "the number is another process's by now");
+        let earlier = Identity { boot: "another boot".to_owned(), ..shim("1") };
+        assert!(left_behind(&earlier, Some(&command)).is_empty());
+        leader.kill().expect("can be killed");
+        leader.wait().expect("reaped");
     }
 }

@@ -47,12 +47,15 @@ pub fn observe(directory: &InstanceDirectory, incarnation: u64) -> io::Result<Ob
             return Ok(Observed::Ended(exit));
         }
         // The shim was killed: what it started must not go on unseen.
-        if let Some(process) = &running.process {
-            process.signal_group(Signal::SIGKILL);
-        }
+        let _ = running.kill_left_behind();
         return Ok(Observed::Ended(Exit::Unknown));
     }
     Ok(if shim_is_there(directory) { Observed::Starting } else { Observed::Nothing })
+}
+
+/// Whether a shim that was killed left something that is not gone yet.
+fn something_is_left(directory: &InstanceDirectory) -> bool {
+    matches!(files::read_json::<Running>(&directory.running()), Ok(Some(running)) if running.kill_left_behind())
 }
 
 /// Whether a shim holds the instance's lock.
@@ -117,8 +120,9 @@ pub async fn stop(directory: &InstanceDirectory, incarnation: u64, stop: &Stop) 
                 }
             }
             Ok(Observed::Starting) if begun.elapsed() < Duration::from_secs(30) => {}
-            Ok(Observed::Starting | Observed::Nothing | Observed::Ended(_)) => {
-                if !shim_is_there(directory) || begun.elapsed() > stop.grace() + Duration::from_secs(60) {
+            Ok(ended @ (Observed::Starting | Observed::Nothing | Observed::Ended(_))) => {
+                let cleaned = ended != Observed::Ended(Exit::Unknown) || !something_is_left(directory);
+                if (cleaned && !shim_is_there(directory)) || begun.elapsed() > stop.grace() + Duration::from_secs(60) {
                     return;
                 }
             }

@@ -2,6 +2,7 @@
 //! resource limits of the process. What cannot be enforced is said, not hidden.
 
 use std::fs::{self, File, OpenOptions};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use nix::sys::resource::{Resource, rlim_t};
@@ -20,11 +21,15 @@ pub struct Plan {
 /// Decides how the limits are enforced.
 #[must_use]
 pub fn plan(instance: &str, limits: &Limits, user: Option<&User>) -> Plan {
+    plan_below(Path::new("/sys/fs/cgroup"), instance, limits, user)
+}
+
+fn plan_below(root: &Path, instance: &str, limits: &Limits, user: Option<&User>) -> Plan {
     if !limits.any() {
         return Plan { rlimits: Vec::new(), cgroup: None, report: None };
     }
     let by_group = limits.memory_bytes.is_some() || limits.cpu_millis.is_some() || limits.processes.is_some();
-    let cgroup = if by_group { Cgroup::make(Path::new("/sys/fs/cgroup"), instance, limits) } else { None };
+    let cgroup = if by_group { Cgroup::make(root, instance, limits) } else { None };
     let mut rlimits = Vec::new();
     let mut report = Vec::new();
     if let Some(files) = limits.open_files {
@@ -32,7 +37,13 @@ pub fn plan(instance: &str, limits: &Limits, user: Option<&User>) -> Plan {
         report.push("open files by rlimit".to_owned());
     }
     if cgroup.is_some() {
-        report.push("memory, CPU and processes by cgroup".to_owned());
+        let limited = [
+            ("memory", limits.memory_bytes.is_some()),
+            ("CPU", limits.cpu_millis.is_some()),
+            ("processes", limits.processes.is_some()),
+        ];
+        let limited: Vec<&str> = limited.into_iter().filter(|(_, limited)| *limited).map(|(name, _)| name).collect();
+        report.push(format!("{} by cgroup", limited.join(", ")));
     } else {
         if let Some(bytes) = limits.memory_bytes {
             rlimits.push((Resource::RLIMIT_AS, bytes));
@@ -57,6 +68,8 @@ pub fn plan(instance: &str, limits: &Limits, user: Option<&User>) -> Plan {
 /// A control group that one instance lives in.
 pub struct Cgroup {
     path: PathBuf,
+    /// Written `0` to by the process that enters. Opened before anything is promised.
+    entry: Option<File>,
 }
 
 impl Cgroup {
@@ -70,9 +83,10 @@ impl Cgroup {
         for level in [root, parent.as_path()] {
             fs::write(level.join("cgroup.subtree_control"), "+memory +cpu +pids").ok()?;
         }
-        let group = Self { path: parent.join(instance) };
+        let mut group = Self { path: parent.join(instance), entry: None };
         fs::create_dir_all(&group.path).ok()?;
-        if group.set(limits).is_none() {
+        group.entry = OpenOptions::new().write(true).open(group.path.join("cgroup.procs")).ok();
+        if group.entry.is_none() || group.set(limits).is_none() {
             group.remove();
             return None;
         }
@@ -93,21 +107,39 @@ impl Cgroup {
         Some(())
     }
 
-    /// Written `0` to by the process that enters.
+    /// The way in, once: the process that enters writes `0` to it.
     #[must_use]
-    pub fn entry(&self) -> Option<File> {
-        OpenOptions::new().write(true).open(self.path.join("cgroup.procs")).ok()
+    pub fn take_entry(&mut self) -> Option<File> {
+        self.entry.take()
+    }
+
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Kills all that live in it.
     pub fn kill(&self) {
-        let _ = fs::write(self.path.join("cgroup.kill"), "1");
+        kill(&self.path);
     }
 
     /// Removes the empty group.
     pub fn remove(&self) {
         let _ = fs::remove_dir(&self.path);
     }
+}
+
+fn kill(path: &Path) {
+    // Never made: where there is no such group, there is nothing to write to.
+    if let Ok(mut file) = OpenOptions::new().write(true).open(path.join("cgroup.kill")) {
+        let _ = file.write_all(b"1");
+    }
+}
+
+/// Kills all that live in a group that another process made, and removes it once it is empty.
+pub fn kill_and_remove(path: &Path) {
+    kill(path);
+    let _ = fs::remove_dir(path);
 }
 
 #[cfg(test)]
@@ -125,6 +157,25 @@ mod tests {
         let plan = plan("x", &Limits { open_files: Some(64), ..Limits::default() }, None);
         assert_eq!(plan.rlimits, [(Resource::RLIMIT_NOFILE, 64)]);
         assert_eq!(plan.report.as_deref(), Some("open files by rlimit"));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_cgroup_that_cannot_be_entered_is_not_said_to_enforce_anything() {
+        let scratch = super::super::files::scratch::Scratch::new();
+        let root = scratch.path();
+        fs::write(root.join("cgroup.controllers"), "memory cpu pids").expect("written");
+        let limits = Limits { memory_bytes: Some(1_000_000), ..Limits::default() };
+        let plan = plan_below(root, "x", &limits, None);
+        assert!(plan.cgroup.is_none());
+        assert_eq!(plan.report.as_deref(), Some("memory by rlimit (address space of each process)"));
+        let group = root.join("gennaker/y");
+        fs::create_dir_all(&group).expect("made");
+        fs::write(group.join("cgroup.procs"), "").expect("written");
+        let mut plan = plan_below(root, "y", &limits, None);
+        assert_eq!(plan.report.as_deref(), Some("memory by cgroup"));
+        assert!(plan.cgroup.as_mut().is_some_and(|cgroup| cgroup.take_entry().is_some()));
+        assert!(plan.rlimits.is_empty());
     }
 
     #[test]
