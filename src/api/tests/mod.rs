@@ -3,6 +3,7 @@
 
 mod documents;
 mod events;
+mod nodes;
 mod over_http;
 mod socket;
 
