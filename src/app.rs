@@ -83,9 +83,8 @@ impl App {
     /// # Errors
     /// When a part does not start; what was started before is stopped.
     pub async fn start(config: Config, listener: TcpListener, clock: Clock) -> Result<Self, Error> {
-        let address = listener
-            .local_addr()
-            .map_err(|source| Error::Listen { address: config.server.listen, source })?;
+        let address =
+            listener.local_addr().map_err(|source| Error::Listen { address: config.server.listen, source })?;
         let store = Store::open(&config.data.store_options(), clock.clone()).await?;
         match Self::compose(&config, store.clone(), listener, address, clock).await {
             Ok(app) => Ok(app),

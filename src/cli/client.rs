@@ -255,10 +255,7 @@ impl Subscription {
     }
 
     async fn send(&mut self, message: &Value) -> Result<(), Error> {
-        self.socket
-            .send(Message::text(message.to_string()))
-            .await
-            .map_err(|error| Error::Broken(error.to_string()))
+        self.socket.send(Message::text(message.to_string())).await.map_err(|error| Error::Broken(error.to_string()))
     }
 
     /// The next JSON message. May be dropped while it waits.

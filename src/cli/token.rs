@@ -122,13 +122,11 @@ async fn create(args: Create) -> Outcome {
         KindArg::User => PrincipalKind::User,
         KindArg::Service => PrincipalKind::Service,
     };
-    let principal = token::ensure_principal(&store, &actor, &args.principal, kind, &[role], clock.now())
-        .await
-        .map_err(failure)?;
+    let principal =
+        token::ensure_principal(&store, &actor, &args.principal, kind, &[role], clock.now()).await.map_err(failure)?;
     let expires_at = args.expires_in_days.map(|days| clock.now() + TimeDelta::days(days.into()));
-    let (made, text) = token::issue(&store, &actor, &principal, &args.description, clock.now(), expires_at)
-        .await
-        .map_err(failure)?;
+    let (made, text) =
+        token::issue(&store, &actor, &principal, &args.description, clock.now(), expires_at).await.map_err(failure)?;
     store.close().await;
     if principal.roles != [role] {
         eprintln!("note: `{}` was there before and keeps its roles: {}", principal.name, roles(&principal.roles));

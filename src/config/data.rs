@@ -58,12 +58,7 @@ impl DataArgs {
 
 impl Default for DataArgs {
     fn default() -> Self {
-        Self {
-            data_dir: None,
-            database_url: None,
-            durability: Durability::Full,
-            retention_days: Self::RETENTION_DAYS,
-        }
+        Self { data_dir: None, database_url: None, durability: Durability::Full, retention_days: Self::RETENTION_DAYS }
     }
 }
 

@@ -293,7 +293,8 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
         if one(self.db, sql, vec![rows::id(holder)]).await?.is_some() {
             return Ok(false);
         }
-        let sql = "UPDATE name_reservation SET stage_id = ?, attempt = ? WHERE account = ? AND location = ? AND name = ?";
+        let sql =
+            "UPDATE name_reservation SET stage_id = ?, attempt = ? WHERE account = ? AND location = ? AND name = ?";
         let values = [rows::id(stage.uuid()), rows::int(attempt.into())].into_iter().chain(name).collect();
         execute(self.db, sql, values).await?;
         Ok(true)

@@ -29,9 +29,7 @@ async fn no_token() -> Outcome {
         anyhow::ensure!(answer.get("data").is_none_or(Value::is_null), "{answer}");
         let refused = match client.subscribe("subscription { notifications { cursor } }", &json!({})).await {
             Err(_) => true,
-            Ok(mut subscription) => {
-                tokio::time::timeout(Duration::from_secs(20), subscription.next()).await?.is_err()
-            }
+            Ok(mut subscription) => tokio::time::timeout(Duration::from_secs(20), subscription.next()).await?.is_err(),
         };
         anyhow::ensure!(refused, "{token:?} got a subscription");
     }
@@ -104,15 +102,15 @@ async fn audit() -> Outcome {
     follow(&olga.client, &execution, Duration::from_secs(60)).await?.succeeded()?;
     let data = olga
         .client
-        .query("query($id: ID!) { node(id: $id) { ... on Execution { startedBy { name } } } }", json!({ "id": execution }))
+        .query(
+            "query($id: ID!) { node(id: $id) { ... on Execution { startedBy { name } } } }",
+            json!({ "id": execution }),
+        )
         .await?;
     anyhow::ensure!(data["node"]["startedBy"]["name"] == "olga", "{data}");
     let data = hello.client.query(AUDIT, json!({})).await?;
     let rows = data["auditEntries"]["nodes"].as_array().cloned().unwrap_or_default();
-    anyhow::ensure!(
-        rows.iter().any(|row| row["action"] == "START" && row["principalName"] == "olga"),
-        "{rows:#?}"
-    );
+    anyhow::ensure!(rows.iter().any(|row| row["action"] == "START" && row["principalName"] == "olga"), "{rows:#?}");
     anyhow::ensure!(rows.iter().any(|row| row["action"] == "SAVE" && row["principalName"] == "admin"), "{rows:#?}");
     // The log is for administrators.
     let error = olga.client.query(AUDIT, json!({})).await.expect_err("an operator reads no audit log");
@@ -155,7 +153,10 @@ async fn secrets() -> Outcome {
     anyhow::ensure!(!everything.contains(secret), "the secret is in events or in the log");
     let data = hello
         .client
-        .query("query($id: ID!) { node(id: $id) { ... on Execution { stages { config outputs } } } }", json!({ "id": execution }))
+        .query(
+            "query($id: ID!) { node(id: $id) { ... on Execution { stages { config outputs } } } }",
+            json!({ "id": execution }),
+        )
         .await?;
     anyhow::ensure!(!data.to_string().contains(secret), "the secret is in stages");
     for file in std::fs::read_dir(server.data_dir())?.flatten() {

@@ -66,9 +66,7 @@ fn fields(error: &Error) -> Vec<String> {
 async fn definitions() -> Outcome {
     let server = Server::start().await?;
     let hello = Hello::create(&server).await?;
-    let wait = |key: &str, requires: &[&str]| {
-        json!({ "key": key, "kind": "wait", "config": { "seconds": 1 }, "requires": requires })
-    };
+    let wait = |key: &str, requires: &[&str]| json!({ "key": key, "kind": "wait", "config": { "seconds": 1 }, "requires": requires });
     let with = |stages: Value| json!({ "stages": stages });
     let mut negative = hello.pipeline();
     negative.pointer_mut("/stages/0/config/clusters/0").expect("a cluster")["capacity"]["min"] = json!(-1);

@@ -37,12 +37,7 @@ async fn run_to_end() -> anyhow::Result<String> {
     command.args(["demo", "--exit"]).stdin(Stdio::null()).kill_on_drop(true);
     let ended = tokio::time::timeout(MAX, command.output()).await.context("the demo ends by itself")??;
     let output = String::from_utf8(ended.stdout)?;
-    anyhow::ensure!(
-        ended.status.success(),
-        "{}\n{output}\n{}",
-        ended.status,
-        String::from_utf8_lossy(&ended.stderr)
-    );
+    anyhow::ensure!(ended.status.success(), "{}\n{output}\n{}", ended.status, String::from_utf8_lossy(&ended.stderr));
     Ok(output)
 }
 
@@ -58,7 +53,8 @@ async fn interrupted() -> Outcome {
             while let Some(next) = lines.next_line().await? {
                 output.push_str(&next);
                 output.push('\n');
-                if next.contains(line) && output.contains("Data ") || output.contains("Data ") && output.contains(line) {
+                if next.contains(line) && output.contains("Data ") || output.contains("Data ") && output.contains(line)
+                {
                     break;
                 }
             }
@@ -69,7 +65,8 @@ async fn interrupted() -> Outcome {
         tokio::time::sleep(Duration::from_millis(wait)).await;
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGINT)?;
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        let status = tokio::time::timeout(Duration::from_secs(60), child.wait()).await.context("it ends when asked")??;
+        let status =
+            tokio::time::timeout(Duration::from_secs(60), child.wait()).await.context("it ends when asked")??;
         anyhow::ensure!(status.success(), "interrupted, it ended with {status}");
         gone(&data_dir(&output)?)?;
     }
@@ -77,7 +74,8 @@ async fn interrupted() -> Outcome {
 }
 
 fn data_dir(output: &str) -> anyhow::Result<PathBuf> {
-    let line = output.lines().find_map(|line| line.trim().strip_prefix("Data ")).context("the demo says where its data is")?;
+    let line =
+        output.lines().find_map(|line| line.trim().strip_prefix("Data ")).context("the demo says where its data is")?;
     Ok(PathBuf::from(line.trim()))
 }
 

@@ -20,7 +20,8 @@ fn python() -> Result<(), String> {
 async fn live_feed() -> Outcome {
     let server = Server::start().await?;
     let hello = Hello::create(&server).await?;
-    let definition = json!({ "stages": [{ "key": "w", "kind": "wait", "name": "A while", "config": { "seconds": 1 } }] });
+    let definition =
+        json!({ "stages": [{ "key": "w", "kind": "wait", "name": "A while", "config": { "seconds": 1 } }] });
     hello.save("short", &definition).await?;
     hello.start("short", Value::Null).await?;
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("client-examples/live-feed/live_feed.py");

@@ -16,12 +16,34 @@ pub fn trials() -> Vec<Trial> {
 
 /// A module, and what of ours it may name. `cli`, `app` and `main` may name everything.
 const MAP: &[(&str, &[&str])] = &[
-    ("api", &["engine::commands", "engine::contract", "store", "inventory", "auth", "providers", "strategies", "model", "clock"]),
+    (
+        "api",
+        &[
+            "engine::commands",
+            "engine::contract",
+            "store",
+            "inventory",
+            "auth",
+            "providers",
+            "strategies",
+            "model",
+            "clock",
+        ],
+    ),
     (
         "stages",
         &[
-            "engine::contract", "strategies", "providers", "inventory", "model", "expression", "outbound", "secrets",
-            "store::ClusterKey", "store::ClusterClaim", "clock",
+            "engine::contract",
+            "strategies",
+            "providers",
+            "inventory",
+            "model",
+            "expression",
+            "outbound",
+            "secrets",
+            "store::ClusterKey",
+            "store::ClusterClaim",
+            "clock",
         ],
     ),
     ("strategies", &["model"]),
@@ -156,7 +178,8 @@ async fn libraries() -> Outcome {
     }
     // A stage keeps nothing in memory between steps.
     for (module, file, text) in sources() {
-        let keeps = ["\nstatic ", "\npub static ", "Mutex<", "RwLock<", "OnceLock<"].iter().any(|word| text.contains(word));
+        let keeps =
+            ["\nstatic ", "\npub static ", "Mutex<", "RwLock<", "OnceLock<"].iter().any(|word| text.contains(word));
         if module == "stages" && keeps {
             wrong.push(format!("{}: a stage keeps something in memory", file.display()));
         }

@@ -9,12 +9,7 @@ use serde_json::json;
 use crate::harness::{Hello, Options, Outcome, Server, follow, trial_with};
 
 pub fn trials() -> Vec<Trial> {
-    vec![trial_with(
-        "postgres",
-        "a_deploy_survives_a_kill_of_the_server",
-        reachable(),
-        deploy_and_kill,
-    )]
+    vec![trial_with("postgres", "a_deploy_survives_a_kill_of_the_server", reachable(), deploy_and_kill)]
 }
 
 /// Says where a PostgreSQL database is in which schemas may be made.

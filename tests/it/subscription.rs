@@ -119,8 +119,7 @@ async fn over_a_kill() -> Outcome {
     // What it saw over two connections is what a reader of the whole stream sees.
     let seen = cursors(&followed);
     let mut whole = vec![seen[0].clone()];
-    let mut subscription =
-        hello.client.subscribe(FOLLOW, &json!({ "id": execution, "after": seen[0] })).await?;
+    let mut subscription = hello.client.subscribe(FOLLOW, &json!({ "id": execution, "after": seen[0] })).await?;
     while let Some(data) = tokio::time::timeout(MAX, subscription.next()).await?? {
         whole.push(data["executionEvents"]["cursor"].as_str().unwrap_or_default().to_owned());
     }

@@ -95,15 +95,13 @@ fn over_time(paint: Paint, seconds: &BTreeMap<u64, BTreeMap<String, u64>>) -> Ve
         for (index, name) in names.iter().enumerate() {
             let count = versions.get(name).copied().unwrap_or_default();
             // By running sums, so that the bars are of one length; a single answer shows.
-            let cells = ((sum + count) * BAR_WIDTH / total.max(1) - sum * BAR_WIDTH / total.max(1))
-                .max(u64::from(count > 0));
+            let cells =
+                ((sum + count) * BAR_WIDTH / total.max(1) - sum * BAR_WIDTH / total.max(1)).max(u64::from(count > 0));
             sum += count;
             bar.push_str(&paint.with(shade(index).1, &shade(index).0.repeat(usize::try_from(cells).unwrap_or(0))));
         }
-        let counts: Vec<_> = names
-            .iter()
-            .filter_map(|name| versions.get(name).map(|count| format!("{count} × {name}")))
-            .collect();
+        let counts: Vec<_> =
+            names.iter().filter_map(|name| versions.get(name).map(|count| format!("{count} × {name}"))).collect();
         lines.push(format!("    {from:>6} s      {bar}  {}", counts.join(", ")));
     }
     lines

@@ -90,10 +90,10 @@ impl Tree {
         {
             let line = (self.execution.as_ref().is_none_or(|old| old.status != view.status)
                 && view.status != Status::NotStarted)
-            .then(|| {
-                let failure = view.failure.as_ref().map(|f| format!(": {}", f.message)).unwrap_or_default();
-                format!("{} #{} {}{failure}", view.name, view.number, word(view.status))
-            });
+                .then(|| {
+                    let failure = view.failure.as_ref().map(|f| format!(": {}", f.message)).unwrap_or_default();
+                    format!("{} #{} {}{failure}", view.name, view.number, word(view.status))
+                });
             self.execution = Some(view);
             lines.extend(line);
         }
@@ -135,7 +135,14 @@ impl Tree {
         lines
     }
 
-    fn draw_children(&self, parent: Option<&str>, depth: usize, now: DateTime<Utc>, paint: Paint, to: &mut Vec<String>) {
+    fn draw_children(
+        &self,
+        parent: Option<&str>,
+        depth: usize,
+        now: DateTime<Utc>,
+        paint: Paint,
+        to: &mut Vec<String>,
+    ) {
         for stage in self.children(parent) {
             let note = match (&stage.failure, &stage.progress) {
                 (Some(failure), _) => failure.message.clone(),
@@ -159,8 +166,7 @@ impl Tree {
     }
 
     fn children(&self, parent: Option<&str>) -> Vec<&StageView> {
-        let mut children: Vec<_> =
-            self.stages.values().filter(|stage| stage.parent_id.as_deref() == parent).collect();
+        let mut children: Vec<_> = self.stages.values().filter(|stage| stage.parent_id.as_deref() == parent).collect();
         children.sort_by_key(|stage| stage.position);
         children
     }

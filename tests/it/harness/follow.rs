@@ -77,7 +77,11 @@ pub async fn follow(client: &Client, execution: &str, within: Duration) -> anyho
             "execution {execution} did not end within {} s; it is {} with {:#?}",
             within.as_secs(),
             followed.status(),
-            followed.stages().iter().map(|s| format!("{} {} {}", s["name"], s["status"], s["progress"])).collect::<Vec<_>>()
+            followed
+                .stages()
+                .iter()
+                .map(|s| format!("{} {} {}", s["name"], s["status"], s["progress"]))
+                .collect::<Vec<_>>()
         );
         let left = within.saturating_sub(start.elapsed());
         match tokio::time::timeout(left, follow_once(client, execution, &mut followed)).await {

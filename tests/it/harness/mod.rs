@@ -80,9 +80,10 @@ pub struct Random(u64);
 
 impl Random {
     pub fn new() -> Self {
-        let seed = std::env::var("GENNAKER_TEST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(|| {
-            uuid::Uuid::new_v4().as_u64_pair().0 | 1
-        });
+        let seed = std::env::var("GENNAKER_TEST_SEED")
+            .ok()
+            .and_then(|text| text.parse().ok())
+            .unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0 | 1);
         eprintln!("GENNAKER_TEST_SEED={seed}");
         Self(seed)
     }

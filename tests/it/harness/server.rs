@@ -51,8 +51,7 @@ impl Server {
         let name = format!("gennaker-it-{}", &uuid::Uuid::new_v4().simple().to_string()[..12]);
         let dir = std::env::temp_dir().canonicalize()?.join(name);
         std::fs::create_dir(&dir)?;
-        let mut server =
-            Self { dir, ports: Ports::take()?, options, child: None, token: String::new() };
+        let mut server = Self { dir, ports: Ports::take()?, options, child: None, token: String::new() };
         server.token = server.up().await?.context("the first start shows a token")?;
         Ok(server)
     }
@@ -165,7 +164,11 @@ impl Server {
         let mut child = self.child.take().context("the server runs")?;
         child.start_kill()?;
         let status = child.wait().await?;
-        anyhow::ensure!(status.signal() == Some(9), "the server had ended before it was killed: {status}\n{}", self.log());
+        anyhow::ensure!(
+            status.signal() == Some(9),
+            "the server had ended before it was killed: {status}\n{}",
+            self.log()
+        );
         Ok(())
     }
 
@@ -180,11 +183,10 @@ impl Server {
     pub async fn stop(&mut self) -> anyhow::Result<std::process::ExitStatus> {
         let mut child = self.child.take().context("the server runs")?;
         let pid = child.id().context("the server runs")?;
-        nix::sys::signal::kill(
-            nix::unistd::Pid::from_raw(i32::try_from(pid)?),
-            nix::sys::signal::Signal::SIGINT,
-        )?;
-        Ok(tokio::time::timeout(Duration::from_secs(60), child.wait()).await.context("the server ends when asked")??)
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(pid)?), nix::sys::signal::Signal::SIGINT)?;
+        Ok(tokio::time::timeout(Duration::from_secs(60), child.wait())
+            .await
+            .context("the server ends when asked")??)
     }
 
     /// Processes whose command line or working directory names this server's directory.
