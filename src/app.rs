@@ -358,10 +358,13 @@ pub async fn local_actor(store: &Store, clock: &Clock) -> Result<Actor, store::E
     }
 }
 
-/// Makes the principal `admin` with a token, if this is the first start; the token's text.
+/// A token for the principal `admin` where it has never had one: at the first start, and after one
+/// that was killed between making the principal and the token. The token's text.
 async fn first_principal(store: &Store, clock: &Clock) -> Result<Option<String>, Error> {
     let failed = |error: &dyn std::fmt::Display| Error::FirstPrincipal(error.to_string());
-    if store.principal_by_name(ADMIN).await?.is_some() {
+    if let Some(admin) = store.principal_by_name(ADMIN).await?
+        && store.has_token(admin.id).await?
+    {
         return Ok(None);
     }
     let local = local_actor(store, clock).await?;
@@ -373,4 +376,31 @@ async fn first_principal(store: &Store, clock: &Clock) -> Result<Option<String>,
         .await
         .map_err(|error| failed(&error))?;
     Ok(Some(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Durability, Options};
+
+    #[tokio::test]
+    async fn a_first_start_that_was_killed_before_the_token_is_made_up_for() {
+        let data_dir = std::env::temp_dir().join(format!("gennaker-app-{}", uuid::Uuid::new_v4().simple()));
+        let options =
+            Options { database_url: None, data_dir: data_dir.clone(), durability: Durability::Normal, queue_max: 64 };
+        let clock = Clock::system();
+        let store = Store::open(&options, clock.clone()).await.expect("opens");
+        let local = local_actor(&store, &clock).await.expect("made");
+        let roles = [Role::Admin];
+        token::ensure_principal(&store, &local, ADMIN, PrincipalKind::User, &roles, clock.now()).await.expect("made");
+        let text = first_principal(&store, &clock).await.expect("no fault").expect("a token");
+        let id = token::parse(&text).expect("a token's text").id;
+        assert!(store.token(id).await.expect("read").is_some());
+        assert_eq!(first_principal(&store, &clock).await.expect("no fault"), None, "once");
+        // Revoking it was somebody's wish: no start makes another.
+        token::revoke(&store, &local, id, clock.now()).await.expect("revoked");
+        assert_eq!(first_principal(&store, &clock).await.expect("no fault"), None);
+        store.close().await;
+        std::fs::remove_dir_all(data_dir).expect("removed");
+    }
 }

@@ -308,6 +308,12 @@ impl Store {
         self.one((rows::TOKEN, "token"), "id = ?", vec![rows::id(id.uuid())], rows::read_token).await
     }
 
+    /// Whether the principal has, or had, a token.
+    pub async fn has_token(&self, principal: PrincipalId) -> Result<bool, Error> {
+        let sql = "SELECT 1 FROM token WHERE principal_id = ? LIMIT 1";
+        Ok(one(&self.inner.read, sql, vec![rows::id(principal.uuid())]).await?.is_some())
+    }
+
     /// Oldest first.
     pub async fn tokens(&self, page: &PageRequest) -> Result<Page<Token>, Error> {
         list("token", rows::TOKEN, Key::Id, false)
