@@ -143,9 +143,8 @@ impl App {
             |stop| forward(inventory, engine, stop)
         });
         app.spawn("inventory", GRACE, |stop| async move { inventory.run(stop).await });
-        if let Some(keep) = config.data.retention {
-            app.spawn("retention", GRACE, |stop| retain(store, clock, keep, stop));
-        }
+        let keep = Keep { executions: config.data.retention, audit: config.data.audit_retention };
+        app.spawn("retention", GRACE, |stop| retain(store, clock, keep, stop));
         info!(address = %address, "serving {}", app.url());
         Ok(app)
     }
@@ -279,32 +278,58 @@ async fn forward(inventory: Inventory, engine: Engine, stop: CancellationToken) 
     }
 }
 
-/// Deletes finished executions when their time is over.
-async fn retain(store: Store, clock: Clock, keep: Duration, stop: CancellationToken) {
+/// For how long what is kept; None: for good.
+#[derive(Clone, Copy)]
+struct Keep {
+    /// Finished executions, and messages to people.
+    executions: Option<Duration>,
+    /// Entries of the audit log.
+    audit: Option<Duration>,
+}
+
+/// Deletes what was kept for its time.
+async fn retain(store: Store, clock: Clock, keep: Keep, stop: CancellationToken) {
     loop {
-        let Ok(keep) = chrono::TimeDelta::from_std(keep) else { return stop.cancelled().await };
-        let mut deleted = 0;
-        loop {
-            match store.prune_executions(clock.now() - keep, RETENTION_BATCH).await {
-                Ok(0) => break,
-                Ok(count) => deleted += count,
-                Err(error) => {
-                    warn!("old executions cannot be deleted now: {error}");
-                    break;
-                }
-            }
-            if stop.is_cancelled() {
-                return;
-            }
-        }
-        if deleted > 0 {
-            info!("{deleted} finished executions were deleted, their time being over");
+        tokio::select! {
+            () = stop.cancelled() => return,
+            result = prune(&store, &clock, keep) => if let Err(error) = result {
+                warn!("what is old cannot be deleted now: {error}");
+            },
         }
         tokio::select! {
             () = stop.cancelled() => return,
             () = clock.sleep(RETENTION_EVERY) => {}
         }
     }
+}
+
+async fn prune(store: &Store, clock: &Clock, keep: Keep) -> Result<(), store::Error> {
+    let before = |keep: Option<Duration>| {
+        keep.and_then(|keep| chrono::TimeDelta::from_std(keep).ok())
+            .and_then(|keep| clock.now().checked_sub_signed(keep))
+    };
+    // Keys end after a day, however long the executions stay.
+    store.prune_idempotency().await?;
+    if let Some(before) = before(keep.executions) {
+        let mut deleted = 0;
+        loop {
+            match store.prune_executions(before, RETENTION_BATCH).await? {
+                0 => break,
+                count => deleted += count,
+            }
+        }
+        let messages = store.prune_notifications(before).await?;
+        if deleted + messages > 0 {
+            info!("{deleted} finished executions and {messages} messages were deleted, their time being over");
+        }
+    }
+    if let Some(before) = before(keep.audit) {
+        let deleted = store.prune_audit(before).await?;
+        if deleted > 0 {
+            info!("{deleted} entries of the audit log were deleted, their time being over");
+        }
+    }
+    Ok(())
 }
 
 fn own_listeners(inventory: Inventory) -> outbound::OwnListeners {
@@ -358,10 +383,13 @@ pub async fn local_actor(store: &Store, clock: &Clock) -> Result<Actor, store::E
     }
 }
 
-/// Makes the principal `admin` with a token, if this is the first start; the token's text.
+/// A token for the principal `admin` where it has never had one: at the first start, and after one
+/// that was killed between making the principal and the token. The token's text.
 async fn first_principal(store: &Store, clock: &Clock) -> Result<Option<String>, Error> {
     let failed = |error: &dyn std::fmt::Display| Error::FirstPrincipal(error.to_string());
-    if store.principal_by_name(ADMIN).await?.is_some() {
+    if let Some(admin) = store.principal_by_name(ADMIN).await?
+        && store.has_token(admin.id).await?
+    {
         return Ok(None);
     }
     let local = local_actor(store, clock).await?;
@@ -373,4 +401,31 @@ async fn first_principal(store: &Store, clock: &Clock) -> Result<Option<String>,
         .await
         .map_err(|error| failed(&error))?;
     Ok(Some(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Durability, Options};
+
+    #[tokio::test]
+    async fn a_first_start_that_was_killed_before_the_token_is_made_up_for() {
+        let data_dir = std::env::temp_dir().join(format!("gennaker-app-{}", uuid::Uuid::new_v4().simple()));
+        let options =
+            Options { database_url: None, data_dir: data_dir.clone(), durability: Durability::Normal, queue_max: 64 };
+        let clock = Clock::system();
+        let store = Store::open(&options, clock.clone()).await.expect("opens");
+        let local = local_actor(&store, &clock).await.expect("made");
+        let roles = [Role::Admin];
+        token::ensure_principal(&store, &local, ADMIN, PrincipalKind::User, &roles, clock.now()).await.expect("made");
+        let text = first_principal(&store, &clock).await.expect("no fault").expect("a token");
+        let id = token::parse(&text).expect("a token's text").id;
+        assert!(store.token(id).await.expect("read").is_some());
+        assert_eq!(first_principal(&store, &clock).await.expect("no fault"), None, "once");
+        // Revoking it was somebody's wish: no start makes another.
+        token::revoke(&store, &local, id, clock.now()).await.expect("revoked");
+        assert_eq!(first_principal(&store, &clock).await.expect("no fault"), None);
+        store.close().await;
+        std::fs::remove_dir_all(data_dir).expect("removed");
+    }
 }

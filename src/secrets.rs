@@ -163,6 +163,68 @@ pub fn is_reference(text: &str) -> bool {
     text.starts_with(SCHEME)
 }
 
+/// Whether a name says that its value is secret: `API_TOKEN`, `x-api-key`, `dbPassword`.
+#[must_use]
+pub fn names_secret(name: &str) -> bool {
+    const WORDS: [&str; 10] = [
+        "password",
+        "passwd",
+        "passphrase",
+        "secret",
+        "token",
+        "apikey",
+        "authorization",
+        "cookie",
+        "credential",
+        "privatekey",
+    ];
+    let name: String = name.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase();
+    WORDS.iter().any(|word| name.contains(word))
+}
+
+/// The keyword by which a schema marks what must not stand in a config as it is. `true`: this
+/// value. `"byName"`: the members of this object whose names say so ([`names_secret`]).
+pub const KEYWORD: &str = "secret";
+
+/// The first text that the schema marks as secret and that is neither a reference nor has an
+/// expression in it: (JSON pointer, message). The message never repeats the text.
+///
+/// # Errors
+/// When there is one.
+pub fn no_literals(schema: &Value, value: &Value) -> Result<(), (String, String)> {
+    look(schema, value, String::new())
+}
+
+fn look(schema: &Value, value: &Value, at: String) -> Result<(), (String, String)> {
+    if schema[KEYWORD] == true {
+        return refuse_literal(value, at);
+    }
+    let below = |name: &str| format!("{at}/{}", name.replace('~', "~0").replace('/', "~1"));
+    match value {
+        Value::Object(members) => members.iter().try_for_each(|(name, value)| {
+            if schema[KEYWORD] == "byName" && names_secret(name) {
+                return refuse_literal(value, below(name));
+            }
+            let known = schema["properties"].get(name);
+            look(known.unwrap_or(&schema["additionalProperties"]), value, below(name))
+        }),
+        Value::Array(items) => {
+            items.iter().enumerate().try_for_each(|(index, item)| look(&schema["items"], item, format!("{at}/{index}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn refuse_literal(value: &Value, at: String) -> Result<(), (String, String)> {
+    let Value::String(text) = value else { return Ok(()) };
+    if text.is_empty() || is_reference(text) || text.contains("${") {
+        return Ok(());
+    }
+    let message = "a secret must not stand here as it is; set the server's variable GENNAKER_SECRET_<NAME> and write \
+                   `secret://env/GENNAKER_SECRET_<NAME>`, or write `secret://file/<path>` for a file below --secret-dir";
+    Err((at, message.to_owned()))
+}
+
 /// Takes resolved values out of texts.
 #[derive(Clone, Default)]
 pub struct Mask {
@@ -323,6 +385,26 @@ mod tests {
         assert!(matches!(at(&inside.join("large")), Err(Error::TooLarge(_))));
         assert!(matches!(at(&inside.join("binary")), Err(Error::NotText(_))));
         std::fs::remove_dir_all(root).expect("removed");
+    }
+
+    #[test]
+    fn what_a_schema_marks_as_secret_is_no_literal() {
+        let schema = json!({"properties": {
+            "key": {"secret": true},
+            "calls": {"items": {"properties": {"headers": {"secret": "byName"}}}},
+        }});
+        let place = |value: Value| {
+            no_literals(&schema, &value).map_err(|(pointer, message)| {
+                assert!(!message.contains("s3cr3t"), "{message}");
+                pointer
+            })
+        };
+        assert_eq!(place(json!({"key": "s3cr3t"})), Err("/key".to_owned()));
+        let headers = |headers: Value| place(json!({"calls": [{}, {"headers": headers}]}));
+        assert_eq!(headers(json!({"x/Api-Key": "s3cr3t"})), Err("/calls/1/headers/x~1Api-Key".to_owned()));
+        for held in ["secret://env/GENNAKER_SECRET_X", "Bearer ${parameters.token}", ""] {
+            assert_eq!(headers(json!({"Authorization": held, "x-plain": "p"})), Ok(()), "{held}");
+        }
     }
 
     #[test]

@@ -14,14 +14,9 @@ import time
 import urllib.error
 import urllib.request
 
-EXECUTION = """
-query Execution($application: String!, $pipeline: String, $number: Int!) {
-  execution(application: $application, pipeline: $pipeline, number: $number) { id }
-}"""
-
 FEED = """
-subscription Feed($id: ID!, $after: String) {
-  executionEvents(scope: { execution: $id }, after: $after) {
+subscription Feed($execution: ExecutionNumber!, $after: String) {
+  executionEvents(scope: { execution: { number: $execution } }, after: $after) {
     __typename
     cursor
     occurredAt
@@ -36,14 +31,6 @@ def post(url, token, document, variables, accept):
     body = json.dumps({"query": document, "variables": variables}).encode()
     headers = {"Content-Type": "application/json", "Accept": accept, "Authorization": f"Bearer {token}"}
     return urllib.request.urlopen(urllib.request.Request(f"{url}/graphql", body, headers), timeout=60)
-
-
-def query(url, token, document, variables):
-    with post(url, token, document, variables, "application/json") as answer:
-        result = json.load(answer)
-    if result.get("errors"):
-        sys.exit(result["errors"][0]["message"])
-    return result["data"]
 
 
 def events(answer):
@@ -76,14 +63,11 @@ def main():
         sys.exit(__doc__)
     url, application, pipeline, number = sys.argv[1].rstrip("/"), sys.argv[2], sys.argv[3], int(sys.argv[4])
     token = os.environ.get("GENNAKER_TOKEN") or sys.exit("set GENNAKER_TOKEN")
-    names = {"application": application, "pipeline": pipeline, "number": number}
-    execution = query(url, token, EXECUTION, names)["execution"]
-    if execution is None:
-        sys.exit(f"there is no execution {number} of {pipeline}")
+    execution = {"application": application, "pipeline": pipeline, "number": number}
     after = None
     while True:
         try:
-            with post(url, token, FEED, {"id": execution["id"], "after": after}, "text/event-stream") as answer:
+            with post(url, token, FEED, {"execution": execution, "after": after}, "text/event-stream") as answer:
                 for name, data in events(answer):
                     if name == "complete":
                         return

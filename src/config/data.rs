@@ -20,13 +20,17 @@ pub struct DataArgs {
     /// What a power cut may take from SQLite: nothing (full), or the last commits (normal)
     #[arg(long, env = "GENNAKER_DURABILITY", value_enum, default_value_t = Durability::Full)]
     pub durability: Durability,
-    /// Finished executions are deleted after this many days; 0 keeps them for good
+    /// Finished executions, and messages to people, are deleted after this many days; 0 keeps them for good
     #[arg(long, env = "GENNAKER_RETENTION_DAYS", value_name = "DAYS", default_value_t = DataArgs::RETENTION_DAYS)]
     pub retention_days: u32,
+    /// Entries of the audit log are deleted after this many days; 0 keeps them for good
+    #[arg(long, env = "GENNAKER_AUDIT_RETENTION_DAYS", value_name = "DAYS", default_value_t = DataArgs::AUDIT_RETENTION_DAYS)]
+    pub audit_retention_days: u32,
 }
 
 impl DataArgs {
     const RETENTION_DAYS: u32 = 30;
+    const AUDIT_RETENTION_DAYS: u32 = 365;
     /// Commits that may wait for the writer.
     const QUEUE_MAX: usize = 4096;
 
@@ -50,16 +54,27 @@ impl DataArgs {
             dir,
             database_url: self.database_url,
             durability: self.durability,
-            retention: (self.retention_days > 0)
-                .then(|| Duration::from_secs(u64::from(self.retention_days) * 24 * 60 * 60)),
+            retention: days(self.retention_days),
+            audit_retention: days(self.audit_retention_days),
         })
     }
 }
 
 impl Default for DataArgs {
     fn default() -> Self {
-        Self { data_dir: None, database_url: None, durability: Durability::Full, retention_days: Self::RETENTION_DAYS }
+        Self {
+            data_dir: None,
+            database_url: None,
+            durability: Durability::Full,
+            retention_days: Self::RETENTION_DAYS,
+            audit_retention_days: Self::AUDIT_RETENTION_DAYS,
+        }
     }
+}
+
+/// None for 0: for good.
+fn days(days: u32) -> Option<Duration> {
+    (days > 0).then(|| Duration::from_secs(u64::from(days) * 24 * 60 * 60))
 }
 
 /// The data directory of a server that is told nothing but by its environment.
@@ -83,8 +98,10 @@ pub struct DataConfig {
     pub dir: PathBuf,
     pub database_url: Option<String>,
     pub durability: Durability,
-    /// Finished executions older than this are deleted; None keeps them.
+    /// Finished executions and messages older than this are deleted; None keeps them.
     pub retention: Option<Duration>,
+    /// Entries of the audit log older than this are deleted; None keeps them.
+    pub audit_retention: Option<Duration>,
 }
 
 impl DataConfig {

@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::contract::{Cause, DynStage, Next, Stage, StageKind, StepContext, StepError};
 use crate::expression;
 use crate::model::{ChildSpec, Execution, Stage as StageRow};
+use crate::secrets;
 
 /// Keywords whose verdict over a whole object or array hangs on values that are not known yet.
 const HANGS_ON_VALUES: &[&str] = &["anyOf", "oneOf", "not", "const", "enum", "contains", "uniqueItems", "if"];
@@ -59,6 +60,7 @@ impl<S: Stage> DynStage for Erased<S> {
     }
 
     fn validate(&self, config: &Value) -> Result<(), (String, String)> {
+        secrets::no_literals(&self.schema, config)?;
         if !expression::has_expression(config) {
             return self.validate_resolved(config);
         }

@@ -203,7 +203,12 @@ pub(super) fn cluster_properties() -> Value {
                 "default": {},
                 "description": "Free labels on the server group."
             },
-            "launch": {"type": "object", "description": "What to run, in the words of the account's provider."},
+            "launch": {
+                "type": "object",
+                "properties": {"environment": {"secret": "byName"}},
+                "description": "What to run, in the words of the account's provider. In `environment` values whose \
+                                names say that they are secret must be secret references."
+            },
             "healthTimeoutSeconds": {
                 "type": "integer", "minimum": 1, "maximum": 86_400, "default": 300,
                 "description": "From creation to failure where the instances do not become healthy."

@@ -224,7 +224,9 @@ impl Stage for Webhook {
                     "additionalProperties": {"type": "string", "maxLength": 8000},
                     "maxProperties": 50,
                     "default": {},
-                    "description": "Headers to send; a value may be a secret reference as a whole."
+                    "secret": "byName",
+                    "description": "Headers to send; a value may be a secret reference as a whole, and must be one \
+                                    where the name says that it is secret: authorization, cookie, x-api-key …"
                 },
                 "body": {
                     "description": "A string is sent as it is, anything else as JSON; strings in it may be secret references."

@@ -237,6 +237,10 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
                 self.flush().await?;
                 execute(self.db, sql, values.clone()).await?;
             }
+            Op::Count { sql, values } => {
+                self.flush().await?;
+                outcome.answer = Answer::Count(execute(self.db, sql, values.clone()).await?.rows_affected());
+            }
             Op::Insert { table, columns, row } => {
                 let before = format!("INSERT INTO {table} ({columns}) VALUES");
                 execute_rows(self.db, &before, "", vec![row.clone()]).await?;

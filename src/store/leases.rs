@@ -9,10 +9,13 @@ use super::apply::{Answer, Outcome, QUEUE, queue_row};
 use super::prepare::{Op, Prepared};
 use super::sql::{all, one};
 use super::{ClusterClaim, ClusterKey, CommitError, Error, Guard, Lease, Store, rows};
-use crate::model::{Execution, ExecutionId, OwnerId, Place, StageId};
+use crate::model::{Execution, ExecutionId, OwnerId, Place, StageId, StreamId};
 
 /// Executions deleted in one transaction, so that nobody waits long behind it.
 const PRUNE_AT_ONCE: u64 = 50;
+
+/// How long the key of a start is remembered at the least.
+const KEYS_KEPT: TimeDelta = TimeDelta::hours(24);
 
 /// Unfinished, with an instant to be looked at, and free for an owner to take.
 const DUE: &str = "FROM execution WHERE wake_at IS NOT NULL AND (lease_owner IS NULL OR lease_owner = ? \
@@ -202,7 +205,7 @@ impl Store {
     /// # Errors
     /// When the database cannot do it; what was deleted until then stays deleted.
     pub async fn prune_executions(&self, ended_before: DateTime<Utc>, limit: u64) -> Result<u64, Error> {
-        let keys_before = self.inner.clock.now() - TimeDelta::hours(24);
+        let keys_before = self.inner.clock.now() - KEYS_KEPT;
         let mut pruned = 0;
         loop {
             let limit = (limit - pruned).min(PRUNE_AT_ONCE);
@@ -219,5 +222,126 @@ impl Store {
             self.write_op(Op::Run { sql, values: Vec::new() }, None).await?;
         }
         Ok(pruned)
+    }
+
+    /// Deletes messages, with their events, that were written before the instant; returns how many
+    /// messages. Who follows them behind a deleted event is told of the gap.
+    ///
+    /// # Errors
+    /// When the database cannot do it; what was deleted until then stays deleted.
+    pub async fn prune_notifications(&self, before: DateTime<Utc>) -> Result<u64, Error> {
+        // Ids and sequence numbers rise with time: the oldest rows are looked at, not all of them.
+        let events = "DELETE FROM event WHERE stream = ? AND seq <= (SELECT MAX(seq) FROM (SELECT seq, at FROM event \
+                      WHERE stream = ? ORDER BY seq LIMIT 1000) AS oldest WHERE at < ?)";
+        let stream = rows::id(StreamId::Notifications.key());
+        self.delete_all(events, &[stream.clone(), stream, rows::time(before)]).await?;
+        let rows = "DELETE FROM notification WHERE id IN (SELECT id FROM (SELECT id, created_at FROM notification \
+                    ORDER BY id LIMIT 1000) AS oldest WHERE created_at < ?)";
+        self.delete_all(rows, &[rows::time(before)]).await
+    }
+
+    /// Deletes entries of the audit log from before the instant; returns how many.
+    ///
+    /// # Errors
+    /// When the database cannot do it; what was deleted until then stays deleted.
+    pub async fn prune_audit(&self, before: DateTime<Utc>) -> Result<u64, Error> {
+        let sql = "DELETE FROM audit WHERE id IN (SELECT id FROM (SELECT id, at FROM audit ORDER BY id LIMIT 1000) \
+                   AS oldest WHERE at < ?)";
+        self.delete_all(sql, &[rows::time(before)]).await
+    }
+
+    /// Deletes idempotency keys older than 24 hours, whose executions may stay; returns how many.
+    ///
+    /// # Errors
+    /// When the database cannot do it.
+    pub async fn prune_idempotency(&self) -> Result<u64, Error> {
+        let before = self.inner.clock.now() - KEYS_KEPT;
+        self.delete_all("DELETE FROM idempotency WHERE created_at < ?", &[rows::time(before)]).await
+    }
+
+    /// Repeats a statement that deletes some, each in a transaction of its own, until it finds none.
+    async fn delete_all(&self, sql: &'static str, values: &[Value]) -> Result<u64, Error> {
+        let mut deleted = 0;
+        loop {
+            match self.write_op(Op::Count { sql, values: values.to_vec() }, None).await?.answer {
+                Answer::Count(count) if count > 0 => deleted += count,
+                _ => return Ok(deleted),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::model::{
+        Action, AuditId, AuditRow, EventBody, Notification, NotificationId, Occasion, PrincipalId, Resource,
+    };
+    use crate::store::{Commit, Durability, IdempotencyRecord, NewEvent, Options, PageRequest, Write};
+
+    async fn write(store: &Store, at: DateTime<Utc>) {
+        let principal = PrincipalId::new();
+        let notification = Notification {
+            id: NotificationId::new(),
+            occasion: Occasion::Started,
+            application_name: "web".into(),
+            execution: ExecutionId::new(),
+            execution_name: "deploy".into(),
+            execution_number: 1,
+            stage: None,
+            subject: "began".into(),
+            text: String::new(),
+            created_at: at,
+        };
+        let key = IdempotencyRecord {
+            principal,
+            key: "k".into(),
+            input_hash: vec![1],
+            execution: ExecutionId::new(),
+            created_at: at,
+        };
+        let audit = AuditRow {
+            id: AuditId::new(),
+            at,
+            principal,
+            principal_name: "ada".into(),
+            action: Action::Start,
+            resource: Resource::Server,
+            detail: serde_json::Value::Null,
+        };
+        let body = EventBody::Notified { notification: Box::new(notification.clone()) };
+        let commit = Commit {
+            guards: Vec::new(),
+            writes: vec![
+                Write::InsertNotification(notification),
+                Write::InsertIdempotency(key),
+                Write::InsertAudit(audit),
+            ],
+            events: vec![NewEvent { stream: StreamId::Notifications, seq: None, at, body }],
+        };
+        store.commit(commit).await.expect("committed");
+    }
+
+    #[tokio::test]
+    async fn messages_audit_entries_and_keys_go_when_their_time_is_over() {
+        let data_dir = std::env::temp_dir().join(format!("gennaker-prune-{}", Uuid::new_v4().simple()));
+        let options =
+            Options { database_url: None, data_dir: data_dir.clone(), durability: Durability::Normal, queue_max: 64 };
+        let now = DateTime::from_timestamp(1_800_000_000, 0).expect("an instant");
+        let store = Store::open(&options, Clock::manual(now)).await.expect("opens");
+        for days in [400, 40, 2, 0] {
+            write(&store, now - TimeDelta::days(days)).await;
+        }
+        assert_eq!(store.prune_notifications(now - TimeDelta::days(30)).await.expect("pruned"), 2);
+        assert_eq!(store.prune_audit(now - TimeDelta::days(365)).await.expect("pruned"), 1);
+        assert_eq!(store.prune_idempotency().await.expect("pruned"), 3);
+        let page = PageRequest { after: None, before: None, limit: 10, backward: false };
+        assert_eq!(store.notifications(&page).await.expect("read").total, 2);
+        assert_eq!(store.audit(&page).await.expect("read").total, 3);
+        assert_eq!(store.event_bounds(StreamId::Notifications).await.expect("read"), (3, 4));
+        assert_eq!(store.prune_notifications(now - TimeDelta::days(30)).await.expect("pruned"), 0);
+        store.close().await;
+        std::fs::remove_dir_all(data_dir).expect("removed");
     }
 }

@@ -50,6 +50,11 @@ pub(super) enum Op {
         sql: &'static str,
         values: Vec<Value>,
     },
+    /// The same, answered by the number of rows it touched.
+    Count {
+        sql: &'static str,
+        values: Vec<Value>,
+    },
     /// `INSERT INTO table (columns) VALUES (row)`.
     Insert {
         table: &'static str,

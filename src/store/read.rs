@@ -7,8 +7,8 @@ use super::page::{Key, List};
 use super::sql::{all, marks, one, padded};
 use super::{Error, ExecutionFilter, IdempotencyRecord, Intent, Page, PageRequest, Store, rows};
 use crate::model::{
-    Application, ApplicationId, AuditRow, Event, Execution, ExecutionId, Notification, Pipeline, PipelineId, Principal,
-    PrincipalId, Revision, Stage, StageId, StreamId, Token, TokenId,
+    Application, ApplicationId, AuditId, AuditRow, Event, Execution, ExecutionId, IntentId, Notification,
+    NotificationId, Pipeline, PipelineId, Principal, PrincipalId, Revision, Stage, StageId, StreamId, Token, TokenId,
 };
 
 /// The most names that are listed for "did you mean".
@@ -229,6 +229,10 @@ impl Store {
         all(&self.inner.read, &sql, values).await?.iter().map(rows::read_intent).collect()
     }
 
+    pub async fn intent(&self, id: IntentId) -> Result<Option<Intent>, Error> {
+        self.one((rows::INTENT, "intent"), "id = ?", vec![rows::id(id.uuid())], rows::read_intent).await
+    }
+
     /// The record of a start under (principal, key), if one was kept.
     pub async fn idempotency(&self, principal: PrincipalId, key: &str) -> Result<Option<IdempotencyRecord>, Error> {
         let values = vec![rows::id(principal.uuid()), rows::text(key)];
@@ -260,6 +264,11 @@ impl Store {
         })
     }
 
+    pub async fn notification(&self, id: NotificationId) -> Result<Option<Notification>, Error> {
+        let values = vec![rows::id(id.uuid())];
+        self.one((rows::NOTIFICATION, "notification"), "id = ?", values, rows::read_notification).await
+    }
+
     /// Newest first.
     pub async fn notifications(&self, page: &PageRequest) -> Result<Page<Notification>, Error> {
         list("notification", rows::NOTIFICATION, Key::Id, true)
@@ -280,6 +289,11 @@ impl Store {
         self.one((rows::PRINCIPAL, "principal"), "name = ?", vec![rows::text(name)], rows::read_principal).await
     }
 
+    /// All names, at most 1,000, for "did you mean".
+    pub async fn principal_names(&self) -> Result<Vec<String>, Error> {
+        self.names("principal", "1 = 1", Vec::new()).await
+    }
+
     /// By name.
     pub async fn principals(&self, page: &PageRequest) -> Result<Page<Principal>, Error> {
         list("principal", rows::PRINCIPAL, Key::Name, false)
@@ -294,6 +308,12 @@ impl Store {
         self.one((rows::TOKEN, "token"), "id = ?", vec![rows::id(id.uuid())], rows::read_token).await
     }
 
+    /// Whether the principal has, or had, a token.
+    pub async fn has_token(&self, principal: PrincipalId) -> Result<bool, Error> {
+        let sql = "SELECT 1 FROM token WHERE principal_id = ? LIMIT 1";
+        Ok(one(&self.inner.read, sql, vec![rows::id(principal.uuid())]).await?.is_some())
+    }
+
     /// Oldest first.
     pub async fn tokens(&self, page: &PageRequest) -> Result<Page<Token>, Error> {
         list("token", rows::TOKEN, Key::Id, false)
@@ -302,6 +322,10 @@ impl Store {
                 Ok((token.id.uuid().simple().to_string(), token))
             })
             .await
+    }
+
+    pub async fn audit_row(&self, id: AuditId) -> Result<Option<AuditRow>, Error> {
+        self.one((rows::AUDIT, "audit"), "id = ?", vec![rows::id(id.uuid())], rows::read_audit).await
     }
 
     /// Newest first.

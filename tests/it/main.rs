@@ -17,8 +17,8 @@ mod idempotency;
 mod layers;
 mod postgres;
 mod schema;
-mod store;
 mod shim;
+mod store;
 mod subscription;
 
 use libtest_mimic::{Arguments, Trial};

@@ -3,6 +3,7 @@
 use async_graphql::{Enum, InputObject, Object, SimpleObject};
 
 use super::scalars::Json;
+use super::stage::masked;
 use crate::model;
 
 /// What a stage's failure does to the pipeline around it.
@@ -79,7 +80,7 @@ impl Definition {
     }
     /// The whole definition as one document, for files and tools.
     async fn document(&self) -> Json {
-        Json(serde_json::to_value(&self.0).unwrap_or_default())
+        Json(masked(&serde_json::to_value(&self.0).unwrap_or_default()))
     }
 }
 
@@ -152,7 +153,7 @@ impl From<&model::StageSpec> for StageDefinition {
             kind: stage.kind.clone(),
             name: stage.name.clone(),
             requires: stage.requires.clone(),
-            config: Json(stage.config.clone()),
+            config: Json(masked(&stage.config)),
             on_failure: stage.on_failure.into(),
             timeout_seconds: stage.timeout_seconds,
         }

@@ -5,14 +5,13 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use async_graphql::{Context, ID, Interface, OneofObject, Result, SimpleObject, Subscription};
+use async_graphql::{Context, Interface, OneofObject, Result, SimpleObject, Subscription};
 use chrono::{DateTime, Utc};
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 use tokio::sync::broadcast::{self, error::RecvError};
 
-use super::execution::Execution;
-use super::ids::{self, Key};
-use super::selectors::{ApplicationSelector, PipelineSelector};
+use super::execution::{Execution, in_query};
+use super::selectors::{ApplicationSelector, ExecutionSelector, PipelineSelector};
 use super::session::{not_found, session};
 use super::stage::{Siblings, Stage};
 use crate::api;
@@ -107,8 +106,8 @@ impl Tail {
 /// Whose events.
 #[derive(OneofObject)]
 pub enum ExecutionScope {
-    /// Those of one execution, by its id.
-    Execution(ID),
+    /// Those of one execution.
+    Execution(ExecutionSelector),
     /// Those of all executions of a pipeline. Not served yet.
     Pipeline(PipelineSelector),
     /// Those of all executions of an application. Not served yet.
@@ -193,22 +192,20 @@ impl EventSubscription {
         #[graphql(desc = "Whose events.")] scope: ExecutionScope,
         #[graphql(desc = "The cursor of the last event seen.")] after: Option<String>,
     ) -> Result<BoxStream<'static, Result<ExecutionEvent>>> {
-        let ExecutionScope::Execution(id) = scope else {
-            let message = "this server follows one execution at a time; give `scope: { execution: \"<id>\" }`";
+        let ExecutionScope::Execution(selector) = scope else {
+            let message = "this server follows one execution at a time; give `scope: { execution: { id: \"<id>\" } }`";
             return Err(coded(Code::NotImplemented, message));
-        };
-        let Key::Execution(execution) = ids::parse(&id)? else {
-            return Err(coded(Code::BadRequest, format!("`{}` is not the id of an execution", shown(&id))));
         };
         let last = ctx.data_opt::<LastCursor>().cloned().unwrap_or_default();
         // A transport that resumes knows better than the document it sends again.
         let after = last.get().or(after);
         let session = session(ctx)?;
+        let execution = session.select_execution_id(selector).await.map_err(in_query)?;
         // Listen first, then read: what happens in between is told twice over the bus, not lost.
         let tail = Tail::open(session.api, StreamId::Execution(execution));
         let seen = match session.api.store.execution_snapshot(execution).await.map_err(stored)? {
             Some((row, seq)) if session.sees_execution(&row) => (row, seq),
-            _ => return Err(not_found(format!("there is no execution with the id `{}`", shown(&id)))),
+            _ => return Err(not_found(format!("{execution} is no longer kept"))),
         };
         let follower = Follower::open(tail, last, execution, seen, after).await?;
         Ok(stream::unfold(Some(follower), async |follower| {

@@ -348,7 +348,7 @@ impl ExecutionQuery {
 }
 
 /// What refuses a mutation as data is an error in a query.
-fn in_query(refused: Refused) -> async_graphql::Error {
+pub fn in_query(refused: Refused) -> async_graphql::Error {
     match refused {
         Refused::Fault(error) => error,
         Refused::User(error) if error.code == super::command::UserErrorCode::NotFound => not_found(error.message),

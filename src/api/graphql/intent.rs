@@ -21,7 +21,8 @@ pub enum IntentResult {
 #[derive(SimpleObject)]
 pub struct Intent {
     /// Opaque and global.
-    id: ID,
+    #[graphql(owned)]
+    pub id: ID,
     /// The id of the stage that had it.
     stage_id: ID,
     /// The stage's attempt.

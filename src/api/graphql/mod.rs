@@ -8,7 +8,7 @@ mod connection;
 mod definition;
 mod events;
 mod execution;
-mod ids;
+pub(super) mod ids;
 mod infrastructure;
 mod intent;
 mod kinds;

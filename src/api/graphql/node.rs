@@ -7,6 +7,7 @@ use super::application::Application;
 use super::execution::Execution;
 use super::ids::{self, Key};
 use super::infrastructure::{Account, Cluster, Instance, LoadBalancer, SecurityGroup, ServerGroup};
+use super::intent::Intent;
 use super::notification::Notification;
 use super::pipeline::{Pipeline, PipelineRevision};
 use super::session::session;
@@ -29,6 +30,7 @@ pub enum Node {
     Principal(Principal),
     Token(Token),
     AuditEntry(AuditEntry),
+    Intent(Intent),
     Account(Account),
     Cluster(Cluster),
     ServerGroup(ServerGroup),
@@ -94,10 +96,17 @@ async fn find(ctx: &Context<'_>, key: Key) -> Result<Option<Node>> {
         Key::Instance(place, name) => Instance::find(&session, &place, &name).map(Node::from),
         Key::LoadBalancer(place, name) => LoadBalancer::find(&session, &place, &name).map(Node::from),
         Key::SecurityGroup(place, name) => SecurityGroup::find(&session, &place, &name).map(Node::from),
-        Key::Principal(_) | Key::Token(_) | Key::Account(_) => None,
-        Key::Notification(_) | Key::Audit(_) | Key::Intent(..) => {
-            let message = "notifications, audit entries and intents are read through their lists, not by id";
-            return Err(coded(Code::NotImplemented, message));
+        Key::Notification(id) if server() => {
+            store.notification(id).await.map_err(stored)?.map(|row| Notification(row).into())
         }
+        Key::Audit(id) if admin() => store.audit_row(id).await.map_err(stored)?.map(|row| AuditEntry(row).into()),
+        Key::Intent(execution, id) => match session.execution(execution).await? {
+            Some(_) => {
+                let found = store.intent(id).await.map_err(stored)?;
+                found.filter(|intent| intent.execution == execution).map(|intent| Intent::from(intent).into())
+            }
+            None => None,
+        },
+        Key::Principal(_) | Key::Token(_) | Key::Account(_) | Key::Notification(_) | Key::Audit(_) => None,
     })
 }

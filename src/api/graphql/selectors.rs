@@ -328,11 +328,14 @@ impl Session<'_> {
                 };
                 store.principal(key).await.map_err(stored)?.ok_or_else(|| gone(&id, "principal", FIELD))
             }
-            PrincipalSelector::Name(name) => store
-                .principal_by_name(&name)
-                .await
-                .map_err(stored)?
-                .ok_or_else(|| Refused::not_found(format!("there is no principal `{}`", shown(&name)), FIELD)),
+            PrincipalSelector::Name(name) => match store.principal_by_name(&name).await.map_err(stored)? {
+                Some(principal) => Ok(principal),
+                None => {
+                    let names = store.principal_names().await.map_err(stored)?;
+                    let near = nearest(&name, names.iter().map(String::as_str));
+                    Err(Refused::not_found(format!("there is no principal `{}`{near}", shown(&name)), FIELD))
+                }
+            },
         }
     }
 }

@@ -15,6 +15,7 @@ use super::scalars::{Duration, Json};
 use super::session::session;
 use crate::api::error::{fault, stored};
 use crate::model::{self, ExecutionId, StageId};
+use crate::secrets;
 use crate::store::Store;
 
 /// All stages of one execution.
@@ -72,7 +73,8 @@ pub fn masked(value: &Value) -> Value {
             fields
                 .iter()
                 .map(|(key, value)| {
-                    let hide = value.as_str().is_some_and(|text| !text.starts_with("secret://")) && is_secret(key);
+                    let hide =
+                        value.as_str().is_some_and(|text| !secrets::is_reference(text)) && secrets::names_secret(key);
                     (key.clone(), if hide { Value::from("***") } else { masked(value) })
                 })
                 .collect(),
@@ -80,13 +82,6 @@ pub fn masked(value: &Value) -> Value {
         Value::Array(items) => Value::Array(items.iter().map(masked).collect()),
         other => other.clone(),
     }
-}
-
-fn is_secret(key: &str) -> bool {
-    const WORDS: [&str; 8] =
-        ["password", "passwd", "secret", "token", "apikey", "authorization", "credential", "privatekey"];
-    let key: String = key.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase();
-    WORDS.iter().any(|word| key.contains(word))
 }
 
 /// Where a stage stands within its parent.

@@ -403,7 +403,7 @@ mod tests {
         let id = server.start_waiting(30).await;
         server.finish(&id, 31).await;
         let query = "subscription($id: ID!, $after: String) {
-            executionEvents(scope: {execution: $id}, after: $after) { cursor } }";
+            executionEvents(scope: {execution: {id: $id}}, after: $after) { cursor } }";
         let first = server.cursor_at(1).await;
         let payload = json!({"query": query, "variables": {"id": id, "after": first}});
         let actor = server.app.authenticator.authenticate(&server.token).await.expect("known");

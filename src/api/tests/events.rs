@@ -7,7 +7,7 @@ use super::*;
 use crate::model::{Cursor, ExecutionId, StreamId};
 
 const FOLLOW: &str =
-    "subscription($id: ID!, $after: String) { executionEvents(scope: {execution: $id}, after: $after) {
+    "subscription($id: ID!, $after: String) { executionEvents(scope: {execution: {id: $id}}, after: $after) {
     __typename cursor occurredAt
     execution { id status stages { key status } }
     ... on StageChanged { stage { id key status kind config execution { id } } }

@@ -3,7 +3,9 @@
 
 mod documents;
 mod events;
+mod nodes;
 mod over_http;
+mod secrets;
 mod socket;
 
 use std::net::SocketAddr;

@@ -169,7 +169,7 @@ async fn queries_and_refusals_end_as_the_protocol_says() {
         "{ nope }",
         "{",
         "subscription { notifications { nope } }",
-        "subscription { executionEvents(scope: {execution: \"x\"}) { cursor } }",
+        "subscription { executionEvents(scope: {execution: {id: \"x\"}}) { cursor } }",
     ] {
         socket.subscribe("1", query, Value::Null).await;
         let message = socket.message().await;

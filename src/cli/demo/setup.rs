@@ -21,7 +21,7 @@ pub const LOCATION: &str = "local";
 /// Follows one execution. Variables: `id`, `after`.
 pub const FOLLOW: &str = "
 subscription Follow($id: ID!, $after: String) {
-  executionEvents(scope: { execution: $id }, after: $after) {
+  executionEvents(scope: { execution: { id: $id } }, after: $after) {
     __typename
     cursor
     occurredAt

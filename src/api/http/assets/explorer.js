@@ -153,7 +153,7 @@ query Overview {
 
 # Follow an execution: put its id here.
 subscription Follow {
-  executionEvents(scope: { execution: "…" }) {
+  executionEvents(scope: { execution: { id: "…" } }) {
     __typename
     cursor
     ... on ExecutionSnapshot { execution { status stages { key status } } }
