@@ -152,7 +152,7 @@ impl Config {
             if !lower.starts_with("http://") && !lower.starts_with("https://") {
                 return Err(("/url".to_owned(), "it is neither http:// nor https://".to_owned()));
             }
-            let authority = lower.splitn(4, '/').nth(2).unwrap_or_default();
+            let authority = lower.split('/').nth(2).unwrap_or_default();
             if authority.contains('@') {
                 let message =
                     "it holds a name or password; send them in the header `authorization`, as a secret:// reference";
