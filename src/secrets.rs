@@ -275,7 +275,7 @@ impl Mask {
             let long_enough = |part: &&str| part.len() >= MASK_CHARS_MIN;
             let rest = cuts().map(|(_, rest)| rest).filter(long_enough).find(|rest| text.starts_with(rest));
             found.extend(rest.map(|rest| 0..rest.len()));
-            let begun = cuts().map(|(begun, _)| begun).filter(long_enough).filter(|begun| text.ends_with(begun)).last();
+            let begun = cuts().map(|(begun, _)| begun).filter(long_enough).rfind(|begun| text.ends_with(begun));
             found.extend(begun.map(|begun| text.len() - begun.len()..text.len()));
         }
         found.sort_by_key(|range| range.start);
