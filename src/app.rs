@@ -112,11 +112,11 @@ impl App {
         });
         let secrets = Secrets::new(config.security.secret_dirs.clone());
         let registry = stages::registry(stages::Deps { inventory: inventory.clone(), outbound, secrets });
-        let options = engine::Options {
+        let options = config.limits.engine(engine::Options {
             // The data directory is locked: every owner of an earlier start is gone.
             sole_owner: config.data.database_url.is_none(),
             ..engine::Options::default()
-        };
+        });
         let engine = Engine::new(options, store.clone(), registry.clone(), clock.clone());
         let context = api::Context {
             store: store.clone(),
@@ -124,7 +124,7 @@ impl App {
             registry,
             inventory: inventory.clone(),
             clock: clock.clone(),
-            config: api::Options { base_url: url(address), ..api::Options::default() },
+            config: config.limits.api(api::Options { base_url: url(address), ..api::Options::default() }),
         };
         let mut app =
             Self { address, first_token, store: store.clone(), tasks: Vec::new(), failed: CancellationToken::new() };

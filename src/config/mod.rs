@@ -3,12 +3,14 @@
 
 mod data;
 mod host;
+mod limits;
 mod log;
 mod security;
 mod server;
 
 pub use data::{DataArgs, DataConfig};
 pub use host::{HostArgs, HostConfig, PortRange};
+pub use limits::{LimitsArgs, LimitsConfig};
 pub use log::{LogArgs, LogFormat};
 pub use security::{SecurityArgs, SecurityConfig};
 pub use server::{ServerArgs, ServerConfig};
@@ -50,6 +52,8 @@ pub struct Args {
     #[command(flatten)]
     pub security: SecurityArgs,
     #[command(flatten)]
+    pub limits: LimitsArgs,
+    #[command(flatten)]
     pub log: LogArgs,
 }
 
@@ -60,6 +64,7 @@ pub struct Config {
     pub data: DataConfig,
     pub host: HostConfig,
     pub security: SecurityConfig,
+    pub limits: LimitsConfig,
 }
 
 impl Args {
@@ -70,6 +75,7 @@ impl Args {
     pub fn validate(self) -> Result<Config, Error> {
         let data = self.data.validate()?;
         let host = self.host.validate(&data.dir)?;
-        Ok(Config { server: self.server.validate()?, security: self.security.validate()?, data, host })
+        let (server, security) = (self.server.validate()?, self.security.validate()?);
+        Ok(Config { server, security, limits: self.limits.validate()?, data, host })
     }
 }

@@ -1,0 +1,132 @@
+//! How much is taken and worked on at the most. Every limit is refused outside the range in which
+//! the server can keep it.
+
+use super::Error;
+use crate::{api, engine};
+
+/// Flags.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Limits")]
+pub struct LimitsArgs {
+    /// Bytes of a stage's config
+    #[arg(long, env = "GENNAKER_MAX_CONFIG_BYTES", value_name = "BYTES", default_value_t = 256 * 1024)]
+    pub max_config_bytes: usize,
+    /// Bytes of a stage's outputs
+    #[arg(long, env = "GENNAKER_MAX_OUTPUTS_BYTES", value_name = "BYTES", default_value_t = 1024 * 1024)]
+    pub max_outputs_bytes: usize,
+    /// Bytes of the outputs of all stages of an execution
+    #[arg(long, env = "GENNAKER_MAX_EXECUTION_OUTPUTS_BYTES", value_name = "BYTES", default_value_t = 16 * 1024 * 1024)]
+    pub max_execution_outputs_bytes: usize,
+    /// Bytes of an event; what is larger is left out of it and read from the execution
+    #[arg(long, env = "GENNAKER_MAX_EVENT_BYTES", value_name = "BYTES", default_value_t = 64 * 1024)]
+    pub max_event_bytes: usize,
+    /// Bytes of a request's body
+    #[arg(long, env = "GENNAKER_MAX_BODY_BYTES", value_name = "BYTES", default_value_t = 1024 * 1024)]
+    pub max_body_bytes: usize,
+    /// Steps of stages under way at once
+    #[arg(long, env = "GENNAKER_MAX_CONCURRENT_STEPS", value_name = "COUNT", default_value_t = 1_000)]
+    pub max_concurrent_steps: usize,
+}
+
+impl Default for LimitsArgs {
+    fn default() -> Self {
+        let (engine, api) = (engine::Options::default(), api::Options::default());
+        Self {
+            max_config_bytes: engine.config_max,
+            max_outputs_bytes: engine.outputs_max,
+            max_execution_outputs_bytes: engine.execution_outputs_max,
+            max_event_bytes: engine.event_max,
+            max_body_bytes: api.body_max,
+            max_concurrent_steps: engine.concurrency,
+        }
+    }
+}
+
+impl LimitsArgs {
+    /// # Errors
+    /// The first limit outside its range.
+    pub fn validate(self) -> Result<LimitsConfig, Error> {
+        const KIB: usize = 1024;
+        const MIB: usize = 1024 * KIB;
+        let within = |setting: &'static str, value: usize, least: usize, most: usize| {
+            if (least..=most).contains(&value) {
+                return Ok(());
+            }
+            Err(Error::new(setting, format!("{value} is not within {least} to {most}")))
+        };
+        within("--max-config-bytes", self.max_config_bytes, KIB, 4 * MIB)?;
+        within("--max-outputs-bytes", self.max_outputs_bytes, KIB, 16 * MIB)?;
+        within("--max-execution-outputs-bytes", self.max_execution_outputs_bytes, self.max_outputs_bytes, 256 * MIB)?;
+        within("--max-event-bytes", self.max_event_bytes, 4 * KIB, MIB)?;
+        within("--max-body-bytes", self.max_body_bytes, self.max_config_bytes, 64 * MIB)?;
+        within("--max-concurrent-steps", self.max_concurrent_steps, 1, 100_000)?;
+        Ok(LimitsConfig(self))
+    }
+}
+
+/// Limits that hold together.
+#[derive(Debug, Clone)]
+pub struct LimitsConfig(LimitsArgs);
+
+impl LimitsConfig {
+    /// The engine's settings with these limits.
+    #[must_use]
+    pub fn engine(&self, options: engine::Options) -> engine::Options {
+        engine::Options {
+            config_max: self.0.max_config_bytes,
+            outputs_max: self.0.max_outputs_bytes,
+            execution_outputs_max: self.0.max_execution_outputs_bytes,
+            event_max: self.0.max_event_bytes,
+            concurrency: self.0.max_concurrent_steps,
+            ..options
+        }
+    }
+
+    /// The API's settings with these limits.
+    #[must_use]
+    pub fn api(&self, options: api::Options) -> api::Options {
+        api::Options { body_max: self.0.max_body_bytes, ..options }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        limits: LimitsArgs,
+    }
+
+    fn limits(line: &[&str]) -> Result<LimitsConfig, Error> {
+        let line = Line::try_parse_from(std::iter::once(&"gennaker").chain(line)).expect("flags");
+        line.limits.validate()
+    }
+
+    #[test]
+    fn without_flags_the_defaults_of_the_parts_hold() {
+        let given = limits(&[]).expect("the defaults hold");
+        let (engine, api) = (engine::Options::default(), api::Options::default());
+        let with = given.engine(engine::Options { config_max: 1, event_max: 1, ..engine::Options::default() });
+        assert_eq!((with.config_max, with.event_max), (engine.config_max, engine.event_max));
+        assert_eq!((with.outputs_max, with.concurrency), (engine.outputs_max, engine.concurrency));
+        assert_eq!(with.execution_outputs_max, engine.execution_outputs_max);
+        assert_eq!(given.api(api::Options { body_max: 1, ..api::Options::default() }).body_max, api.body_max);
+    }
+
+    #[test]
+    fn a_limit_outside_its_range_is_refused_by_its_flag() {
+        assert_eq!(limits(&["--max-event-bytes", "8192"]).expect("fits").engine(Default::default()).event_max, 8192);
+        for (flag, value) in [
+            ("--max-event-bytes", "1"),
+            ("--max-concurrent-steps", "0"),
+            ("--max-execution-outputs-bytes", "2048"),
+            ("--max-body-bytes", "99999999999"),
+        ] {
+            assert_eq!(limits(&[flag, value]).expect_err(flag).setting, flag);
+        }
+    }
+}
