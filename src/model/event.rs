@@ -101,7 +101,7 @@ mod tests {
 
     #[test]
     fn other_text_is_no_cursor() {
-        for text in ["", "c", "c0", "ç", &"c".repeat(70), &format!("c{}-5", "0".repeat(64))] {
+        for text in ["", "c", "c0", "ç", &"x".repeat(70), &format!("c{}-5", "0".repeat(64))] {
             assert_eq!(text.parse::<Cursor>(), Err(InvalidCursor), "{text}");
         }
     }

@@ -13,7 +13,7 @@ use gennaker::providers::host::daemon::files;
 use gennaker::providers::{ErrorKind, Provider as _};
 use libtest_mimic::Trial;
 
-use crate::harness::{Outcome, trial, trial_with};
+use crate::harness::{Outcome, trial, trial_with, wait_for};
 use rig::{Host, Load, get, lives, only, pids};
 
 pub fn trials() -> Vec<Trial> {
@@ -59,14 +59,20 @@ async fn whole_life() -> Outcome {
     let used = host.provider().ensure_load_balancer_deleted(&host.op("ex/4"), &Host::place(), "web").await;
     assert_eq!(used.expect_err("in use").kind, ErrorKind::Conflict);
     host.provider().ensure_server_group_destroyed(&host.op("ex/5"), &Host::place(), "web-v000").await.expect("gone");
-    assert!(host.find("web-v000").await.is_none());
+    wait_for("the end of the group", Duration::from_secs(30), || async {
+        host.find("web-v000").await.is_none().then_some(())
+    })
+    .await?;
     for pid in pids(&group) {
         assert!(!lives(pid), "process {pid} was left");
     }
     let left = files::names(&host.path().join("host/groups")).expect("listed");
     assert!(left.is_empty(), "{left:?}");
-    let artifacts = files::names(&host.path().join("host/artifacts")).expect("listed");
-    assert!(artifacts.is_empty(), "{artifacts:?}");
+    let artifacts = host.path().join("host/artifacts");
+    wait_for("the end of its artifact", Duration::from_secs(30), || async {
+        files::names(&artifacts).expect("listed").is_empty().then_some(())
+    })
+    .await?;
     host.provider()
         .ensure_server_group_destroyed(&host.op("ex/6"), &Host::place(), "web-v000")
         .await
@@ -92,6 +98,10 @@ async fn left_over() -> Outcome {
     let daemon: u32 = daemon.trim().parse().expect("a number");
     assert!(lives(daemon));
     host.provider().ensure_server_group_destroyed(&host.op("ex/2"), &Host::place(), "web-v000").await.expect("gone");
+    wait_for("the end of the group", Duration::from_secs(30), || async {
+        host.find("web-v000").await.is_none().then_some(())
+    })
+    .await?;
     assert!(!lives(daemon), "the daemon was left");
     host.end().await;
     Ok(())
