@@ -17,6 +17,7 @@ pub fn trials() -> Vec<Trial> {
         trial("deploy", "a_judgment_holds_the_pipeline_until_a_person_decides", judgment),
         trial("deploy", "a_webhook_that_is_refused_fails_the_pipeline_after_the_deploy", webhook_fails),
         trial("deploy", "operations_on_a_server_group_run_as_executions", operations),
+        trial("deploy", "a_host_that_somebody_stopped_stays_stopped_until_the_server_starts_again", stop_the_host),
         trial("deploy", "a_server_that_ends_in_order_leaves_the_instances_in_traffic", stop_and_serve_again),
     ]
 }
@@ -228,6 +229,51 @@ async fn operations() -> Outcome {
     now(false).await?;
     run("destroyServerGroup", json!({})).await?;
     anyhow::ensure!(hello.names().await? == [("hello-v001".to_owned(), true)]);
+    // Who means it can take down the last one.
+    let last = json!({ "account": "local", "location": "local", "name": "hello-v001" });
+    let document = "mutation Down($input: DestroyServerGroupInput!) {
+        destroyServerGroup(input: $input) { execution { id } userErrors { message field code } } }";
+    let input = json!({ "serverGroup": { "name": last }, "allowLast": true });
+    let payload = hello.client.mutate(document, input).await?;
+    follow(&hello.client, payload["execution"]["id"].as_str().unwrap_or_default(), MAX).await?.succeeded()?;
+    anyhow::ensure!(hello.names().await?.is_empty());
+    // A fault is told by its place in the mutation's own input.
+    let document = "mutation Up($input: UpsertLoadBalancerInput!) {
+        upsertLoadBalancer(input: $input) { userErrors { message field } } }";
+    let input = json!({ "name": "hello-other", "listeners": [{ "port": 0 }] });
+    let answer = hello.client.query(document, json!({ "input": input })).await?;
+    let field = &answer["upsertLoadBalancer"]["userErrors"][0]["field"];
+    anyhow::ensure!(*field == json!(["listeners", "0", "port"]), "{answer}");
+    Ok(())
+}
+
+async fn stop_the_host() -> Outcome {
+    let mut server = Server::start().await?;
+    let hello = Hello::create(&server).await?;
+    hello.deploy("1.0.0").await?.succeeded()?;
+    let mut stop = tokio::process::Command::from(server.command());
+    let stopped = tokio::time::timeout(MAX, stop.args(["host", "stop", "--instances"]).output()).await??;
+    anyhow::ensure!(stopped.status.success(), "{}", String::from_utf8_lossy(&stopped.stderr));
+    // What asks for the host is told so, and starts none.
+    let input = json!({ "name": "hello-other", "inbound": [] });
+    let document = "mutation Up($input: UpsertSecurityGroupInput!) {
+        upsertSecurityGroup(input: $input) { execution { id } userErrors { message field } } }";
+    let payload = hello.client.mutate(document, input).await?;
+    let execution = payload["execution"]["id"].as_str().unwrap_or_default().to_owned();
+    let cancel = "mutation Cancel($input: CancelExecutionInput!) {
+        cancelExecution(input: $input) { userErrors { message } } }";
+    let made = wait_for("an intent", MAX, || async {
+        let document = "query Intents($id: ID!) { node(id: $id) { ... on Execution { intents { id } } } }";
+        let answer = hello.client.query(document, json!({ "id": execution })).await.ok()?;
+        answer["node"]["intents"].get(0).map(|_| ())
+    });
+    made.await?;
+    hello.client.mutate(cancel, json!({ "execution": { "id": execution }, "mode": "LEAVE" })).await?;
+    follow(&hello.client, &execution, MAX).await?;
+    anyhow::ensure!(server.host_worker().is_none(), "the server started a host that somebody had stopped");
+    server.stop().await?;
+    server.restart().await?;
+    hello.deploy("2.0.0").await?.succeeded()?;
     Ok(())
 }
 

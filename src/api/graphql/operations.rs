@@ -174,6 +174,9 @@ pub struct ResizeServerGroupInput {
     server_group: ServerGroupSelector,
     /// How many instances it shall have.
     capacity: CapacityInput,
+    /// Go on although no other server group of the cluster takes traffic: nothing answers then.
+    #[graphql(default)]
+    allow_last: bool,
     /// The same key and input again answer with the execution that the first call started.
     idempotency_key: Option<String>,
 }
@@ -192,6 +195,9 @@ pub struct EnableServerGroupInput {
 pub struct DisableServerGroupInput {
     /// Which one.
     server_group: ServerGroupSelector,
+    /// Go on although no other server group of the cluster takes traffic: nothing answers then.
+    #[graphql(default)]
+    allow_last: bool,
     /// The same key and input again answer with the execution that the first call started.
     idempotency_key: Option<String>,
 }
@@ -201,6 +207,9 @@ pub struct DisableServerGroupInput {
 pub struct DestroyServerGroupInput {
     /// Which one.
     server_group: ServerGroupSelector,
+    /// Go on although no other server group of the cluster takes traffic: nothing answers then.
+    #[graphql(default)]
+    allow_last: bool,
     /// The same key and input again answer with the execution that the first call started.
     idempotency_key: Option<String>,
 }
@@ -358,7 +367,13 @@ impl OperationMutation {
     ) -> Result<Option<ResizeServerGroupPayload>> {
         let CapacityInput { min, desired, max } = input.capacity;
         let capacity = json!({"min": min, "desired": desired, "max": max});
-        let change = Change { kind: "resizeServerGroup", verb: "Resize", more: Some(("capacity", capacity)) };
+        let title = format!(" to {desired}");
+        let change = Change {
+            kind: "resizeServerGroup",
+            verb: "Resize",
+            title,
+            more: vec![("capacity", capacity), ("allowLast", input.allow_last.into())],
+        };
         settle(change.start(&session(ctx)?, input.server_group, input.idempotency_key).await)
     }
     /// Takes a server group into its load balancers' traffic.
@@ -367,7 +382,7 @@ impl OperationMutation {
         ctx: &Context<'_>,
         #[graphql(desc = "What to enable.")] input: EnableServerGroupInput,
     ) -> Result<Option<EnableServerGroupPayload>> {
-        let change = Change { kind: "enableServerGroup", verb: "Enable", more: None };
+        let change = Change { kind: "enableServerGroup", verb: "Enable", title: String::new(), more: Vec::new() };
         settle(change.start(&session(ctx)?, input.server_group, input.idempotency_key).await)
     }
     /// Takes a server group out of its load balancers' traffic; what is open is drained.
@@ -376,7 +391,12 @@ impl OperationMutation {
         ctx: &Context<'_>,
         #[graphql(desc = "What to disable.")] input: DisableServerGroupInput,
     ) -> Result<Option<DisableServerGroupPayload>> {
-        let change = Change { kind: "disableServerGroup", verb: "Disable", more: None };
+        let change = Change {
+            kind: "disableServerGroup",
+            verb: "Disable",
+            title: String::new(),
+            more: vec![("allowLast", input.allow_last.into())],
+        };
         settle(change.start(&session(ctx)?, input.server_group, input.idempotency_key).await)
     }
     /// Stops all instances of a server group and removes it.
@@ -385,7 +405,12 @@ impl OperationMutation {
         ctx: &Context<'_>,
         #[graphql(desc = "What to destroy.")] input: DestroyServerGroupInput,
     ) -> Result<Option<DestroyServerGroupPayload>> {
-        let change = Change { kind: "destroyServerGroup", verb: "Destroy", more: None };
+        let change = Change {
+            kind: "destroyServerGroup",
+            verb: "Destroy",
+            title: String::new(),
+            more: vec![("allowLast", input.allow_last.into())],
+        };
         settle(change.start(&session(ctx)?, input.server_group, input.idempotency_key).await)
     }
 }
@@ -398,7 +423,9 @@ fn placed(place: &Place, key: &str, name: &str) -> Value {
 struct Change {
     kind: &'static str,
     verb: &'static str,
-    more: Option<(&'static str, Value)>,
+    /// What follows the group's name in the title.
+    title: String,
+    more: Vec<(&'static str, Value)>,
 }
 
 impl Change {
@@ -410,9 +437,8 @@ impl Change {
     ) -> Result<Started, Refused> {
         let spec = session.select_server_group(selector).await?.spec;
         let mut config = placed(&spec.place, "serverGroup", &spec.name);
-        let mut title = format!("{} {}", self.verb, spec.name);
-        if let Some((key, value)) = self.more {
-            title.push_str(&format!(" to {}", value["desired"]));
+        let title = format!("{} {}{}", self.verb, spec.name, self.title);
+        for (key, value) in self.more {
             config[key] = value;
         }
         Operation { kind: self.kind, title, name: spec.name, config, idempotency_key }.start(session).await
@@ -451,6 +477,12 @@ impl Operation {
             stages: vec![stage],
             idempotency_key: self.idempotency_key,
         };
-        Ok(session.api.commands.start_operation(session.actor, start).await?)
+        let started = session.api.commands.start_operation(session.actor, start).await;
+        Ok(started.map_err(|mut error| {
+            // The one stage and its config are ours: the caller's field begins below them.
+            let ours = error.field.iter().zip(["stages", "0", "config"]).take_while(|(part, own)| part == own).count();
+            error.field.drain(..ours);
+            error
+        })?)
     }
 }
