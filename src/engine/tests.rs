@@ -304,6 +304,27 @@ engine_test! {
         server.stop().await;
     }
 
+    async fn an_unwind_that_does_not_bring_everything_back_is_told() {
+        let home = Home::new(manual()).await;
+        let server = home.start(Home::options());
+        let config = json!({
+            "steps": [{"poll": {"millis": 3_600_000}}],
+            "unwind": [{"key": "back", "config": {"steps": ["fail"]}}, {"key": "next", "config": {"steps": []}}],
+        });
+        let id = home.begin(&server.commands, vec![stage("a", &[], config)]).await;
+        home.until(id, "the wait", |execution| matches!(row(execution, "a").wake, Wake::At { .. })).await;
+        server.commands.cancel(&home.actor, id, "enough", CancelMode::Unwind).await.unwrap();
+        let execution = home.over(id).await;
+        assert_eq!(execution.status, Status::Canceled);
+        assert_eq!((status(&execution, "back"), status(&execution, "next")), (Status::Failed, Status::Succeeded));
+        for failure in [&row(&execution, "a").failure, &execution.failure] {
+            let failure = failure.as_ref().expect("somebody has to look");
+            assert_eq!(failure.code, "UNWIND_INCOMPLETE");
+            assert!(failure.hint.is_some(), "{failure:?}");
+        }
+        server.stop().await;
+    }
+
     async fn a_cancel_lets_the_call_under_way_finish_and_no_other_begin() {
         let home = Home::new(Clock::system()).await;
         let server = home.start(Home::options());
