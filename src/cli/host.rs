@@ -92,6 +92,9 @@ pub fn run(args: Args) -> Outcome {
             }
             Command::Upgrade { binary } => {
                 let binary = binary.as_deref().map(std::path::absolute).transpose()?;
+                if let Some(binary) = &binary {
+                    is_ours(binary).await.map_err(Failure::input)?;
+                }
                 let status = control.upgrade(Upgrade { binary }, PATIENCE).await.with_context(|| {
                     format!("the upgrade did not come about; see {}", directory.join("host.log").display())
                 })?;
@@ -104,6 +107,22 @@ pub fn run(args: Args) -> Outcome {
         }
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// Whether the binary can be run and is one of this program; the host would only log that it is not.
+async fn is_ours(binary: &Path) -> anyhow::Result<()> {
+    let mut asked = tokio::process::Command::new(binary);
+    asked.arg("--version").stdin(std::process::Stdio::null()).kill_on_drop(true);
+    let answer = tokio::time::timeout(Duration::from_secs(10), asked.output()).await;
+    let answer = answer
+        .with_context(|| format!("{} --version gave no answer within 10 s", binary.display()))?
+        .with_context(|| format!("cannot run {}", binary.display()))?;
+    anyhow::ensure!(
+        answer.stdout.starts_with(b"gennaker "),
+        "{} is not a gennaker: asked for its --version it does not name itself",
+        binary.display()
+    );
+    Ok(())
 }
 
 /// Stops the host of a directory with all its instances; also what a host that is gone left running.

@@ -104,7 +104,12 @@ pub fn main() -> ExitCode {
 }
 
 fn complain(error: &anyhow::Error, code: u8) -> ExitCode {
-    eprintln!("gennaker: {error:#}");
+    // Each level says its own; what a level has quoted already is not said again.
+    let said = error.chain().map(ToString::to_string).reduce(|said, cause| match said.contains(&cause) {
+        true => said,
+        false => format!("{said}: {cause}"),
+    });
+    eprintln!("gennaker: {}", said.unwrap_or_default());
     ExitCode::from(code)
 }
 

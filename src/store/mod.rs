@@ -69,7 +69,7 @@ pub enum Error {
     Database(String),
     #[error("the database's schema is at `{found}`, newer than this binary knows (`{known}`); start the newer binary")]
     NewerSchema { found: String, known: String },
-    #[error("the data directory {0} is in use by another server")]
+    #[error("the data directory {0} is in use by another server; stop that one first, or give another --data-dir")]
     Locked(PathBuf),
     #[error("data directory {path}: {source}")]
     Directory { path: PathBuf, source: std::io::Error },

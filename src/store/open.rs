@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use migrations::{Migrator, MigratorTrait};
+use sea_orm::sqlx::postgres::PgConnectOptions;
 use sea_orm::sqlx::sqlite::{SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
+use sea_orm::sqlx::{self, ConnectOptions as _, Connection as _};
 use sea_orm::{ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbErr, TransactionTrait};
 use tokio::sync::{Mutex, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -179,7 +181,27 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
 
 // --- PostgreSQL ------------------------------------------------------------------------------------
 
+/// One connection on its own first: the pool would only say that it waited in vain, not why.
+async fn reach_postgres(url: &str) -> Result<(), Error> {
+    let options: PgConnectOptions = url.parse().map_err(|error: sqlx::Error| {
+        Error::Database(format!("the database's URL cannot be read ({error}); its form is postgres://user@host/name"))
+    })?;
+    let at = format!("{}:{}", options.get_host(), options.get_port());
+    let why = match tokio::time::timeout(Duration::from_secs(10), options.connect()).await {
+        Ok(Ok(connection)) => {
+            let _ = connection.close().await;
+            return Ok(());
+        }
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "no answer within 10 s".to_owned(),
+    };
+    Err(Error::Database(format!(
+        "no connection to PostgreSQL at {at}: {why}; check DATABASE_URL and that it runs there"
+    )))
+}
+
 async fn connect_postgres(url: &str) -> Result<DatabaseConnection, Error> {
+    reach_postgres(url).await?;
     let mut options = ConnectOptions::new(url);
     options
         .max_connections(POSTGRES_POOL)

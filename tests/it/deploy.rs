@@ -251,6 +251,12 @@ async fn stop_the_host() -> Outcome {
     let mut server = Server::start().await?;
     let hello = Hello::create(&server).await?;
     hello.deploy("1.0.0").await?.succeeded()?;
+    // What is not this program does not take over, and that is said at once.
+    let mut upgrade = tokio::process::Command::from(server.command());
+    let refused =
+        tokio::time::timeout(MAX, upgrade.args(["host", "upgrade", "--binary", "/bin/true"]).output()).await??;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    anyhow::ensure!(refused.status.code() == Some(2) && said.contains("not a gennaker"), "{}: {said}", refused.status);
     let mut stop = tokio::process::Command::from(server.command());
     let stopped = tokio::time::timeout(MAX, stop.args(["host", "stop", "--instances"]).output()).await??;
     anyhow::ensure!(stopped.status.success(), "{}", String::from_utf8_lossy(&stopped.stderr));

@@ -1,4 +1,4 @@
-//! `schema.graphql` is what the binary prints, and everything in it is described.
+//! `schema.graphql` is what the binary prints, and the example of every kind can be saved.
 
 use libtest_mimic::Trial;
 
