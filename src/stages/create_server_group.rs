@@ -247,7 +247,11 @@ impl CreateServerGroup {
         let members = cloud::members(&snapshot, &place, &cluster);
         let of = |enabled: bool| {
             let group = members.iter().filter(|group| group.spec.enabled == enabled && group.spec.name != name);
-            group.map(|group| group.spec.name.clone()).collect::<Vec<_>>()
+            let mut group: Vec<_> = group.collect();
+            // Newest first, but what is sick after what is healthy: an unwind brings back in this
+            // order, and must not wait for a sick group while a healthy one could serve.
+            group.sort_by_key(|group| enabled && cloud::up(group) == 0);
+            group.into_iter().map(|group| group.spec.name.clone()).collect::<Vec<_>>()
         };
         let chosen = Chosen { previous: of(true), idle: of(false), name, cluster };
         cx.output("serverGroup", json!(chosen.name));
