@@ -28,7 +28,7 @@ pub async fn run() {
     report(&format!("with {EXECUTIONS} executions"), &loaded);
     let sum = loaded.server_kib + loaded.host_kib;
     line(
-        &format!("resident, server {} KiB + host {} KiB", loaded.server_kib, loaded.host_kib),
+        &format!("memory (Pss), server {} KiB + host {} KiB", loaded.server_kib, loaded.host_kib),
         &format!("{:.1} MB", f64::from(sum) / 1024.0),
         "< 40 MB",
         sum < 40 * 1024,

@@ -31,7 +31,7 @@ async fn kill_server() -> Outcome {
     let hello = Hello::create(&server).await?;
     hello.deploy("1.0.0").await?.succeeded()?;
     let load = hello.load(200, false);
-    let mut kills = times(SERVER_KILLS, 3);
+    let mut kills = times(SERVER_KILLS, 30);
     let mut deploys = 1;
     while kills > 0 {
         deploys += 1;
@@ -69,7 +69,7 @@ async fn kill_host() -> Outcome {
     let hello = Hello::create(&server).await?;
     hello.deploy("1.0.0").await?.succeeded()?;
     let mut deploys = 1;
-    for _ in 0..times(HOST_KILLS, 2) {
+    for _ in 0..times(HOST_KILLS, 10) {
         deploys += 1;
         let instances = instance_processes(&server);
         // A killed proxy takes answers that are on their way with it; a client that sends such a
