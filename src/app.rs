@@ -42,6 +42,8 @@ const ADMIN: &str = "admin";
 /// The name of the principal that stands for whoever may use the data directory itself.
 const LOCAL: &str = "system";
 
+/// How long an account may take for its first answer at the start.
+const FIRST_LOOK: Duration = Duration::from_secs(5);
 /// Open requests may go on for this long after the server was asked to end.
 const GRACE: Duration = Duration::from_secs(5);
 /// From one look for old executions to the next.
@@ -105,6 +107,7 @@ impl App {
         let first_token = first_principal(&store, &clock).await?;
         let host: Arc<dyn Provider> = Arc::new(connect_host(config).await?);
         let inventory = Inventory::new(vec![host]);
+        first_look(&inventory).await;
         let outbound = Outbound::new(outbound::Options {
             allow: config.security.outbound_allow.clone(),
             own_listeners: own_listeners(inventory.clone()),
@@ -260,6 +263,17 @@ async fn serve(listener: TcpListener, router: axum::Router, stop: CancellationTo
     };
     if let Err(error) = axum::serve(listener, service).with_graceful_shutdown(graceful).await {
         error!("the API's listener failed: {error}");
+    }
+}
+
+/// Reads every account once before anybody asks: a server that has just started must not say that
+/// nothing runs. An account that cannot be read does not keep the server from starting.
+async fn first_look(inventory: &Inventory) {
+    for account in inventory.accounts() {
+        let read = tokio::time::timeout(FIRST_LOOK, inventory.refresh(&account.name)).await;
+        if !matches!(read, Ok(Ok(_))) {
+            tracing::warn!(account = account.name, "account `{}` cannot be read yet", account.name);
+        }
     }
 }
 
