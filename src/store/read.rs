@@ -16,7 +16,6 @@ const NAMES_MAX: i64 = 1000;
 /// The most events read at once.
 const EVENTS_MAX: u64 = 1000;
 
-#[allow(clippy::missing_errors_doc, reason = "all of them: when the database cannot do it, or a row is not readable")]
 impl Store {
     async fn one<T>(
         &self,
