@@ -142,7 +142,7 @@ CREATE TABLE stage (
 CREATE INDEX stage_execution ON stage (execution_id, position)
 
 CREATE TABLE event (
-  position bigint PRIMARY KEY NOT NULL,
+  position {place} PRIMARY KEY NOT NULL,
   stream {uuid} NOT NULL,
   seq bigint NOT NULL,
   at bigint NOT NULL,

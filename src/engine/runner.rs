@@ -56,6 +56,12 @@ pub(super) struct Handle {
 }
 
 impl Handle {
+    /// Whether this worker has written an instant that has come.
+    pub fn was_due(&self, now: DateTime<Utc>) -> bool {
+        let written = self.wake.load(Ordering::Relaxed);
+        written != i64::MIN && written <= now.timestamp_micros()
+    }
+
     /// Remembers what was written.
     pub fn wakes(&self, at: Option<DateTime<Utc>>) {
         self.wake.store(at.map_or(i64::MAX, |at| at.timestamp_micros()), Ordering::Relaxed);

@@ -32,6 +32,14 @@ pub(super) enum Message {
     Noticed(StageId),
 }
 
+/// When the execution's row is to be looked at again.
+#[derive(Debug, Clone, Copy)]
+enum Wakes {
+    At(Option<DateTime<Utc>>),
+    /// The row is due already.
+    AsBefore,
+}
+
 /// Why a worker leaves before its execution is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Gone {
@@ -380,6 +388,9 @@ impl Worker {
     async fn save(&mut self, changes: &Changes, decisions: &[Decision], now: DateTime<Utc>) -> Result<bool, Gone> {
         let over = self.execution.status.is_complete();
         let wake_at = if over { None } else { timers::wake_at(decisions, !self.facts.busy.is_empty(), now) };
+        // Due it is, and due it stays.
+        let advance = !changes.execution && wake_at.is_some_and(|at| at <= now) && self.handle.was_due(now);
+        let wake = if advance { Wakes::AsBefore } else { Wakes::At(wake_at) };
         let execution = Arc::make_mut(&mut self.execution);
         let (version, seq) = (execution.version, execution.event_seq);
         let events = i64::try_from(changes.stages.values().filter(|seen| **seen).count()).unwrap_or(i64::MAX);
@@ -387,11 +398,13 @@ impl Worker {
         execution.event_seq += events + i64::from(changes.execution);
         let mut pause = Duration::from_millis(20);
         loop {
-            let commit = self.commit(changes, version, seq, wake_at, now);
+            let commit = self.commit(changes, version, seq, wake, now);
             self.shared.alive().await;
             match self.shared.store.commit(commit).await {
                 Ok(_) => {
-                    self.handle.wakes(wake_at);
+                    if let Wakes::At(at) = wake {
+                        self.handle.wakes(at);
+                    }
                     self.synced = tokio::time::Instant::now();
                     return Ok(true);
                 }
@@ -417,14 +430,7 @@ impl Worker {
         }
     }
 
-    fn commit(
-        &self,
-        changes: &Changes,
-        version: i64,
-        mut seq: i64,
-        wake_at: Option<DateTime<Utc>>,
-        now: DateTime<Utc>,
-    ) -> Commit {
+    fn commit(&self, changes: &Changes, version: i64, mut seq: i64, wake: Wakes, now: DateTime<Utc>) -> Commit {
         let execution = &self.execution;
         let stream = StreamId::Execution(execution.id);
         let max = self.shared.options.event_max;
@@ -454,7 +460,12 @@ impl Worker {
         if changes.execution && !first {
             commit.events.push(event(notices::execution_event(execution, max)));
         }
-        commit.writes.push(Write::UpdateExecution { execution: Box::new(notices::header(execution)), wake_at });
+        commit.writes.push(match wake {
+            Wakes::At(wake_at) => Write::UpdateExecution { execution: Box::new(notices::header(execution)), wake_at },
+            Wakes::AsBefore => {
+                Write::AdvanceExecution { id: execution.id, version: execution.version, event_seq: execution.event_seq }
+            }
+        });
         for (id, outcome) in &changes.intents {
             commit.writes.push(Write::CloseIntent { id: *id, at: now, outcome: outcome.clone() });
         }

@@ -1,5 +1,8 @@
 //! The inside of a writing transaction, the same for both databases: guards are compared with
 //! rows read once per batch, hot rows are gathered and written several at a time, events last.
+//!
+//! On SQLite there is one writer, so what it has written it need not read: it remembers the
+//! guarded columns and the newest position from one batch to the next ([`Memory`]).
 
 use std::collections::HashMap;
 
@@ -7,7 +10,8 @@ use sea_orm::{ConnectionTrait, DbErr, Value};
 use uuid::Uuid;
 
 use super::prepare::{NewRow, Op, Prepared, body};
-use super::sql::{all, execute, execute_rows, for_update, marks, one, padded};
+use super::script::Script;
+use super::sql::{all, execute, for_update, marks, one, padded};
 use super::{ClusterClaim, ClusterKey, Committed, Guard, Lease, Refusal, event_execution, event_stage, rows};
 use crate::model::{Execution, ExecutionId, ExecutionKind, OwnerId, StageId, StreamId};
 
@@ -42,13 +46,49 @@ struct Row {
     finished: bool,
 }
 
+/// What the only writer of a database knows of it after its last COMMIT. Forgotten as a whole
+/// when a transaction fails.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    /// Of executions that have not ended.
+    rows: HashMap<Uuid, Row>,
+    /// The newest event's position.
+    position: Option<i64>,
+}
+
+/// Executions remembered; those in use come back by themselves.
+const REMEMBERED_MAX: usize = 4096;
+
+impl Memory {
+    /// The transaction was committed.
+    pub(super) fn learn(&mut self, learned: Self) {
+        if self.rows.len() + learned.rows.len() > REMEMBERED_MAX {
+            self.rows.clear();
+        }
+        for (id, row) in learned.rows {
+            // One that has ended may be deleted by retention, which is not seen here.
+            if row.finished {
+                self.rows.remove(&id);
+            } else {
+                self.rows.insert(id, row);
+            }
+        }
+        self.position = learned.position.or(self.position);
+    }
+}
+
 /// One transaction's state.
 pub(super) struct Batch<'c, C> {
     db: &'c C,
     rows: HashMap<Uuid, Row>,
+    /// What the newest position was before; None: it has to be asked for.
+    position: Option<i64>,
+    script: Script,
     executions: Gathered,
+    advances: Gathered,
     stages: Gathered,
     intents: Vec<Vec<Value>>,
+    closed: Vec<Vec<Value>>,
     events: Vec<(usize, NewRow)>,
     outcomes: Vec<Result<Outcome, Refusal>>,
 }
@@ -71,6 +111,18 @@ impl Gathered {
         }
     }
 
+    fn get(&mut self, id: Uuid) -> Option<&mut Vec<Value>> {
+        self.places.get(&id).map(|place| &mut self.rows[*place])
+    }
+
+    fn remove(&mut self, id: Uuid) {
+        let Some(place) = self.places.remove(&id) else { return };
+        self.rows.swap_remove(place);
+        if let Some(moved) = self.places.values_mut().find(|moved| **moved == self.rows.len()) {
+            *moved = place;
+        }
+    }
+
     fn take(&mut self) -> Vec<Vec<Value>> {
         self.places.clear();
         std::mem::take(&mut self.rows)
@@ -79,12 +131,16 @@ impl Gathered {
 
 impl<'c, C: ConnectionTrait> Batch<'c, C> {
     /// Reads (and, where there are several writers, locks in the order of their ids) the
-    /// executions that the batch's guards look at.
-    pub(super) async fn begin(db: &'c C, batch: &[&Prepared]) -> Result<Self, DbErr> {
+    /// executions that the batch's guards look at and that are not remembered.
+    pub(super) async fn begin(db: &'c C, batch: &[&Prepared], memory: &Memory) -> Result<Self, DbErr> {
         let mut ids: Vec<Uuid> = batch.iter().flat_map(|prepared| prepared.rows.iter().copied()).collect();
         ids.sort_unstable();
         ids.dedup();
         let mut rows = HashMap::with_capacity(ids.len());
+        ids.retain(|id| match memory.rows.get(id) {
+            Some(row) => rows.insert(*id, row.clone()).is_some(),
+            None => true,
+        });
         if !ids.is_empty() {
             let values = padded(ids.into_iter().map(rows::id).collect());
             let sql = format!(
@@ -110,9 +166,13 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
         Ok(Self {
             db,
             rows,
+            position: memory.position,
+            script: Script::default(),
             executions: Gathered::default(),
+            advances: Gathered::default(),
             stages: Gathered::default(),
             intents: Vec::new(),
+            closed: Vec::new(),
             events: Vec::new(),
             outcomes: Vec::with_capacity(batch.len()),
         })
@@ -138,10 +198,11 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
 
     /// Writes what is left. The events' positions are taken last, from a row that stays locked
     /// until COMMIT, so that positions are in the order of commits.
-    pub(super) async fn finish(mut self) -> Result<Vec<Result<Outcome, Refusal>>, DbErr> {
-        self.flush().await?;
+    pub(super) async fn finish(mut self) -> Result<(Vec<Result<Outcome, Refusal>>, Memory), DbErr> {
+        self.gather();
         self.append().await?;
-        Ok(self.outcomes)
+        self.script.send(self.db).await?;
+        Ok((self.outcomes, Memory { rows: self.rows, position: self.position }))
     }
 
     // --- guards ------------------------------------------------------------------------------
@@ -223,19 +284,31 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
                     known.cancelled = *cancelled;
                     known.finished = *finished;
                 }
+                self.advances.remove(*id);
                 self.executions.put(*id, row.clone());
                 if *finished {
                     // Whatever ended it, it stands before no cluster any more.
-                    let sql = "DELETE FROM cluster_claim WHERE execution_id = ?";
-                    execute(self.db, sql, vec![rows::id(*id)]).await?;
+                    self.script.push("DELETE FROM cluster_claim WHERE execution_id = ?", vec![rows::id(*id)]);
+                }
+            }
+            Op::AdvanceExecution { id, version, event_seq } => {
+                if let Some(known) = self.rows.get_mut(id) {
+                    known.version = *version;
+                }
+                match self.executions.get(*id) {
+                    Some(row) => rows::execution_advanced(row, *version, *event_seq),
+                    None => {
+                        self.advances.put(*id, vec![rows::id(*id), rows::int(*version), rows::int(*event_seq)]);
+                    }
                 }
             }
             Op::PutStage { id, row } => self.stages.put(*id, row.clone()),
             Op::InsertIntent(row) => self.intents.push(row.clone()),
             Op::InsertExecution(execution) => self.insert_execution(execution, commit, outcome).await?,
+            Op::CloseIntent(row) => self.closed.push(row.clone()),
             Op::Run { sql, values } => {
-                self.flush().await?;
-                execute(self.db, sql, values.clone()).await?;
+                self.gather();
+                self.script.push(*sql, values.clone());
             }
             Op::Count { sql, values } => {
                 self.flush().await?;
@@ -243,13 +316,14 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
             }
             Op::Insert { table, columns, row } => {
                 let before = format!("INSERT INTO {table} ({columns}) VALUES");
-                execute_rows(self.db, &before, "", vec![row.clone()]).await?;
+                self.script.push_rows(&before, "", vec![row.clone()]);
             }
             Op::Claim { me, execution } => outcome.answer = Answer::Claimed(self.claim(*me, *execution).await?),
             Op::ClaimCluster { lease, key, stage, queue_max } => {
                 outcome.answer = Answer::Cluster(self.claim_cluster(lease, key, *stage, *queue_max).await?);
             }
             Op::ReserveName { place, name, stage, attempt } => {
+                self.flush().await?;
                 let key = vec![rows::text(&place.account), rows::text(&place.location), rows::text(name)];
                 let sql =
                     "SELECT stage_id, attempt FROM name_reservation WHERE account = ? AND location = ? AND name = ?";
@@ -263,13 +337,14 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
                         let sql = "INSERT INTO name_reservation (account, location, name, stage_id, attempt) \
                                    VALUES (?,?,?,?,?)";
                         let rest = [rows::id(stage.uuid()), rows::int((*attempt).into())];
-                        execute(self.db, sql, key.into_iter().chain(rest).collect()).await?;
+                        self.script.push(sql, key.into_iter().chain(rest).collect());
                         true
                     }
                 };
                 outcome.answer = Answer::Yes(mine);
             }
             Op::Beat(owner) => {
+                self.flush().await?;
                 let sql = "UPDATE owner SET beat = beat + 1 WHERE id = ?";
                 let changed = execute(self.db, sql, vec![rows::id(owner.uuid())]).await?.rows_affected();
                 outcome.answer = Answer::Yes(changed == 1);
@@ -300,7 +375,7 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
         let sql =
             "UPDATE name_reservation SET stage_id = ?, attempt = ? WHERE account = ? AND location = ? AND name = ?";
         let values = [rows::id(stage.uuid()), rows::int(attempt.into())].into_iter().chain(name).collect();
-        execute(self.db, sql, values).await?;
+        self.script.push(sql, values);
         Ok(true)
     }
 
@@ -320,7 +395,7 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
         outcome.committed.numbers.push(execution.number);
 
         let before = format!("INSERT INTO execution ({}) VALUES", rows::EXECUTION_INSERT);
-        execute_rows(self.db, &before, "", vec![rows::execution_row(&execution)]).await?;
+        self.script.push_rows(&before, "", vec![rows::execution_row(&execution)]);
         for stage in &execution.stages {
             self.stages.put(stage.id.uuid(), rows::stage_row(stage));
         }
@@ -344,6 +419,7 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
 
     /// The number of the lease, if the execution may be taken.
     async fn claim(&mut self, me: OwnerId, execution: ExecutionId) -> Result<Option<i64>, DbErr> {
+        self.flush().await?;
         let Some(row) = self.rows.get(&execution.uuid()).filter(|row| !row.finished) else { return Ok(None) };
         match row.owner {
             Some(owner) if owner == me.uuid() => return Ok(Some(row.lease)),
@@ -356,10 +432,9 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
             None => {}
         }
         let number = row.lease + 1;
-        self.flush().await?;
         let sql = "UPDATE execution SET lease_owner = ?, lease_number = ? WHERE id = ?";
         let values = vec![rows::id(me.uuid()), rows::int(number), rows::id(execution.uuid())];
-        execute(self.db, sql, values).await?;
+        self.script.push(sql, values);
         if let Some(row) = self.rows.get_mut(&execution.uuid()) {
             row.owner = Some(me.uuid());
             row.lease = number;
@@ -374,6 +449,7 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
         stage: StageId,
         queue_max: usize,
     ) -> Result<ClusterClaim, DbErr> {
+        self.flush().await?;
         let place = vec![rows::text(&key.place.account), rows::text(&key.place.location), rows::text(&key.cluster)];
         let mut queue = self.queue(&place).await?;
         if !queue.iter().any(|(_, queued)| *queued == stage) {
@@ -386,7 +462,7 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
             let sql = "INSERT INTO cluster_claim (account, location, cluster, stage_id, execution_id, arrival) \
                        VALUES (?,?,?,?,?,?)";
             let rest = [rows::id(stage.uuid()), rows::id(lease.execution.uuid()), rows::int(arrival)];
-            execute(self.db, sql, place.into_iter().chain(rest).collect()).await?;
+            self.script.push(sql, place.into_iter().chain(rest).collect());
             queue.push((lease.execution, stage));
         }
         let ahead: Vec<ExecutionId> =
@@ -429,23 +505,49 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
             .try_get_by_index(0)
     }
 
-    /// Writes what was gathered.
-    async fn flush(&mut self) -> Result<(), DbErr> {
+    /// Puts what was gathered into the script.
+    fn gather(&mut self) {
+        let script = &mut self.script;
         let executions = self.executions.take();
         if !executions.is_empty() {
-            execute_rows(self.db, rows::EXECUTION_UPDATE, rows::EXECUTION_UPDATE_END, executions).await?;
+            script.push_rows(rows::EXECUTION_UPDATE, rows::EXECUTION_UPDATE_END, executions);
+        }
+        let advances = self.advances.take();
+        if !advances.is_empty() {
+            script.push_rows(rows::EXECUTION_ADVANCE, rows::EXECUTION_UPDATE_END, advances);
         }
         let stages = self.stages.take();
         if !stages.is_empty() {
-            let before = format!("INSERT INTO stage ({}) VALUES", rows::STAGE);
-            execute_rows(self.db, &before, &rows::stage_conflict(), stages).await?;
+            script.push_rows(&format!("INSERT INTO stage ({}) VALUES", rows::STAGE), &rows::stage_conflict(), stages);
         }
         let intents = std::mem::take(&mut self.intents);
         if !intents.is_empty() {
-            let before = format!("INSERT INTO intent ({}) VALUES", rows::INTENT);
-            execute_rows(self.db, &before, "", intents).await?;
+            script.push_rows(&format!("INSERT INTO intent ({}) VALUES", rows::INTENT), "", intents);
         }
-        Ok(())
+        let closed = std::mem::take(&mut self.closed);
+        if !closed.is_empty() {
+            script.push_rows(rows::INTENT_CLOSE, rows::INTENT_CLOSE_END, closed);
+        }
+    }
+
+    /// Writes what was gathered: before anything is read that it may have changed.
+    async fn flush(&mut self) -> Result<(), DbErr> {
+        self.gather();
+        self.script.send(self.db).await
+    }
+
+    /// The first of so many positions that follow each other.
+    async fn positions(&mut self, count: i64) -> Result<i64, DbErr> {
+        let Some(newest) = self.position else {
+            // Its row stays locked until COMMIT: all else has to be written by then.
+            self.script.send(self.db).await?;
+            let newest = self.count("position", count).await?;
+            self.position = Some(newest);
+            return Ok(newest - count + 1);
+        };
+        self.script.push("UPDATE counter SET value = ? WHERE key = 'position'", vec![rows::int(newest + count)]);
+        self.position = Some(newest + count);
+        Ok(newest + 1)
     }
 
     async fn append(&mut self) -> Result<(), DbErr> {
@@ -454,7 +556,7 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
             return Ok(());
         }
         let count = i64::try_from(events.len()).unwrap_or(i64::MAX);
-        let first = self.count("position", count).await? - count + 1;
+        let first = self.positions(count).await?;
         let unnumbered = events.iter().filter(|(_, event)| event.seq.is_none()).count();
         let mut next = match i64::try_from(unnumbered).unwrap_or(i64::MAX) {
             0 => 0,
@@ -481,7 +583,8 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
                 Value::String(Some(event.body)),
             ]);
         }
-        execute_rows(self.db, &format!("INSERT INTO event ({}) VALUES", rows::EVENT), "", values).await
+        self.script.push_rows(&format!("INSERT INTO event ({}) VALUES", rows::EVENT), "", values);
+        Ok(())
     }
 }
 

@@ -110,7 +110,14 @@ pub enum Write {
         execution: Box<Execution>,
         wake_at: Option<DateTime<Utc>>,
     },
-    /// Inserts the stage, or replaces the row of its id.
+    /// Only the version and the event sequence have moved: the execution is as due as it was. The
+    /// cheapest change of an execution, since no index knows these two.
+    AdvanceExecution {
+        id: ExecutionId,
+        version: i64,
+        event_seq: i64,
+    },
+    /// Inserts the stage, or replaces the row of its id (but for its execution and its position).
     PutStage(Box<Stage>),
     InsertIntent(Intent),
     CloseIntent {

@@ -14,6 +14,7 @@ mod postgres;
 mod prepare;
 mod read;
 mod rows;
+mod script;
 mod sql;
 #[cfg(test)]
 mod tests;

@@ -122,7 +122,7 @@ async fn open_sqlite(options: &Options, role: As) -> Result<(writer::File<Option
     let log = beside(&path, "-wal");
     let read = connect_sqlite(SQLITE_READERS, move |sqlite| sqlite.filename(&path).pragma("query_only", "on")).await?;
     let checkpoints = connect_sqlite(1, writing).await?;
-    Ok((writer::File { db, checkpoints, log, guard: lock }, read))
+    Ok((writer::File { db, checkpoints, log, alone: role == As::Server, guard: lock }, read))
 }
 
 fn lock(dir: &Path) -> Result<File, Error> {

@@ -39,12 +39,18 @@ pub(super) enum Op {
         finished: bool,
         row: Vec<Value>,
     },
+    AdvanceExecution {
+        id: Uuid,
+        version: i64,
+        event_seq: i64,
+    },
     PutStage {
         id: Uuid,
         row: Vec<Value>,
     },
     InsertExecution(Box<Execution>),
     InsertIntent(Vec<Value>),
+    CloseIntent(Vec<Value>),
     /// A statement of its own.
     Run {
         sql: &'static str,
@@ -174,12 +180,14 @@ fn push(ops: &mut Vec<Op>, write: Write) {
             finished: execution.status.is_complete(),
             row: rows::execution_changes(&execution, wake_at),
         }),
+        Write::AdvanceExecution { id, version, event_seq } => {
+            ops.push(Op::AdvanceExecution { id: id.uuid(), version, event_seq });
+        }
         Write::PutStage(stage) => ops.push(Op::PutStage { id: stage.id.uuid(), row: rows::stage_row(&stage) }),
         Write::InsertIntent(intent) => ops.push(Op::InsertIntent(rows::intent_row(&intent))),
-        Write::CloseIntent { id, at, outcome } => ops.push(Op::Run {
-            sql: "UPDATE intent SET closed_at = ?, outcome = ? WHERE id = ?",
-            values: vec![rows::time(at), rows::json(&outcome), rows::id(id.uuid())],
-        }),
+        Write::CloseIntent { id, at, outcome } => {
+            ops.push(Op::CloseIntent(vec![rows::id(id.uuid()), rows::time(at), rows::json(&outcome)]));
+        }
         Write::ReleaseClusterClaims { stage } => ops.push(Op::Run {
             sql: "DELETE FROM cluster_claim WHERE stage_id = ?",
             values: vec![rows::id(stage.uuid())],

@@ -232,6 +232,16 @@ pub(super) fn execution_changes(execution: &Execution, wake_at: Option<DateTime<
     ]
 }
 
+/// A row is (id, version, event sequence).
+pub(super) const EXECUTION_ADVANCE: &str =
+    "UPDATE execution SET version = v.column2, event_seq = v.column3 FROM (VALUES";
+
+/// What was moved in a row of [`execution_changes`] since it was made.
+pub(super) fn execution_advanced(row: &mut [Value], version: i64, event_seq: i64) {
+    row[3] = int(version);
+    row[4] = int(event_seq);
+}
+
 // --- stage -----------------------------------------------------------------------------------------
 
 pub(super) const STAGE: &str = "id, execution_id, key, parent_id, phase, kind, name, on_failure, position, attempt, \
@@ -310,11 +320,10 @@ pub(super) fn stage_row(stage: &Stage) -> Vec<Value> {
 pub(super) fn stage_conflict() -> String {
     let columns: Vec<String> = STAGE
         .split(", ")
-        .skip(1)
-        .map(|column| {
-            let column = column.trim();
-            format!("{column} = excluded.{column}")
-        })
+        .map(str::trim)
+        // What never changes is in the indexes, which would be written anew for it.
+        .filter(|column| !["id", "execution_id", "position"].contains(column))
+        .map(|column| format!("{column} = excluded.{column}"))
         .collect();
     format!("ON CONFLICT (id) DO UPDATE SET {}", columns.join(", "))
 }
@@ -507,6 +516,11 @@ pub(super) fn revision_row(revision: &Revision) -> Vec<Value> {
         text(&revision.created_by_name),
     ]
 }
+
+/// Closes intents; a row is (id, when, outcome).
+pub(super) const INTENT_CLOSE: &str = "UPDATE intent SET closed_at = v.column2, outcome = v.column3 FROM (VALUES";
+
+pub(super) const INTENT_CLOSE_END: &str = ") AS v WHERE intent.id = v.column1";
 
 pub(super) const INTENT: &str = "id, execution_id, stage_id, attempt, key, what, lease_number, created_at, deadline, \
     closed_at, outcome";

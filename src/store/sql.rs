@@ -1,11 +1,8 @@
-//! Statements as texts with `?`, for both databases; several rows in one statement.
+//! Statements as texts with `?`, for both databases.
 
 use std::borrow::Cow;
 
 use sea_orm::{ConnectionTrait, DbBackend, DbErr, ExecResult, QueryResult, Statement, Value};
-
-/// The most rows one statement carries.
-const ROWS_MAX: usize = 64;
 
 /// The text in the database's dialect: PostgreSQL numbers its parameters.
 fn dialect(backend: DbBackend, sql: &str) -> String {
@@ -46,43 +43,6 @@ pub(super) async fn one<C: ConnectionTrait>(
 
 pub(super) async fn all<C: ConnectionTrait>(db: &C, sql: &str, values: Vec<Value>) -> Result<Vec<QueryResult>, DbErr> {
     db.query_all_raw(statement(db.get_database_backend(), sql, values)).await
-}
-
-/// Runs `{before} (?,…),(?,…) {after}` over all rows, in statements of 64, 32, 16 … rows, so that
-/// the database sees few different texts and keeps them prepared.
-pub(super) async fn execute_rows<C: ConnectionTrait>(
-    db: &C,
-    before: &str,
-    after: &str,
-    mut rows: Vec<Vec<Value>>,
-) -> Result<(), DbErr> {
-    let columns = rows.first().map_or(0, Vec::len);
-    let one_row = format!("({})", marks(columns));
-    while !rows.is_empty() {
-        let count = chunk(rows.len());
-        let rest = rows.split_off(count);
-        let mut text = String::with_capacity(before.len() + after.len() + count * (one_row.len() + 1) + 2);
-        text.push_str(before);
-        text.push(' ');
-        for index in 0..count {
-            if index > 0 {
-                text.push(',');
-            }
-            text.push_str(&one_row);
-        }
-        text.push(' ');
-        text.push_str(after);
-        let mut values = Vec::with_capacity(count * columns);
-        values.extend(rows.into_iter().flatten());
-        execute(db, &text, values).await?;
-        rows = rest;
-    }
-    Ok(())
-}
-
-/// The largest power of two that is not above `len`, at most [`ROWS_MAX`].
-fn chunk(len: usize) -> usize {
-    if len >= ROWS_MAX { ROWS_MAX } else { 1 << len.ilog2() }
 }
 
 /// `?,?,?`
@@ -160,10 +120,5 @@ mod tests {
     fn parameters_are_numbered_for_postgresql_only() {
         assert_eq!(dialect(DbBackend::Postgres, "a = ? AND b IN (?,?)"), "a = $1 AND b IN ($2,$3)");
         assert_eq!(dialect(DbBackend::Sqlite, "a = ?"), "a = ?");
-    }
-
-    #[test]
-    fn rows_are_cut_into_powers_of_two() {
-        assert_eq!((chunk(1), chunk(3), chunk(63), chunk(64), chunk(1000)), (1, 2, 32, 64, 64));
     }
 }

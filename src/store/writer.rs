@@ -13,7 +13,7 @@ use sea_orm::{
 use tokio::sync::{Mutex, Notify, Semaphore, broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::apply::{Batch, Outcome};
+use super::apply::{Batch, Memory, Outcome};
 use super::prepare::Prepared;
 use super::{CommitError, Refusal, postgres, sql};
 use crate::model::{ExecutionId, StreamId};
@@ -173,21 +173,24 @@ pub(super) struct File<G> {
     pub checkpoints: DatabaseConnection,
     /// Where the write-ahead log is.
     pub log: PathBuf,
+    /// Nobody else writes what this writer may remember.
+    pub alone: bool,
     /// Kept (it holds the lock on the data directory) until the writer has ended.
     pub guard: G,
 }
 
 /// The writer's task: ends when it is told to and nothing is queued, or when the store is gone.
 pub(super) async fn run<G>(
-    File { db, checkpoints, log, guard }: File<G>,
+    File { db, checkpoints, log, alone, guard }: File<G>,
     mut queue: mpsc::Receiver<Request>,
     notices: Notices,
     latency: Arc<Latency>,
     stop: CancellationToken,
 ) {
-    let mut log = Log { path: log, wake: Arc::default(), carrying: Arc::default(), commits: 0 };
-    let checkpointer = tokio::spawn(carry(checkpoints.clone(), Arc::clone(&log.wake), Arc::clone(&log.carrying)));
+    let mut log = Log { path: log, commits: 0, long_since: None, shared: Arc::default() };
+    let checkpointer = tokio::spawn(carry(checkpoints.clone(), Arc::clone(&log.shared)));
     let mut batch = Vec::with_capacity(BATCH_MAX);
+    let mut memory = Memory::default();
     loop {
         tokio::select! {
             biased;
@@ -196,11 +199,18 @@ pub(super) async fn run<G>(
                 continue;
             }
             count = queue.recv_many(&mut batch, BATCH_MAX) => if count == 0 { break },
+            () = tokio::time::sleep(PAUSE), if log.commits > 0 => {
+                log.carry();
+                continue;
+            }
         }
         let waiting = std::mem::take(&mut batch);
+        if !alone {
+            memory = Memory::default();
+        }
         let prepared: Vec<&Prepared> = waiting.iter().map(|request| &request.prepared).collect();
         let count = waiting.len();
-        match write_batch(&db, &prepared).await {
+        match write_batch(&db, &prepared, &mut memory).await {
             Ok(outcomes) => {
                 for (request, outcome) in waiting.into_iter().zip(outcomes) {
                     answer(request, outcome.map_err(CommitError::Refused), &notices, &latency);
@@ -210,7 +220,7 @@ pub(super) async fn run<G>(
                 // One of them is bad: each on its own, so that only the bad one fails.
                 tracing::warn!(error = %sql::describe(&error), "a batch of commits failed; trying each on its own");
                 for request in waiting {
-                    let result = match write_batch(&db, &[&request.prepared]).await {
+                    let result = match write_batch(&db, &[&request.prepared], &mut memory).await {
                         Ok(outcomes) => only(outcomes),
                         Err(broken) => Err(broken.into()),
                     };
@@ -226,6 +236,9 @@ pub(super) async fn run<G>(
             }
         }
         log.grew(&db, count).await;
+        // Those who were answered may have more to say at once; it goes into the next batch rather
+        // than the one after.
+        tokio::task::yield_now().await;
     }
     checkpointer.abort();
     // Cancelled, which is what was asked for; its connection may still be at work.
@@ -241,8 +254,10 @@ pub(super) async fn run<G>(
     drop(guard);
 }
 
-/// Commits after which the log is carried into the file.
-const CARRY_AFTER: usize = 256;
+/// Commits after which the log is carried into the file, if there is no pause before.
+const CARRY_AFTER: usize = 2048;
+/// Without a commit for this long it is carried too: then nobody waits for the disk beside it.
+const PAUSE: Duration = Duration::from_millis(100);
 /// Bytes of log at which the writer itself makes it begin anew; above what the file is cut to
 /// then (`journal_size_limit`, 64 MiB).
 pub(super) const LOG_MAX: u64 = 96 << 20;
@@ -251,32 +266,62 @@ pub(super) const LOG_MAX: u64 = 96 << 20;
 /// takes as long as writing a thousand pages; so it is done beside the writer.
 struct Log {
     path: PathBuf,
-    wake: Arc<Notify>,
-    /// One checkpoint at a time: SQLite answers a second one with `busy` and does nothing.
-    carrying: Arc<Mutex<()>>,
+    /// Commits since it was last asked for.
     commits: usize,
+    /// How often it had been carried when it was found too long.
+    long_since: Option<u64>,
+    shared: Arc<Carrying>,
+}
+
+#[derive(Default)]
+struct Carrying {
+    wake: Notify,
+    /// One checkpoint at a time: SQLite answers a second one with `busy` and does nothing.
+    one: Mutex<()>,
+    /// How often the log was carried as far as it went.
+    times: AtomicU64,
 }
 
 impl Log {
+    fn carry(&mut self) {
+        self.commits = 0;
+        self.shared.wake.notify_one();
+    }
+
     async fn grew(&mut self, db: &DatabaseConnection, commits: usize) {
         self.commits += commits;
         if self.commits >= CARRY_AFTER {
-            self.commits = 0;
-            self.wake.notify_one();
+            self.carry();
+        }
+        if std::fs::metadata(&self.path).is_ok_and(|log| log.len() <= LOG_MAX) {
+            return;
         }
         // While commits follow each other without a gap, only their writer can begin the log anew.
-        if std::fs::metadata(&self.path).is_ok_and(|log| log.len() > LOG_MAX) {
-            let _carrying = self.carrying.lock().await;
-            checkpoint(db, "PRAGMA wal_checkpoint(RESTART)").await;
+        // The most of it is carried before, so that they wait for the rest alone.
+        let times = self.shared.times.load(Ordering::Relaxed);
+        match self.long_since {
+            None => {
+                self.long_since = Some(times);
+                self.carry();
+            }
+            // The first may have been under way already.
+            Some(since) if times >= since + 2 => {
+                let _one = self.shared.one.lock().await;
+                checkpoint(db, "PRAGMA wal_checkpoint(RESTART)").await;
+                self.long_since = None;
+            }
+            Some(_) if self.commits > 0 => self.carry(),
+            Some(_) => {}
         }
     }
 }
 
-async fn carry(db: DatabaseConnection, wake: Arc<Notify>, carrying: Arc<Mutex<()>>) {
+async fn carry(db: DatabaseConnection, shared: Arc<Carrying>) {
     loop {
-        wake.notified().await;
-        let _carrying = carrying.lock().await;
+        shared.wake.notified().await;
+        let _one = shared.one.lock().await;
         checkpoint(&db, "PRAGMA wal_checkpoint(PASSIVE)").await;
+        shared.times.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -302,13 +347,17 @@ fn only(outcomes: Outcomes) -> Result<Outcome, CommitError> {
     }
 }
 
-async fn write_batch(db: &DatabaseConnection, batch: &[&Prepared]) -> Result<Outcomes, Broken> {
+async fn write_batch(db: &DatabaseConnection, batch: &[&Prepared], memory: &mut Memory) -> Result<Outcomes, Broken> {
     let options =
         TransactionOptions { sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate), ..Default::default() };
+    // Put back only once the transaction is known to have happened.
+    let mut known = std::mem::take(memory);
     let tx = db.begin_with_options(options).await.map_err(Broken::AtBegin)?;
-    match apply(&tx, batch).await {
-        Ok(outcomes) => {
+    match apply(&tx, batch, &known).await {
+        Ok((outcomes, learned)) => {
             tx.commit().await.map_err(Broken::AtCommit)?;
+            known.learn(learned);
+            *memory = known;
             Ok(outcomes)
         }
         Err(error) => {
@@ -319,8 +368,8 @@ async fn write_batch(db: &DatabaseConnection, batch: &[&Prepared]) -> Result<Out
     }
 }
 
-async fn apply(tx: &DatabaseTransaction, commits: &[&Prepared]) -> Result<Outcomes, DbErr> {
-    let mut batch = Batch::begin(tx, commits).await?;
+async fn apply(tx: &DatabaseTransaction, commits: &[&Prepared], memory: &Memory) -> Result<(Outcomes, Memory), DbErr> {
+    let mut batch = Batch::begin(tx, commits, memory).await?;
     for prepared in commits {
         batch.add(prepared).await?;
     }
@@ -361,7 +410,8 @@ impl Broken {
 async fn try_one(db: &DatabaseConnection, prepared: &Prepared, replica: uuid::Uuid) -> Result<Outcomes, Broken> {
     let tx = db.begin().await.map_err(Broken::AtBegin)?;
     let outcomes = async {
-        let outcomes = apply(&tx, &[prepared]).await?;
+        // Others write too: nothing is remembered.
+        let (outcomes, _) = apply(&tx, &[prepared], &Memory::default()).await?;
         if let Some(Ok(outcome)) = outcomes.first() {
             postgres::announce(&tx, replica, &outcome.appended, &prepared.work).await?;
         }

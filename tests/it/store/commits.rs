@@ -9,6 +9,8 @@ cases!(
     a_stale_version_is_refused_and_changes_nothing,
     a_refused_commit_touches_no_other,
     a_commit_that_breaks_a_constraint_fails_alone,
+    an_advance_moves_the_version_and_nothing_else,
+    guards_hold_after_a_batch_that_failed,
     parallel_starts_are_numbered_without_gaps,
     operations_are_numbered_within_the_application,
     parallel_starts_under_one_key_give_one_execution,
@@ -186,6 +188,62 @@ async fn a_commit_that_breaks_a_constraint_fails_alone(at: &Home) {
             assert_eq!(version, 2);
         }
     }
+}
+
+async fn an_advance_moves_the_version_and_nothing_else(at: &Home) {
+    let (application, pipeline) = ground(&at.store, "hello").await;
+    let stored = insert(&at.store, &execution(&application, Some(&pipeline), 1)).await;
+    let owner = OwnerId::new();
+    at.store.owner_register(owner).await.expect("registered");
+    let (lease, _) = at.store.execution_claim(owner, stored.id).await.expect("claim").expect("taken");
+    let advance = |version: i64| {
+        let mut commit = write(vec![Write::AdvanceExecution { id: stored.id, version: version + 1, event_seq: 7 }]);
+        commit.guards = vec![
+            Guard::Lease { execution: stored.id, owner, number: lease.number },
+            Guard::ExecutionVersion { id: stored.id, version },
+        ];
+        commit
+    };
+    // Of many that have read the same version, one goes through.
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let (store, commit) = (at.store.clone(), advance(stored.version));
+        tasks.spawn(async move { store.commit(commit).await.is_ok() });
+    }
+    assert_eq!(tasks.join_all().await.into_iter().filter(|ok| *ok).count(), 1);
+    at.store.commit(advance(stored.version + 1)).await.expect("committed");
+    let read = at.store.execution(stored.id).await.expect("read").expect("there");
+    assert_eq!(read, Execution { version: stored.version + 2, event_seq: 7, ..stored.clone() });
+    assert_eq!(at.store.executions_due(owner, at.clock.now(), 10).await.expect("read"), [stored.id], "still due");
+    // What a command writes in between counts for the next guard.
+    let (mut cancel, canceled) = next(&read, |execution| execution.status = Status::Running);
+    cancel.events.clear();
+    at.store.commit(cancel).await.expect("committed");
+    let refused = at.store.commit(advance(read.version)).await;
+    assert!(matches!(refused, Err(CommitError::Refused(_))), "{refused:?}");
+    at.store.commit(advance(canceled.version)).await.expect("committed");
+    let read = at.store.execution(stored.id).await.expect("read").expect("there");
+    assert_eq!((read.version, read.status), (canceled.version + 1, Status::Running));
+}
+
+async fn guards_hold_after_a_batch_that_failed(at: &Home) {
+    let (application, pipeline) = ground(&at.store, "hello").await;
+    let stored = insert(&at.store, &execution(&application, Some(&pipeline), 1)).await;
+    for round in 0..10 {
+        let read = at.store.execution(stored.id).await.expect("read").expect("there");
+        let (good, _) = next(&read, |execution| execution.status = Status::Running);
+        let (mut bad, _) = next(&read, |execution| execution.status = Status::Running);
+        // A position's stream and number that are there already: found when it is written.
+        bad.events[0].seq = Some(1);
+        let (one, other) = tokio::join!(at.store.commit(bad), at.store.commit(good));
+        assert!(one.is_err(), "round {round}");
+        assert!(other.is_ok(), "round {round}: {other:?}");
+        let after = at.store.execution(stored.id).await.expect("read").expect("there");
+        assert_eq!(after.version, read.version + 1, "round {round}");
+    }
+    let events = at.store.events(StreamId::Execution(stored.id), 0, 100).await.expect("read");
+    assert_eq!(events.len(), 12, "two of the start, one a round");
+    assert!(events.is_sorted_by(|one, two| one.position < two.position));
 }
 
 async fn parallel_starts_are_numbered_without_gaps(at: &Home) {
