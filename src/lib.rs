@@ -1,5 +1,9 @@
 //! Gennaker: a continuous delivery server in one binary. `ARCHITECTURE.md` is the map.
 
+// What is under both kinds of test names this crate as those outside do.
+#[cfg(test)]
+extern crate self as gennaker;
+
 pub mod api;
 pub mod app;
 pub mod auth;

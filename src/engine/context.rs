@@ -16,7 +16,7 @@ use super::decide::topmost;
 use super::runner::Shared;
 use super::worker::Message;
 use super::{CrashPoint, Moment};
-use crate::model::{Execution, IntentId, Phase, Place, Progress, Stage as StageRow, Wake};
+use crate::model::{Execution, ExecutionId, IntentId, Phase, Place, Progress, Stage as StageRow, Wake};
 use crate::store::{ClusterClaim, ClusterKey, Commit, CommitError, Guard, Intent, IntentOutcome, Lease, Write};
 
 /// The longest a call may take.
@@ -190,6 +190,41 @@ impl StepContext {
         F: FnOnce(Ticket) -> Fut + Send,
         Fut: Future<Output = Result<T, E>> + Send,
     {
+        self.guarded(None, effect, call).await
+    }
+
+    /// The same for what changes a cluster: the intent is refused too unless the stage's topmost
+    /// ancestor holds the cluster in that same transaction.
+    ///
+    /// # Errors
+    /// See [`StepContext::effect`]; `Unclaimed` where the cluster is not held.
+    pub async fn effect_on_cluster<T, E, F, Fut>(
+        &self,
+        cluster: &ClusterKey,
+        effect: Effect<'_>,
+        call: F,
+    ) -> Result<T, EffectError<E>>
+    where
+        T: Send,
+        E: std::fmt::Display + Send,
+        F: FnOnce(Ticket) -> Fut + Send,
+        Fut: Future<Output = Result<T, E>> + Send,
+    {
+        self.guarded(Some(cluster), effect, call).await
+    }
+
+    async fn guarded<T, E, F, Fut>(
+        &self,
+        cluster: Option<&ClusterKey>,
+        effect: Effect<'_>,
+        call: F,
+    ) -> Result<T, EffectError<E>>
+    where
+        T: Send,
+        E: std::fmt::Display + Send,
+        F: FnOnce(Ticket) -> Fut + Send,
+        Fut: Future<Output = Result<T, E>> + Send,
+    {
         let Some(_entered) = self.state.enter() else {
             return Err(self.not_made("the stage has to end".to_owned()));
         };
@@ -211,7 +246,7 @@ impl StepContext {
             deadline: intent.deadline,
         };
         let (id, deadline) = (intent.id, intent.deadline);
-        self.record(intent).await?;
+        self.record(intent, cluster).await?;
         self.crash(Moment::AfterIntent, effect.key).await;
 
         let answer = tokio::select! {
@@ -251,13 +286,17 @@ impl StepContext {
     }
 
     /// Commits the intent, or says why the call must not be made.
-    async fn record<E>(&self, intent: Intent) -> Result<(), EffectError<E>> {
+    async fn record<E>(&self, intent: Intent, cluster: Option<&ClusterKey>) -> Result<(), EffectError<E>> {
         let execution = self.execution.id;
         let mut guards = vec![Guard::Lease { execution, owner: self.lease.owner, number: self.lease.number }];
         if !ignores_cancel(&self.execution, self.stage()) {
             guards.push(Guard::NotCancelled { execution });
         }
-        let id = intent.id;
+        if let Some(key) = cluster {
+            let stage = topmost(&self.execution, self.stage()).id;
+            guards.push(Guard::ClusterHeld { key: key.clone(), stage });
+        }
+        let (id, what) = (intent.id, intent.what.clone());
         let commit = Commit { guards, writes: vec![Write::InsertIntent(intent)], events: Vec::new() };
         self.shared.alive().await;
         let error = match self.shared.store.commit(commit).await {
@@ -269,7 +308,10 @@ impl StepContext {
             let outcome = IntentOutcome::Failed { message: "the call was not made".to_owned() };
             self.state.kept().intents.push((id, outcome));
         }
-        if let CommitError::Refused(_) = &error {
+        if let CommitError::Refused(refusal) = &error {
+            if let Guard::ClusterHeld { key, .. } = &refusal.guard {
+                return Err(EffectError::Unclaimed { what, cluster: key.cluster.clone() });
+            }
             // The execution has changed hands or is cancelled: the worker reads it anew.
             let _ = self.worker.send(Message::Changed);
         }
@@ -311,6 +353,17 @@ impl StepContext {
         let max = self.shared.options.cluster_queue_max;
         let claim = self.shared.store.cluster_claim(self.lease, key, top, max).await;
         claim.map_err(|error| self.refused(&error, format!("claim of cluster `{}`", key.cluster)))
+    }
+
+    /// What people call that execution: `hello / deploy hello #3`. None: it is gone.
+    ///
+    /// # Errors
+    /// A retry, when the database could not say.
+    pub async fn title(&self, execution: ExecutionId) -> Result<Option<String>, StepError> {
+        let found = self.shared.store.execution(execution).await.map_err(|error| {
+            StepError::Retry(Cause::new("DATABASE_UNAVAILABLE", "execution could not be read").because(error))
+        })?;
+        Ok(found.map(|found| format!("{} / {} #{}", found.application_name, found.name, found.number)))
     }
 
     /// The server group name this stage and attempt reserved at the place, if any.

@@ -137,6 +137,8 @@ pub enum EffectError<E> {
     Call(E),
     /// The call was made, now or before a crash, and nobody knows whether it took effect.
     Unknown { what: String, since: DateTime<Utc> },
+    /// The call was not made: it changes a cluster that the stage does not hold. A fault of the stage.
+    Unclaimed { what: String, cluster: String },
     /// The call was not made: the lease is lost, the execution is cancelled, the database is
     /// away. The step has to end; return this as it is with [`EffectError::into_step`].
     NotMade(String),
@@ -153,6 +155,10 @@ impl<E> EffectError<E> {
                 "OUTCOME_UNKNOWN",
                 format!("{what}: begun at {}, and not answered", since.to_rfc3339()),
             )),
+            Self::Unclaimed { what, cluster } => StepError::Fail(
+                Cause::new("CLUSTER_NOT_HELD", format!("{what}: the stage does not hold cluster `{cluster}`"))
+                    .hint("start again; if it happens again, report it as a fault of the server"),
+            ),
             Self::NotMade(why) => StepError::Retry(Cause::new(NOT_MADE, why)),
         }
     }

@@ -313,17 +313,22 @@ impl<'a> Pass<'a> {
             quiet = false;
         }
         if quiet {
-            let leave = self.execution.cancel.as_ref().is_some_and(|cancel| cancel.mode == CancelMode::Leave);
             let before = self.scope(stage.id, Phase::Before);
             let begun = self.verdict(&before, None) == Verdict::Good;
-            self.out.push(Decision::End { stage: stage.id, status, unwind: begun && !unwound && !leave });
+            self.out.push(Decision::End { stage: stage.id, status, unwind: begun && !unwound && !self.left() });
         }
     }
 
-    /// The unwind children one after the other, each whatever became of the one before.
+    /// Somebody has said that all is to be left as it is.
+    fn left(&self) -> bool {
+        self.execution.cancel.as_ref().is_some_and(|cancel| cancel.mode == CancelMode::Leave)
+    }
+
+    /// The unwind children one after the other, each whatever became of the one before, until the
+    /// deadline is over or somebody says that all is to be left as it is.
     fn unwinding(&mut self, stage: &'a Stage, unwinding: Unwinding) {
         let scope = self.scope(stage.id, Phase::Unwind);
-        if unwinding.deadline <= self.now {
+        if unwinding.deadline <= self.now || self.left() {
             let mut open = false;
             for index in scope {
                 let child = self.stage(index);

@@ -125,6 +125,9 @@ pub(super) enum Act {
         fails: bool,
         #[serde(default)]
         timeout_millis: Option<u64>,
+        /// It changes this cluster.
+        #[serde(default)]
+        cluster: Option<String>,
     },
     Progress {
         completed: i64,
@@ -164,6 +167,11 @@ fn specs(children: &[Child]) -> Vec<ChildSpec> {
 
 pub(super) fn registry(world: &World) -> Registry {
     Registry::default().with(Script(world.clone()))
+}
+
+fn local(cluster: &str) -> ClusterKey {
+    let place = Place { account: "local".to_owned(), location: "local".to_owned() };
+    ClusterKey { place, cluster: cluster.to_owned() }
 }
 
 /// What a step without effects returns.
@@ -225,7 +233,7 @@ impl Stage for Script {
             cx.output("timedOut", json!(cx.timed_out()));
         }
         match config.steps.get(cursor) {
-            Some(Act::Effect { key, gate, blind, fails, timeout_millis }) => {
+            Some(Act::Effect { key, gate, blind, fails, timeout_millis, cluster }) => {
                 let effect = Effect {
                     key,
                     what: format!("call {key}"),
@@ -239,7 +247,11 @@ impl Stage for Script {
                     }
                     if *fails { Err("refused".to_owned()) } else { Ok(()) }
                 };
-                match cx.effect(effect, call).await {
+                let made = match cluster {
+                    Some(cluster) => cx.effect_on_cluster(&local(cluster), effect, call).await,
+                    None => cx.effect(effect, call).await,
+                };
+                match made {
                     Ok(()) => {
                         cx.output(key, json!(true));
                         Ok(Next::Goto(cursor + 1))
@@ -259,8 +271,7 @@ impl Stage for Script {
                 Ok(Next::Goto(cursor + 1))
             }
             Some(Act::Claim { cluster }) => {
-                let place = Place { account: "local".to_owned(), location: "local".to_owned() };
-                let key = ClusterKey { place, cluster: cluster.clone() };
+                let key = local(cluster);
                 match cx.claim_cluster(&key).await? {
                     ClusterClaim::Held => Ok(Next::Goto(cursor + 1)),
                     _ => Ok(Next::Poll { cursor, after: Duration::from_secs(3_600), topic: Some(cluster_topic(&key)) }),

@@ -325,6 +325,36 @@ engine_test! {
         server.stop().await;
     }
 
+    async fn what_is_being_brought_back_may_be_left_as_it_is() {
+        let home = Home::new(Clock::system()).await;
+        let server = home.start(Home::options());
+        let config = json!({
+            "steps": [{"poll": {"millis": 3_600_000}}],
+            "unwind": [
+                {"key": "back", "config": {"steps": [{"effect": {"key": "undo", "gate": "g"}}, {"effect": {"key": "more"}}]}},
+                {"key": "next", "config": {"steps": [{"effect": {"key": "last"}}]}},
+            ],
+        });
+        let id = home.begin(&server.commands, vec![stage("a", &[], config)]).await;
+        home.until(id, "the wait", |execution| matches!(row(execution, "a").wake, Wake::At { .. })).await;
+        server.commands.cancel(&home.actor, id, "enough", CancelMode::Unwind).await.unwrap();
+        home.world.calls_reach(1).await;
+        let again = server.commands.cancel(&home.actor, id, "", CancelMode::Unwind).await.unwrap_err();
+        assert_eq!(again.code, Code::WrongState);
+        server.commands.cancel(&home.actor, id, "leave it", CancelMode::Leave).await.unwrap();
+        home.world.open("g");
+        let execution = home.over(id).await;
+        assert_eq!(home.world.names(), ["undo"], "the call under way is the last");
+        assert_eq!(execution.status, Status::Canceled);
+        assert_eq!((status(&execution, "back"), status(&execution, "next")), (Status::Canceled, Status::Canceled));
+        let failure = execution.failure.as_ref().expect("somebody has to look");
+        assert_eq!(failure.code, "UNWIND_INCOMPLETE");
+        let named = execution.stages.iter().filter(|stage| stage.parent.is_some()).all(|child| failure.message.contains(&child.name));
+        assert!(named, "{failure:?}");
+        home.intents_are_closed(id).await;
+        server.stop().await;
+    }
+
     async fn a_cancel_lets_the_call_under_way_finish_and_no_other_begin() {
         let home = Home::new(Clock::system()).await;
         let server = home.start(Home::options());
@@ -460,6 +490,28 @@ engine_test! {
         assert_eq!(home.over(first).await.status, Status::Succeeded);
         // No time passes: it is the release that wakes the second.
         assert_eq!(home.over(second).await.status, Status::Succeeded);
+        server.stop().await;
+    }
+
+    async fn a_call_that_changes_a_cluster_is_made_only_by_who_holds_it() {
+        let home = Home::new(manual()).await;
+        let server = home.start(Home::options());
+        let change = |key: &str| json!({"effect": {"key": key, "cluster": "hello"}});
+        let bold = json!({"steps": [change("bold")]});
+        let claims = json!({"steps": [{"claim": {"cluster": "hello"}}, change("mine"), {"effect": {"key": "w", "gate": "g"}}]});
+        // Nobody holds it: not this stage either.
+        let id = home.begin(&server.commands, vec![stage("a", &[], bold.clone())]).await;
+        let refused = home.over(id).await;
+        assert_eq!(refused.failure.expect("a failure").code, "CLUSTER_NOT_HELD");
+        assert!(home.store.intents(id).await.unwrap().is_empty());
+        // Another holds it.
+        let holder = home.begin(&server.commands, vec![stage("a", &[], claims)]).await;
+        home.world.calls_reach(2).await;
+        let id = home.begin(&server.commands, vec![stage("a", &[], bold)]).await;
+        assert_eq!(home.over(id).await.failure.expect("a failure").code, "CLUSTER_NOT_HELD");
+        home.world.open("g");
+        assert_eq!(home.over(holder).await.status, Status::Succeeded);
+        assert_eq!(home.world.names(), ["mine", "w"]);
         server.stop().await;
     }
 

@@ -82,7 +82,7 @@ pub enum CancelMode {
     /// Bring back what was there before.
     #[default]
     Unwind,
-    /// Leave everything as it is.
+    /// Leave everything as it is. While things are being brought back: end that after the call under way.
     Leave,
 }
 

@@ -2,6 +2,8 @@
 //! work by the ticket's operation, and is refused when its fence is lower than one seen before for
 //! the same object. Providers hold no database handle.
 
+#[cfg(test)]
+pub(crate) mod behaviour;
 pub mod host;
 
 use async_trait::async_trait;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::engine::contract::{Cause, Effect, Next, Repeat, StepContext, StepError, cluster_topic};
+use crate::engine::contract::{Cause, Effect, Next, Repeat, StepContext, StepError, Ticket, cluster_topic};
 use crate::inventory::Inventory;
 use crate::model::{HealthState, Instance, Place, ServerGroup, names};
 use crate::providers::{self, ErrorKind, Operation, Provider, Snapshot};
@@ -29,13 +29,35 @@ where
     F: FnOnce(Operation) -> Fut + Send,
     Fut: Future<Output = Result<T, providers::Error>> + Send,
 {
-    let effect = Effect { key, what: what.clone(), repeat: Repeat::Keyed, timeout: CALL_TIMEOUT };
-    let made = cx
-        .effect(effect, |ticket| {
-            call(Operation { key: ticket.operation, fence: ticket.fence, deadline: ticket.deadline })
-        })
-        .await;
+    let made = cx.effect(effect(key, &what), |ticket| call(operation(ticket))).await;
     made.map_err(|error| error.into_step(|error| refused(&what, &error)))
+}
+
+/// The same for a server group: only while the stage holds the group's cluster.
+pub(super) async fn change_group<T, F, Fut>(
+    cx: &StepContext,
+    (place, name): (&Place, &str),
+    key: &str,
+    what: String,
+    call: F,
+) -> Result<T, StepError>
+where
+    T: Send,
+    F: FnOnce(Operation) -> Fut + Send,
+    Fut: Future<Output = Result<T, providers::Error>> + Send,
+{
+    let cluster = own(cx, "server group", name)?.cluster;
+    let cluster = ClusterKey { place: place.clone(), cluster };
+    let made = cx.effect_on_cluster(&cluster, effect(key, &what), |ticket| call(operation(ticket))).await;
+    made.map_err(|error| error.into_step(|error| refused(&what, &error)))
+}
+
+fn effect<'a>(key: &'a str, what: &str) -> Effect<'a> {
+    Effect { key, what: what.to_owned(), repeat: Repeat::Keyed, timeout: CALL_TIMEOUT }
+}
+
+fn operation(ticket: Ticket) -> Operation {
+    Operation { key: ticket.operation, fence: ticket.fence, deadline: ticket.deadline }
 }
 
 /// What a provider's refusal does to a step.
@@ -156,10 +178,16 @@ pub(super) async fn claim<C>(
     match cx.claim_cluster(&key).await? {
         ClusterClaim::Held => Ok(None),
         ClusterClaim::Waiting { ahead } => {
-            let names: Vec<_> = ahead.iter().take(5).map(ToString::to_string).collect();
-            let more = if ahead.len() > names.len() { ", …" } else { "" };
-            let message =
-                format!("waiting for cluster `{cluster}`, which is being changed by {}{more}", names.join(", "));
+            let holder = match ahead.first() {
+                Some(first) => cx.title(*first).await?,
+                None => None,
+            };
+            let holder = holder.unwrap_or_else(|| "an execution that is just ending".to_owned());
+            let more = match ahead.len() {
+                0 | 1 => String::new(),
+                more => format!(", then {} more", more - 1),
+            };
+            let message = format!("waits for {holder}{more}: it changes cluster `{cluster}`");
             cx.progress(0, i64::try_from(ahead.len()).unwrap_or(i64::MAX), "executions ahead", message);
             Ok(Some(Next::Poll { cursor: waiting, after: CLAIM_EVERY, topic: Some(cluster_topic(&key)) }))
         }

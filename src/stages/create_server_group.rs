@@ -264,12 +264,10 @@ impl CreateServerGroup {
         let provider = cloud::provider(&self.inventory, &config.account)?;
         let spec = config.spec(&chosen);
         let what = format!("create server group `{}`", chosen.name);
-        cloud::change(
-            cx,
-            "create",
-            what,
-            |operation| async move { provider.ensure_server_group(&operation, &spec).await },
-        )
+        let group = (&config.place(), chosen.name.as_str());
+        cloud::change_group(cx, group, "create", what, |operation| async move {
+            provider.ensure_server_group(&operation, &spec).await
+        })
         .await?;
         cloud::progress(cx, 0, config.capacity.desired as usize);
         Ok(Next::Goto(Cursor::Healthy { chosen, since: cx.now() }))

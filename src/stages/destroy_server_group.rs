@@ -110,10 +110,14 @@ impl Stage for DestroyServerGroup {
             },
             Cursor::Destroy { name } => {
                 let provider = cloud::provider(&self.inventory, &place.account)?;
-                cloud::change(cx, "destroy", format!("destroy server group `{name}`"), |operation| {
-                    let name = name.clone();
-                    async move { provider.ensure_server_group_destroyed(&operation, &place, &name).await }
-                })
+                let (at, group) = (&place, &name);
+                cloud::change_group(
+                    cx,
+                    (at, group),
+                    "destroy",
+                    format!("destroy server group `{name}`"),
+                    |operation| async move { provider.ensure_server_group_destroyed(&operation, at, group).await },
+                )
                 .await?;
                 Ok(Next::Goto(Cursor::Gone { name }))
             }

@@ -112,10 +112,14 @@ impl DisableServerGroup {
         }
         let until = cx.now() + drain_time(group, &snapshot);
         let provider = cloud::provider(&self.inventory, &place.account)?;
-        cloud::change(cx, "disable", format!("disable server group `{name}`"), |operation| {
-            let name = name.clone();
-            async move { provider.ensure_enabled(&operation, &place, &name, false).await }
-        })
+        let (at, group) = (&place, &name);
+        cloud::change_group(
+            cx,
+            (at, group),
+            "disable",
+            format!("disable server group `{name}`"),
+            |operation| async move { provider.ensure_enabled(&operation, at, group, false).await },
+        )
         .await?;
         Ok(Next::Goto(Cursor::Drain { name, until }))
     }

@@ -68,10 +68,14 @@ impl Stage for EnableServerGroup {
             },
             Cursor::Enable { name } => {
                 let provider = cloud::provider(&self.inventory, &place.account)?;
-                cloud::change(cx, "enable", format!("enable server group `{name}`"), |operation| {
-                    let name = name.clone();
-                    async move { provider.ensure_enabled(&operation, &place, &name, true).await }
-                })
+                let (at, group) = (&place, &name);
+                cloud::change_group(
+                    cx,
+                    (at, group),
+                    "enable",
+                    format!("enable server group `{name}`"),
+                    |operation| async move { provider.ensure_enabled(&operation, at, group, true).await },
+                )
                 .await?;
                 Ok(Next::Goto(Cursor::Healthy { name }))
             }

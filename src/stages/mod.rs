@@ -4,6 +4,7 @@
 
 mod cloud;
 mod create_server_group;
+mod delete;
 mod delete_load_balancer;
 mod delete_security_group;
 mod deploy;
@@ -37,8 +38,8 @@ pub fn registry(deps: Deps) -> Registry {
     let Deps { inventory, outbound, secrets } = deps;
     Registry::default()
         .with(create_server_group::CreateServerGroup { inventory: inventory.clone() })
-        .with(delete_load_balancer::DeleteLoadBalancer { inventory: inventory.clone() })
-        .with(delete_security_group::DeleteSecurityGroup { inventory: inventory.clone() })
+        .with(delete::Delete::<delete_load_balancer::LoadBalancer>::new(&inventory))
+        .with(delete::Delete::<delete_security_group::SecurityGroup>::new(&inventory))
         .with(deploy::Deploy { inventory: inventory.clone() })
         .with(destroy_server_group::DestroyServerGroup { inventory: inventory.clone() })
         .with(disable_server_group::DisableServerGroup { inventory: inventory.clone() })

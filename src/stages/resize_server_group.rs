@@ -99,9 +99,9 @@ impl Stage for ResizeServerGroup {
                 let provider = cloud::provider(&self.inventory, &place.account)?;
                 let capacity = config.capacity;
                 let what = format!("resize server group `{name}` to {}", capacity.desired);
-                cloud::change(cx, "resize", what, |operation| {
-                    let name = name.clone();
-                    async move { provider.ensure_capacity(&operation, &place, &name, capacity).await }
+                let (at, group) = (&place, &name);
+                cloud::change_group(cx, (at, group), "resize", what, |operation| async move {
+                    provider.ensure_capacity(&operation, at, group, capacity).await
                 })
                 .await?;
                 Ok(Next::Goto(Cursor::Settle { name, before }))

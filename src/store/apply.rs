@@ -227,6 +227,9 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
         self.flush().await?;
         let lock = for_update(self.db);
         Ok(match guard {
+            Guard::ClusterHeld { key, stage } => {
+                self.queue(&cluster_values(key)).await?.first().is_some_and(|(_, first)| first == stage)
+            }
             Guard::ApplicationNameFree { name } => {
                 self.none("SELECT 1 FROM application WHERE name = ?", vec![rows::text(name)]).await?
             }
@@ -450,7 +453,7 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
         queue_max: usize,
     ) -> Result<ClusterClaim, DbErr> {
         self.flush().await?;
-        let place = vec![rows::text(&key.place.account), rows::text(&key.place.location), rows::text(&key.cluster)];
+        let place = cluster_values(key);
         let mut queue = self.queue(&place).await?;
         if !queue.iter().any(|(_, queued)| *queued == stage) {
             // The counter's row is held until COMMIT: arrivals are in order, and counted right.
@@ -589,6 +592,10 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
 }
 
 /// The queue before a cluster, the holder first.
+pub(super) fn cluster_values(key: &ClusterKey) -> Vec<Value> {
+    vec![rows::text(&key.place.account), rows::text(&key.place.location), rows::text(&key.cluster)]
+}
+
 pub(super) const QUEUE: &str = "SELECT execution_id, stage_id FROM cluster_claim WHERE account = ? AND location = ? AND cluster = ? ORDER BY arrival";
 
 pub(super) fn queue_row(row: &sea_orm::QueryResult) -> Result<(ExecutionId, StageId), DbErr> {

@@ -45,6 +45,11 @@ pub enum Guard {
     NotCancelled {
         execution: ExecutionId,
     },
+    /// The stage is the first in the cluster's queue.
+    ClusterHeld {
+        key: ClusterKey,
+        stage: StageId,
+    },
     ApplicationNameFree {
         name: String,
     },

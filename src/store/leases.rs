@@ -5,7 +5,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::{DbBackend, Value};
 use uuid::Uuid;
 
-use super::apply::{Answer, Outcome, QUEUE, queue_row};
+use super::apply::{Answer, Outcome, QUEUE, cluster_values, queue_row};
 use super::prepare::{Op, Prepared};
 use super::sql::{all, one};
 use super::{ClusterClaim, ClusterKey, CommitError, Error, Guard, Lease, Store, rows};
@@ -158,8 +158,7 @@ impl Store {
     /// # Errors
     /// When the database cannot do it.
     pub async fn cluster_queue(&self, key: &ClusterKey) -> Result<Vec<(ExecutionId, StageId)>, Error> {
-        let place = vec![rows::text(&key.place.account), rows::text(&key.place.location), rows::text(&key.cluster)];
-        Ok(all(&self.inner.read, QUEUE, place).await?.iter().map(queue_row).collect::<Result<_, _>>()?)
+        Ok(all(&self.inner.read, QUEUE, cluster_values(key)).await?.iter().map(queue_row).collect::<Result<_, _>>()?)
     }
 
     /// Reserves the server group name for (stage, attempt). True when it is theirs, now or since

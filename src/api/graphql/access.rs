@@ -4,7 +4,7 @@ use async_graphql::{Context, Enum, ID, InputObject, Object, Result, SimpleObject
 use chrono::{DateTime, Utc};
 
 use super::command::{Refused, payload, settle};
-use super::connection::{Connection, PageArgs};
+use super::connection::lists;
 use super::execution::Execution;
 use super::ids::{self, Key};
 use super::scalars::Json;
@@ -208,46 +208,30 @@ impl AccessQuery {
         let found = session.api.store.principal(session.actor.principal).await.map_err(stored)?;
         Ok(found.map(Principal))
     }
-    /// All principals.
-    async fn principals(
-        &self,
-        ctx: &Context<'_>,
-        #[graphql(desc = "How many items from the start of the range: 1 to 100, 25 when absent.")] first: Option<i32>,
-        #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "How many items from the end of the range instead: 1 to 100.")] last: Option<i32>,
-        #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
-    ) -> Result<Connection<Principal>> {
-        let session = session(ctx)?;
-        session.may(model::Action::Read, &Resource::Server)?;
-        PageArgs { first, after, last, before }.read(async |page| session.api.store.principals(&page).await).await
-    }
-    /// All tokens, the oldest first. For admins.
-    async fn tokens(
-        &self,
-        ctx: &Context<'_>,
-        #[graphql(desc = "How many items from the start of the range: 1 to 100, 25 when absent.")] first: Option<i32>,
-        #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "How many items from the end of the range instead: 1 to 100.")] last: Option<i32>,
-        #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
-    ) -> Result<Connection<Token>> {
-        let session = session(ctx)?;
-        session.may(model::Action::Administer, &Resource::Server)?;
-        PageArgs { first, after, last, before }.read(async |page| session.api.store.tokens(&page).await).await
-    }
-    /// Who did what, the newest first. For admins.
-    async fn audit_entries(
-        &self,
-        ctx: &Context<'_>,
-        #[graphql(desc = "How many items from the start of the range: 1 to 100, 25 when absent.")] first: Option<i32>,
-        #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "How many items from the end of the range instead: 1 to 100.")] last: Option<i32>,
-        #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
-    ) -> Result<Connection<AuditEntry>> {
-        let session = session(ctx)?;
-        session.may(model::Action::Administer, &Resource::Server)?;
-        PageArgs { first, after, last, before }.read(async |page| session.api.store.audit(&page).await).await
+    #[graphql(flatten)]
+    async fn lists(&self) -> AccessQueryLists<'_> {
+        AccessQueryLists(self)
     }
 }
+
+lists!(
+    AccessQueryLists of AccessQuery;
+    /// All principals.
+    fn principals(this, session, page) -> Principal {
+        session.may(model::Action::Read, &Resource::Server)?;
+        page.read(async |page| session.api.store.principals(&page).await).await
+    }
+    /// All tokens, the oldest first. For admins.
+    fn tokens(this, session, page) -> Token {
+        session.may(model::Action::Administer, &Resource::Server)?;
+        page.read(async |page| session.api.store.tokens(&page).await).await
+    }
+    /// Who did what, the newest first. For admins.
+    fn audit_entries(this, session, page) -> AuditEntry {
+        session.may(model::Action::Administer, &Resource::Server)?;
+        page.read(async |page| session.api.store.audit(&page).await).await
+    }
+);
 
 /// A token to make.
 #[derive(InputObject)]

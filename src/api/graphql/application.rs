@@ -3,13 +3,17 @@
 use async_graphql::{Context, ID, InputObject, MaybeUndefined, Object, Result};
 use chrono::{DateTime, Utc};
 
+use super::cluster::Cluster;
 use super::command::{Refused, payload, settle};
-use super::connection::{Connection, PageArgs};
+use super::connection::lists;
 use super::execution::{Execution, ExecutionFilter};
 use super::ids::Key;
-use super::infrastructure::{Cluster, LoadBalancer, SecurityGroup, ServerGroup};
+use super::load_balancer::LoadBalancer;
 use super::pipeline::Pipeline;
+use super::place::Placed;
+use super::security_group::SecurityGroup;
 use super::selectors::ApplicationSelector;
+use super::server_group::ServerGroup;
 use super::session::{not_found, session};
 use crate::engine::commands::SaveApplication;
 use crate::model::{self, names};
@@ -57,81 +61,40 @@ impl Application {
     async fn version(&self) -> i64 {
         self.0.version
     }
-    /// Its pipelines, by name.
-    async fn pipelines(
-        &self,
-        ctx: &Context<'_>,
-        #[graphql(desc = "How many items from the start of the range: 1 to 100, 25 when absent.")] first: Option<i32>,
-        #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "How many items from the end of the range instead: 1 to 100.")] last: Option<i32>,
-        #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
-    ) -> Result<Connection<Pipeline>> {
-        let store = &session(ctx)?.api.store;
-        PageArgs { first, after, last, before }.read(async |page| store.pipelines(Some(self.0.id), &page).await).await
-    }
-    /// Its executions, the newest first.
-    async fn executions(
-        &self,
-        ctx: &Context<'_>,
-        #[graphql(desc = "Which executions.")] filter: Option<ExecutionFilter>,
-        #[graphql(desc = "How many items from the start of the range: 1 to 100, 25 when absent.")] first: Option<i32>,
-        #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "How many items from the end of the range instead: 1 to 100.")] last: Option<i32>,
-        #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
-    ) -> Result<Connection<Execution>> {
-        let store = &session(ctx)?.api.store;
-        let filter = filter.unwrap_or_default().with_application(self.0.id);
-        PageArgs { first, after, last, before }.read(async |page| store.executions(&filter, &page).await).await
-    }
-    /// Its clusters: all generations of what runs under one name, by account, location and name.
-    async fn clusters(
-        &self,
-        ctx: &Context<'_>,
-        #[graphql(desc = "How many items from the start of the range: 1 to 100, 25 when absent.")] first: Option<i32>,
-        #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "How many items from the end of the range instead: 1 to 100.")] last: Option<i32>,
-        #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
-    ) -> Result<Connection<Cluster>> {
-        let session = session(ctx)?;
-        PageArgs { first, after, last, before }.slice(Cluster::all(&session, |name| self.owns(name)))
-    }
-    /// Its server groups, by account, location and name.
-    async fn server_groups(
-        &self,
-        ctx: &Context<'_>,
-        #[graphql(desc = "How many items from the start of the range: 1 to 100, 25 when absent.")] first: Option<i32>,
-        #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "How many items from the end of the range instead: 1 to 100.")] last: Option<i32>,
-        #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
-    ) -> Result<Connection<ServerGroup>> {
-        let session = session(ctx)?;
-        PageArgs { first, after, last, before }.slice(ServerGroup::all(&session, |name| self.owns(name)))
-    }
-    /// Its load balancers, by account, location and name.
-    async fn load_balancers(
-        &self,
-        ctx: &Context<'_>,
-        #[graphql(desc = "How many items from the start of the range: 1 to 100, 25 when absent.")] first: Option<i32>,
-        #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "How many items from the end of the range instead: 1 to 100.")] last: Option<i32>,
-        #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
-    ) -> Result<Connection<LoadBalancer>> {
-        let session = session(ctx)?;
-        PageArgs { first, after, last, before }.slice(LoadBalancer::all(&session, |name| self.owns(name)))
-    }
-    /// Its security groups, by account, location and name.
-    async fn security_groups(
-        &self,
-        ctx: &Context<'_>,
-        #[graphql(desc = "How many items from the start of the range: 1 to 100, 25 when absent.")] first: Option<i32>,
-        #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "How many items from the end of the range instead: 1 to 100.")] last: Option<i32>,
-        #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
-    ) -> Result<Connection<SecurityGroup>> {
-        let session = session(ctx)?;
-        PageArgs { first, after, last, before }.slice(SecurityGroup::all(&session, |name| self.owns(name)))
+    #[graphql(flatten)]
+    async fn lists(&self) -> ApplicationLists<'_> {
+        ApplicationLists(self)
     }
 }
+
+lists!(
+    ApplicationLists of Application by |it| it.0.id.to_string();
+    /// Its pipelines, by name.
+    fn pipelines(this, session, page) -> Pipeline {
+        page.read(async |page| session.api.store.pipelines(Some(this.0.id), &page).await).await
+    }
+    /// Its executions, the newest first.
+    fn executions(this, session, page, #[graphql(desc = "Which executions.")] filter: Option<ExecutionFilter>) -> Execution {
+        let filter = filter.unwrap_or_default().with_application(this.0.id);
+        page.read(async |page| session.api.store.executions(&filter, &page).await).await
+    }
+    /// Its clusters: all generations of what runs under one name, by account, location and name.
+    fn clusters(this, session, page) -> Cluster {
+        page.slice(Cluster::all(&session, |name| this.owns(name)))
+    }
+    /// Its server groups, by account, location and name.
+    fn server_groups(this, session, page) -> ServerGroup {
+        page.slice(ServerGroup::all(&session, |name| this.owns(name)))
+    }
+    /// Its load balancers, by account, location and name.
+    fn load_balancers(this, session, page) -> LoadBalancer {
+        page.slice(LoadBalancer::all(&session, |name| this.owns(name)))
+    }
+    /// Its security groups, by account, location and name.
+    fn security_groups(this, session, page) -> SecurityGroup {
+        page.slice(SecurityGroup::all(&session, |name| this.owns(name)))
+    }
+);
 
 impl Application {
     fn owns(&self, name: &str) -> bool {
@@ -157,20 +120,20 @@ impl ApplicationQuery {
             None => Err(not_found(session.no_application(&name).await?)),
         }
     }
-    /// All applications, by name.
-    async fn applications(
-        &self,
-        ctx: &Context<'_>,
-        #[graphql(desc = "How many items from the start of the range: 1 to 100, 25 when absent.")] first: Option<i32>,
-        #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "How many items from the end of the range instead: 1 to 100.")] last: Option<i32>,
-        #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
-    ) -> Result<Connection<Application>> {
-        let session = session(ctx)?;
-        session.may(model::Action::Read, &model::Resource::Server)?;
-        PageArgs { first, after, last, before }.read(async |page| session.api.store.applications(&page).await).await
+    #[graphql(flatten)]
+    async fn lists(&self) -> ApplicationQueryLists<'_> {
+        ApplicationQueryLists(self)
     }
 }
+
+lists!(
+    ApplicationQueryLists of ApplicationQuery;
+    /// All applications, by name.
+    fn applications(this, session, page) -> Application {
+        session.may(model::Action::Read, &model::Resource::Server)?;
+        page.read(async |page| session.api.store.applications(&page).await).await
+    }
+);
 
 /// An application to make.
 #[derive(InputObject)]

@@ -6,6 +6,7 @@ use std::future::Future;
 use async_graphql::{Object, OutputType, SimpleObject, TypeName};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use sha2::{Digest as _, Sha256};
 
 use crate::api::error::{Code, coded, stored};
 use crate::store::{self, Page, PageRequest};
@@ -13,6 +14,57 @@ use crate::store::{self, Page, PageRequest};
 const DEFAULT: u64 = 25;
 /// Items of a page, at most.
 pub const MAX: u64 = 100;
+
+/// The lists of an object: fields that take the four arguments of every connection. GraphQL wants
+/// the arguments at each field; here they stand once. The object takes the lists in with
+/// `#[graphql(flatten)]`. `by` tells one owner of such lists from another.
+macro_rules! lists {
+    (
+        $lists:ident of $owner:ident $(by |$it:ident| $key:expr)?;
+        $(
+            $(#[doc = $doc:literal])+
+            fn $name:ident($this:ident, $session:ident, $page:ident $(, $(#[$about:meta])* $arg:ident: $kind:ty)?)
+            -> $node:ty $body:block
+        )+
+    ) => {
+        /// The lists of an object.
+        pub struct $lists<'a>(pub &'a $owner);
+
+        impl $lists<'_> {
+            /// What tells this list from all others.
+            fn list(&self, field: &str) -> Vec<String> {
+                let owner: Vec<String> = vec![$({ let $it = self.0; $key })?];
+                [stringify!($lists).to_owned(), field.to_owned()].into_iter().chain(owner).collect()
+            }
+        }
+
+        #[async_graphql::Object]
+        impl $lists<'_> {
+            $(
+                $(#[doc = $doc])+
+                async fn $name(
+                    &self,
+                    ctx: &async_graphql::Context<'_>,
+                    $($(#[$about])* $arg: $kind,)?
+                    #[graphql(desc = "How many items from the start of the range: 1 to 100, 25 when absent.")]
+                    first: Option<i32>,
+                    #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
+                    #[graphql(desc = "How many items from the end of the range instead: 1 to 100.")]
+                    last: Option<i32>,
+                    #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
+                ) -> async_graphql::Result<$crate::api::graphql::connection::Connection<$node>> {
+                    let mut list = self.list(stringify!($name));
+                    list.extend(Vec::<String>::from([$(async_graphql::InputType::to_value(&$arg).to_string())?]));
+                    let $page = $crate::api::graphql::connection::PageArgs { first, after, last, before }.of(&list);
+                    let ($this, $session) = (self.0, $crate::api::graphql::session::session(ctx)?);
+                    let _ = $this;
+                    $body
+                }
+            )+
+        }
+    };
+}
+pub(super) use lists;
 
 /// The four arguments of every connection.
 pub struct PageArgs {
@@ -22,28 +74,51 @@ pub struct PageArgs {
     pub before: Option<String>,
 }
 
+/// What marks the cursors of one list: of one field, of one owner, under one filter.
+type Mark = [u8; 6];
+
+/// A page that is asked for, of one list.
+pub struct Paging {
+    args: PageArgs,
+    mark: Mark,
+}
+
 impl PageArgs {
-    /// Checks the arguments: one of `first` and `last`, from 0 to 100; cursors of this API.
-    pub fn request(self) -> async_graphql::Result<PageRequest> {
-        let (size, backward) = match (self.first, self.last) {
+    /// A page of the list that these texts name together. A cursor holds for its own list only.
+    pub fn of(self, list: &[String]) -> Paging {
+        let digest = Sha256::digest(list.join("\0"));
+        let mut mark = Mark::default();
+        mark.copy_from_slice(&digest[..size_of::<Mark>()]);
+        Paging { args: self, mark }
+    }
+}
+
+impl Paging {
+    /// Checks the arguments: one of `first` and `last`, from 1 to 100; cursors of this list.
+    fn request(&self) -> async_graphql::Result<PageRequest> {
+        let args = &self.args;
+        let (name, size, backward) = match (args.first, args.last) {
             (Some(_), Some(_)) => {
                 return Err(coded(Code::BadRequest, "give `first` or `last`, not both"));
             }
-            (first, None) => (first, false),
-            (None, last) => (last, true),
+            (first, None) => ("first", first, false),
+            (None, last) => ("last", last, true),
         };
         let limit = match size {
             None => DEFAULT,
-            Some(size) => u64::try_from(size)
-                .ok()
-                .filter(|size| *size > 0)
-                .ok_or_else(|| coded(Code::BadRequest, format!("a page has 1 to {MAX} items, not {size}")))?,
+            Some(size) => u64::try_from(size).ok().filter(|size| *size > 0).ok_or_else(|| {
+                coded(Code::BadRequest, format!("`{name}` is {size}, and a page has 1 to {MAX} items"))
+            })?,
         };
         if limit > MAX {
-            let message = format!("a page has at most {MAX} items, not {limit}; follow `pageInfo.endCursor` for more");
+            let message = format!(
+                "`{name}` is {limit}, and a page has at most {MAX} items; follow `pageInfo.endCursor` for more"
+            );
             return Err(coded(Code::PageLimitExceeded, message));
         }
-        Ok(PageRequest { after: decode(self.after)?, before: decode(self.before)?, limit, backward })
+        let after = self.decode("after", args.after.as_deref())?;
+        let before = self.decode("before", args.before.as_deref())?;
+        Ok(PageRequest { after, before, limit, backward })
     }
 
     /// A page that the store reads.
@@ -55,7 +130,7 @@ impl PageArgs {
     {
         let page = read(self.request()?).await.map_err(stored)?;
         Ok(Connection {
-            edges: page.items.into_iter().map(|(key, item)| Edge { cursor: encode(&key), node: item.into() }).collect(),
+            edges: page.items.into_iter().map(|(key, item)| self.edge(&key, item.into())).collect(),
             has_next: page.has_next,
             has_previous: page.has_previous,
             total: page.total,
@@ -76,32 +151,32 @@ impl PageArgs {
             (start, start.saturating_add(limit).min(end))
         };
         Ok(Connection {
-            edges: items
-                .into_iter()
-                .take(to)
-                .skip(from)
-                .map(|(key, node)| Edge { cursor: encode(&key), node })
-                .collect(),
+            edges: items.into_iter().take(to).skip(from).map(|(key, node)| self.edge(&key, node)).collect(),
             has_next: to < total,
             has_previous: from > 0,
             total: total as u64,
         })
     }
-}
 
-fn encode(key: &str) -> String {
-    URL_SAFE_NO_PAD.encode(key)
-}
+    fn edge<N>(&self, key: &str, node: N) -> Edge<N> {
+        Edge { cursor: URL_SAFE_NO_PAD.encode([&self.mark, key.as_bytes()].concat()), node }
+    }
 
-fn decode(cursor: Option<String>) -> async_graphql::Result<Option<String>> {
-    cursor
-        .map(|cursor| {
-            let bytes = URL_SAFE_NO_PAD.decode(&cursor).ok().filter(|bytes| bytes.len() <= 1_024);
-            bytes.and_then(|bytes| String::from_utf8(bytes).ok()).ok_or_else(|| {
-                coded(Code::BadRequest, format!("`{}` is not a cursor of this list", super::shown(&cursor)))
-            })
-        })
-        .transpose()
+    /// The key that a cursor of this list stands for.
+    fn decode(&self, argument: &str, cursor: Option<&str>) -> async_graphql::Result<Option<String>> {
+        let Some(cursor) = cursor else { return Ok(None) };
+        let wrong = |what: &str| {
+            let (cursor, fields) = (super::shown(cursor), "`pageInfo` or an edge of this list, with the same filter");
+            coded(Code::BadRequest, format!("`{argument}`: `{cursor}` is {what}; take one from {fields}"))
+        };
+        let bytes = URL_SAFE_NO_PAD.decode(cursor).ok().filter(|bytes| bytes.len() <= 1_024);
+        let bytes = bytes.ok_or_else(|| wrong("not a cursor"))?;
+        let (mark, key) = bytes.split_at_checked(size_of::<Mark>()).ok_or_else(|| wrong("not a cursor"))?;
+        if mark != self.mark {
+            return Err(wrong("not a cursor of this list"));
+        }
+        String::from_utf8(key.to_vec()).map(Some).map_err(|_| wrong("not a cursor"))
+    }
 }
 
 /// One page of a list.
@@ -186,11 +261,17 @@ impl<N: OutputType> Edge<N> {
 mod tests {
     use super::*;
 
-    fn args(first: Option<i32>, after: Option<&str>, last: Option<i32>, before: Option<&str>) -> PageArgs {
-        PageArgs { first, after: after.map(encode), last, before: before.map(encode) }
+    fn list(name: &str, first: Option<i32>, after: Option<&str>, last: Option<i32>, before: Option<&str>) -> Paging {
+        let blank = PageArgs { first: None, after: None, last: None, before: None }.of(&[name.to_owned()]);
+        let cursor = |key: &str| blank.edge(key, ()).cursor;
+        PageArgs { first, after: after.map(cursor), last, before: before.map(cursor) }.of(&[name.to_owned()])
     }
 
-    fn page(args: PageArgs) -> (String, bool, bool) {
+    fn args(first: Option<i32>, after: Option<&str>, last: Option<i32>, before: Option<&str>) -> Paging {
+        list("letters", first, after, last, before)
+    }
+
+    fn page(args: Paging) -> (String, bool, bool) {
         let items = "dbeac".chars().map(|c| (c.to_string(), c.to_string())).collect();
         let page = args.slice::<String>(items).expect("a page");
         assert_eq!(page.total, 5);
@@ -210,20 +291,38 @@ mod tests {
         assert_eq!(page(args(Some(2), Some("bb"), None, None)), ("cd".into(), true, true));
     }
 
+    fn refusal(paging: &Paging) -> (String, String) {
+        let error = paging.request().expect_err("refused");
+        let code = error.extensions.and_then(|values| values.get("code").cloned());
+        (code.map(|code| code.to_string()).unwrap_or_default(), error.message)
+    }
+
     #[test]
     fn a_page_outside_its_limits_is_an_error_with_a_code() {
-        let code = |args: PageArgs| {
-            let error = args.request().expect_err("refused");
-            error.extensions.and_then(|values| values.get("code").cloned()).map(|code| code.to_string())
-        };
-        assert_eq!(code(args(Some(101), None, None, None)).as_deref(), Some("\"PAGE_LIMIT_EXCEEDED\""));
+        let (code, message) = refusal(&args(Some(101), None, None, None));
+        assert_eq!(code, "\"PAGE_LIMIT_EXCEEDED\"");
+        assert!(message.contains("`first` is 101"), "{message}");
         for wrong in
             [args(Some(0), None, None, None), args(Some(-5), None, None, None), args(Some(1), None, Some(1), None)]
         {
-            assert_eq!(code(wrong).as_deref(), Some("\"BAD_REQUEST\""));
+            assert_eq!(refusal(&wrong).0, "\"BAD_REQUEST\"");
         }
-        let garbled = PageArgs { first: None, after: Some("é".into()), last: None, before: None };
-        assert_eq!(code(garbled).as_deref(), Some("\"BAD_REQUEST\""));
         assert_eq!(args(Some(100), None, None, None).request().map(|r| r.limit).ok(), Some(100));
+    }
+
+    #[test]
+    fn a_cursor_holds_for_its_own_list_only() {
+        let ours = args(None, Some("b"), None, None);
+        assert_eq!(ours.request().expect("a request").after.as_deref(), Some("b"));
+        let others = list("numbers", None, Some("b"), None, None).args;
+        let (code, message) = refusal(&others.of(&["letters".to_owned()]));
+        assert_eq!(code, "\"BAD_REQUEST\"");
+        assert!(message.starts_with("`after`: ") && message.contains("not a cursor of this list"), "{message}");
+        for garbled in ["é", "", "YQ", &"A".repeat(4_000)] {
+            let args = PageArgs { first: None, after: None, last: None, before: Some(garbled.to_owned()) };
+            let (code, message) = refusal(&args.of(&["letters".to_owned()]));
+            assert_eq!(code, "\"BAD_REQUEST\"");
+            assert!(message.starts_with("`before`: ") && message.contains("is not a cursor"), "{message}");
+        }
     }
 }

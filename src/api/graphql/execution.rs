@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use super::access::Principal;
 use super::application::Application;
 use super::command::{Refused, payload, settle, started_payload};
-use super::connection::{Connection, PageArgs};
+use super::connection::lists;
 use super::definition::NotificationRule;
 use super::ids::{self, Key};
 use super::intent::Intent;
@@ -62,7 +62,8 @@ pub enum ExecutionKind {
 pub enum CancelMode {
     /// Bring back what was there before.
     Unwind,
-    /// Leave everything as it is.
+    /// Leave everything as it is. While things are being brought back: end that after the call under
+    /// way; the failure `UNWIND_INCOMPLETE` then says what is not back.
     Leave,
 }
 
@@ -311,29 +312,9 @@ impl ExecutionQuery {
         let selector = ExecutionSelector::Number(super::selectors::ExecutionNumber { application, pipeline, number });
         Ok(Some(Execution::whole(session(ctx)?.select_execution(selector).await.map_err(in_query)?)))
     }
-    /// Executions, the newest first.
-    async fn executions(
-        &self,
-        ctx: &Context<'_>,
-        #[graphql(desc = "Which ones.")] filter: Option<ExecutionFilter>,
-        #[graphql(desc = "How many items from the start of the range: 1 to 100, 25 when absent.")] first: Option<i32>,
-        #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "How many items from the end of the range instead: 1 to 100.")] last: Option<i32>,
-        #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
-    ) -> Result<Connection<Execution>> {
-        let session = session(ctx)?;
-        session.may(model::Action::Read, &model::Resource::Server)?;
-        let filter = filter.unwrap_or_default();
-        let mut wanted = filter.plain();
-        if let Some(application) = filter.application {
-            wanted.application = Some(session.select_application(application).await.map_err(in_query)?.id);
-        }
-        if let Some(pipeline) = filter.pipeline {
-            wanted.pipeline = Some(session.select_pipeline(pipeline).await.map_err(in_query)?.id);
-        }
-        PageArgs { first, after, last, before }
-            .read(async |page| session.api.store.executions(&wanted, &page).await)
-            .await
+    #[graphql(flatten)]
+    async fn lists(&self) -> ExecutionQueryLists<'_> {
+        ExecutionQueryLists(self)
     }
     /// The stage of that id.
     async fn stage(&self, ctx: &Context<'_>, #[graphql(desc = "A stage's id.")] id: ID) -> Result<Option<Stage>> {
@@ -346,6 +327,23 @@ impl ExecutionQuery {
         }
     }
 }
+
+lists!(
+    ExecutionQueryLists of ExecutionQuery;
+    /// Executions, the newest first.
+    fn executions(this, session, page, #[graphql(desc = "Which ones.")] filter: Option<ExecutionFilter>) -> Execution {
+        session.may(model::Action::Read, &model::Resource::Server)?;
+        let filter = filter.unwrap_or_default();
+        let mut wanted = filter.plain();
+        if let Some(application) = filter.application {
+            wanted.application = Some(session.select_application(application).await.map_err(in_query)?.id);
+        }
+        if let Some(pipeline) = filter.pipeline {
+            wanted.pipeline = Some(session.select_pipeline(pipeline).await.map_err(in_query)?.id);
+        }
+        page.read(async |page| session.api.store.executions(&wanted, &page).await).await
+    }
+);
 
 /// What refuses a mutation as data is an error in a query.
 pub fn in_query(refused: Refused) -> async_graphql::Error {

@@ -2,22 +2,29 @@
 //! are found through [`Session`], the one place that knows who asks and what they may see.
 
 mod access;
+mod account;
 mod application;
+mod cluster;
 mod command;
 mod connection;
 mod definition;
 mod events;
 mod execution;
+mod health;
 pub(super) mod ids;
-mod infrastructure;
+mod instance;
 mod intent;
 mod kinds;
+mod load_balancer;
 mod node;
 mod notification;
 mod operations;
 mod pipeline;
+mod place;
 mod scalars;
+mod security_group;
 mod selectors;
+mod server_group;
 mod session;
 mod stage;
 
@@ -39,7 +46,12 @@ pub struct Query(
     application::ApplicationQuery,
     pipeline::PipelineQuery,
     execution::ExecutionQuery,
-    infrastructure::InfrastructureQuery,
+    account::AccountQuery,
+    cluster::ClusterQuery,
+    server_group::ServerGroupQuery,
+    instance::InstanceQuery,
+    load_balancer::LoadBalancerQuery,
+    security_group::SecurityGroupQuery,
     kinds::KindQuery,
     notification::NotificationQuery,
     access::AccessQuery,

@@ -3,13 +3,19 @@
 use async_graphql::{Context, ID, Interface, Object, Result};
 
 use super::access::{AuditEntry, Principal, Token};
+use super::account::Account;
 use super::application::Application;
+use super::cluster::Cluster;
 use super::execution::Execution;
 use super::ids::{self, Key};
-use super::infrastructure::{Account, Cluster, Instance, LoadBalancer, SecurityGroup, ServerGroup};
+use super::instance::Instance;
 use super::intent::Intent;
+use super::load_balancer::LoadBalancer;
 use super::notification::Notification;
 use super::pipeline::{Pipeline, PipelineRevision};
+use super::place::Placed;
+use super::security_group::SecurityGroup;
+use super::server_group::ServerGroup;
 use super::session::session;
 use super::stage::{self, Stage};
 use crate::api::error::{Code, coded, stored};

@@ -91,7 +91,8 @@ impl NotificationQuery {
     ) -> Result<Connection<Notification>> {
         let session = session(ctx)?;
         session.may(Action::Read, &Resource::Server)?;
-        PageArgs { first, after, last, before }.read(async |page| session.api.store.notifications(&page).await).await
+        let page = PageArgs { first, after, last, before }.of(&["notifications".to_owned()]);
+        page.read(async |page| session.api.store.notifications(&page).await).await
     }
 }
 

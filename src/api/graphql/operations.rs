@@ -5,8 +5,9 @@ use async_graphql::{Context, InputObject, Object, Result};
 use serde_json::{Map, Value, json};
 
 use super::command::{Refused, settle, started_payload};
-use super::infrastructure::{HealthCheckProtocol, Protocol};
+use super::health::HealthCheckProtocol;
 use super::scalars::Duration;
+use super::security_group::Protocol;
 use super::selectors::{LoadBalancerSelector, SecurityGroupSelector, ServerGroupSelector};
 use super::session::{Session, session};
 use crate::api::error::shown;

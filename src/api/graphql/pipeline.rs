@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use super::access::Principal;
 use super::application::Application;
 use super::command::{payload, settle};
-use super::connection::{Connection, PageArgs};
+use super::connection::lists;
 use super::definition::{Definition, NotificationRule, ParameterDefinition, StageDefinition};
 use super::execution::{Execution, ExecutionFilter};
 use super::ids::Key;
@@ -66,33 +66,24 @@ impl Pipeline {
         let found = session(ctx)?.api.store.revision(self.0.id, number).await.map_err(stored)?;
         Ok(found.map(PipelineRevision))
     }
-    /// All its revisions, the newest first.
-    async fn revisions(
-        &self,
-        ctx: &Context<'_>,
-        #[graphql(desc = "How many items from the start of the range: 1 to 100, 25 when absent.")] first: Option<i32>,
-        #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "How many items from the end of the range instead: 1 to 100.")] last: Option<i32>,
-        #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
-    ) -> Result<Connection<PipelineRevision>> {
-        let store = &session(ctx)?.api.store;
-        PageArgs { first, after, last, before }.read(async |page| store.revisions(self.0.id, &page).await).await
-    }
-    /// Its executions, the newest first.
-    async fn executions(
-        &self,
-        ctx: &Context<'_>,
-        #[graphql(desc = "Which executions.")] filter: Option<ExecutionFilter>,
-        #[graphql(desc = "How many items from the start of the range: 1 to 100, 25 when absent.")] first: Option<i32>,
-        #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "How many items from the end of the range instead: 1 to 100.")] last: Option<i32>,
-        #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
-    ) -> Result<Connection<Execution>> {
-        let store = &session(ctx)?.api.store;
-        let filter = filter.unwrap_or_default().with_pipeline(self.0.application, self.0.id);
-        PageArgs { first, after, last, before }.read(async |page| store.executions(&filter, &page).await).await
+    #[graphql(flatten)]
+    async fn lists(&self) -> PipelineLists<'_> {
+        PipelineLists(self)
     }
 }
+
+lists!(
+    PipelineLists of Pipeline by |it| it.0.id.to_string();
+    /// All its revisions, the newest first.
+    fn revisions(this, session, page) -> PipelineRevision {
+        page.read(async |page| session.api.store.revisions(this.0.id, &page).await).await
+    }
+    /// Its executions, the newest first.
+    fn executions(this, session, page, #[graphql(desc = "Which executions.")] filter: Option<ExecutionFilter>) -> Execution {
+        let filter = filter.unwrap_or_default().with_pipeline(this.0.application, this.0.id);
+        page.read(async |page| session.api.store.executions(&filter, &page).await).await
+    }
+);
 
 /// What a pipeline said at one time. Never changed.
 pub struct PipelineRevision(pub model::Revision);
@@ -159,20 +150,20 @@ impl PipelineQuery {
             None => Err(not_found(session.no_pipeline(&application, &name).await?)),
         }
     }
-    /// The pipelines of all applications, by name.
-    async fn pipelines(
-        &self,
-        ctx: &Context<'_>,
-        #[graphql(desc = "How many items from the start of the range: 1 to 100, 25 when absent.")] first: Option<i32>,
-        #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "How many items from the end of the range instead: 1 to 100.")] last: Option<i32>,
-        #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
-    ) -> Result<Connection<Pipeline>> {
-        let session = session(ctx)?;
-        session.may(model::Action::Read, &model::Resource::Server)?;
-        PageArgs { first, after, last, before }.read(async |page| session.api.store.pipelines(None, &page).await).await
+    #[graphql(flatten)]
+    async fn lists(&self) -> PipelineQueryLists<'_> {
+        PipelineQueryLists(self)
     }
 }
+
+lists!(
+    PipelineQueryLists of PipelineQuery;
+    /// The pipelines of all applications, by name.
+    fn pipelines(this, session, page) -> Pipeline {
+        session.may(model::Action::Read, &model::Resource::Server)?;
+        page.read(async |page| session.api.store.pipelines(None, &page).await).await
+    }
+);
 
 /// A pipeline to make, or the next revision of one.
 #[derive(InputObject)]

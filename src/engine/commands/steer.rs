@@ -32,8 +32,11 @@ pub(super) async fn cancel(
             return Err(Error::new(Code::WrongState, message));
         }
         if let Some(cancel) = &execution.cancel {
-            let message = format!("{} has cancelled the execution already", cancel.by_name);
-            return Err(Error::new(Code::WrongState, message));
+            // What is being brought back may still be left as it is; nothing else is new.
+            if (cancel.mode, mode) != (CancelMode::Unwind, CancelMode::Leave) {
+                let message = format!("{} has cancelled the execution already", cancel.by_name);
+                return Err(Error::new(Code::WrongState, message));
+            }
         }
         execution.cancel = Some(Cancel {
             by: actor.principal,

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 
-use super::webhook::Receiver;
+use super::webhook::{Receiver, rude};
 use super::{World, cluster, deploy, shape, stage, waiting};
 use crate::engine::{CrashPoint, Moment};
 use crate::model::StageSpec;
@@ -31,10 +31,21 @@ struct End {
     outputs: Vec<Value>,
     inventory: Vec<String>,
     made: Vec<String>,
+    kinds: BTreeSet<String>,
 }
 
-/// Runs the stages with a crash at the point, if one is given; judgments are answered by going on.
+/// Runs the stages with a crash at the point, if one is given; judgments are answered by going on,
+/// with the first of the choices.
 async fn run(given: &dyn Fn(&World), stages: Vec<StageSpec>, crash: Option<Point>) -> (End, BTreeSet<String>, bool) {
+    answered(given, stages, crash, &|choices| choices.first().cloned()).await
+}
+
+async fn answered(
+    given: &dyn Fn(&World),
+    stages: Vec<StageSpec>,
+    crash: Option<Point>,
+    answer: &dyn Fn(Vec<String>) -> Option<String>,
+) -> (End, BTreeSet<String>, bool) {
     let world = World::new().await;
     given(&world);
     let seen: Arc<Mutex<Vec<Point>>> = Arc::default();
@@ -61,10 +72,12 @@ async fn run(given: &dyn Fn(&World), stages: Vec<StageSpec>, crash: Option<Point
         } else if execution.status.is_complete() {
             break execution;
         } else if let Some(waits) = waiting(&execution) {
-            world.judge(&server, waits, true, None).await;
-            world
-                .until(id, |execution| waiting(execution).is_none() || died.load(std::sync::atomic::Ordering::SeqCst))
-                .await;
+            let judged = waits.id;
+            let choices = waits.config.get("inputs").cloned().unwrap_or_default();
+            let choice = answer(serde_json::from_value(choices).unwrap_or_default());
+            world.judge(&server, waits, true, choice.as_deref()).await;
+            let waits = |execution: &crate::model::Execution| waiting(execution).is_some_and(|row| row.id == judged);
+            world.until(id, |execution| !waits(execution) || died.load(std::sync::atomic::Ordering::SeqCst)).await;
         }
     };
     server.stop().await;
@@ -78,6 +91,7 @@ async fn run(given: &dyn Fn(&World), stages: Vec<StageSpec>, crash: Option<Point
         outputs: execution.stages.iter().map(|stage| without_dates(&stage.outputs)).collect(),
         inventory: world.cloud.inventory(),
         made: world.cloud.made(),
+        kinds: execution.stages.iter().map(|stage| stage.kind.clone()).collect(),
     };
     let seen =
         seen.lock().expect("not poisoned").iter().map(|point| serde_json::to_string(point).expect("JSON")).collect();
@@ -93,8 +107,8 @@ fn without_dates(outputs: &Value) -> Value {
 }
 
 /// Dies once at every point that a run without crashes passes, and wants the same end each time.
-async fn dies_everywhere(given: impl Fn(&World), stages: impl Fn() -> Vec<StageSpec>) -> End {
-    let (end, points, _) = run(&given, stages(), None).await;
+async fn dies_everywhere(given: impl Fn(&World), stages: impl AsyncFn() -> Vec<StageSpec>) -> End {
+    let (end, points, _) = run(&given, stages().await, None).await;
     assert!(points.len() > 1, "{points:?}");
     let mut crashes = 0;
     for text in &points {
@@ -104,7 +118,7 @@ async fn dies_everywhere(given: impl Fn(&World), stages: impl Fn() -> Vec<StageS
             .into_iter()
             .find(|known| *known == moment)
             .expect("one of them");
-        let (again, _, crashed) = run(&given, stages(), Some((stage, at, effect, moment))).await;
+        let (again, _, crashed) = run(&given, stages().await, Some((stage, at, effect, moment))).await;
         assert_eq!(again, end, "after a crash at {text}");
         crashes += usize::from(crashed);
     }
@@ -112,101 +126,159 @@ async fn dies_everywhere(given: impl Fn(&World), stages: impl Fn() -> Vec<StageS
     end
 }
 
+/// A test for each case, and one that no kind of stage is missing among them.
+macro_rules! cases {
+    ($($name:ident: $given:expr, $stages:expr, $check:expr;)+) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                let end = dies_everywhere($given, $stages).await;
+                let check: fn(&End) = $check;
+                check(&end);
+            }
+        )+
+
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn every_kind_of_stage_is_among_the_cases() {
+            let mut kinds = BTreeSet::new();
+            $(
+                let (end, ..) = run(&$given, $stages().await, None).await;
+                kinds.extend(end.kinds);
+            )+
+            let world = World::new().await;
+            let all: BTreeSet<String> =
+                World::kinds(&world.inventory).iter().map(|kind| kind.kind().kind.to_owned()).collect();
+            assert_eq!(kinds, all, "give a new kind a case of its own");
+        }
+    };
+}
+
+cases!(
+    deploy_and_its_strategy: two_groups, red_black, |end| {
+        assert_eq!(end.made, ["hello-prod-v009"]);
+        assert_eq!(end.shape[0], "SUCCEEDED");
+    };
+    deploy_that_fails_and_is_brought_back: two_groups, crashing, |end| {
+        assert_eq!(end.shape[0], "FAILED");
+        assert_eq!(end.inventory[..2], ["hello-prod-v007 disabled 2/2", "hello-prod-v008 enabled 2/2"]);
+        assert_eq!(end.inventory.len(), 3);
+    };
+    create_server_group_by_itself: two_groups, create, |end| assert_eq!(end.made, ["hello-prod-v009"]);
+    resize_enable_disable_and_destroy: two_groups, server_groups, |end| {
+        assert_eq!(end.shape[0], "SUCCEEDED", "{:?}", end.shape);
+        assert_eq!(end.inventory[0], "hello-prod-v007 enabled 2/2");
+        assert_eq!(end.inventory.len(), 2);
+    };
+    load_balancers_and_security_groups: old_ones, networks, |end| {
+        assert_eq!(end.shape[0], "SUCCEEDED", "{:?}", end.shape);
+        assert_eq!(end.inventory[1..], ["lb hello-new [\"127.0.0.1:8080\"] drain 30", "sg hello-new 0 rules"]);
+    };
+    wait_and_manual_judgment: nothing, waits, |end| {
+        assert_eq!(end.shape, ["SUCCEEDED", "wait SUCCEEDED", "manualJudgment SUCCEEDED"]);
+    };
+    a_webhook_that_may_be_repeated: nothing, async || hook(json!({"method": "PUT", "body": "x"})).await, succeeded;
+    a_webhook_that_is_told_to_call_again: nothing, async || hook(json!({"onUnknownOutcome": "retry"})).await, succeeded;
+    a_webhook_that_asks_a_person: nothing, unanswered, |end| {
+        assert_eq!(end.shape, ["SUCCEEDED", "webhook SUCCEEDED", "  ask-0 SUCCEEDED"]);
+    };
+);
+
+fn succeeded(end: &End) {
+    assert_eq!(end.shape, ["SUCCEEDED", "webhook SUCCEEDED"]);
+}
+
+fn nothing(_: &World) {}
+
 fn two_groups(world: &World) {
     world.cloud.given("hello-prod-v007", false, 2);
     world.cloud.given("hello-prod-v008", true, 2);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn deploy_and_its_strategy() {
-    let strategy = json!({"kind": "redBlack", "scaleDown": true, "maxRemaining": 2});
-    let end = dies_everywhere(two_groups, || vec![deploy(strategy.clone(), json!({}))]).await;
-    assert_eq!(end.made, ["hello-prod-v009"]);
-    assert_eq!(end.shape[0], "SUCCEEDED");
+fn old_ones(world: &World) {
+    world.cloud.given_load_balancer("hello-old");
+    world.cloud.given_security_group("hello-old");
+}
+
+/// One after the other.
+fn chain(mut stages: Vec<StageSpec>) -> Vec<StageSpec> {
+    for index in 1..stages.len() {
+        stages[index].requires = vec![stages[index - 1].key.clone()];
+    }
+    stages
+}
+
+async fn red_black() -> Vec<StageSpec> {
+    vec![deploy(json!({"kind": "redBlack", "scaleDown": true, "maxRemaining": 2}), json!({}))]
+}
+
+async fn crashing() -> Vec<StageSpec> {
+    vec![deploy(json!({"kind": "redBlack"}), json!({"crash": true}))]
+}
+
+async fn create() -> Vec<StageSpec> {
+    vec![stage("createServerGroup", cluster(json!({"kind": "none"}), json!({})))]
+}
+
+async fn server_groups() -> Vec<StageSpec> {
+    let of = |which: &str| json!({"cluster": "hello-prod", "target": which});
+    let mut resize = of("newest");
+    resize["capacity"] = json!({"min": 1, "desired": 3, "max": 3});
+    chain(vec![
+        stage("resizeServerGroup", resize),
+        stage("enableServerGroup", of("oldest")),
+        stage("disableServerGroup", of("newest")),
+        stage("destroyServerGroup", of("newest")),
+    ])
+}
+
+async fn networks() -> Vec<StageSpec> {
+    let name = json!({"name": "hello-old"});
+    chain(vec![
+        stage("upsertSecurityGroup", json!({"name": "hello-new", "inbound": []})),
+        stage(
+            "upsertLoadBalancer",
+            json!({"name": "hello-new", "listeners": [{"port": 8080}], "securityGroups": ["hello-new"]}),
+        ),
+        stage("deleteLoadBalancer", name.clone()),
+        stage("deleteSecurityGroup", name),
+    ])
+}
+
+async fn waits() -> Vec<StageSpec> {
+    chain(vec![stage("wait", json!({"seconds": 1})), stage("manualJudgment", json!({}))])
+}
+
+/// A webhook to a server that answers.
+async fn hook(config: Value) -> Vec<StageSpec> {
+    let (_, address) = Receiver::start(&[]).await;
+    let mut whole = json!({"url": format!("http://{address}/")});
+    whole.as_object_mut().expect("an object").extend(config.as_object().expect("an object").clone());
+    vec![stage("webhook", whole)]
+}
+
+/// A webhook to a server that never answers.
+async fn unanswered() -> Vec<StageSpec> {
+    let (_, address) = rude(usize::MAX).await;
+    vec![stage("webhook", json!({"url": format!("http://{address}/"), "onUnknownOutcome": "ask"}))]
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn deploy_that_fails_and_is_brought_back() {
-    let end = dies_everywhere(two_groups, || vec![deploy(json!({"kind": "redBlack"}), json!({"crash": true}))]).await;
-    assert_eq!(end.shape[0], "FAILED");
-    assert_eq!(end.inventory[..2], ["hello-prod-v007 disabled 2/2", "hello-prod-v008 enabled 2/2"]);
-    assert_eq!(end.inventory.len(), 3);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn create_server_group_by_itself() {
-    let config = cluster(json!({"kind": "none"}), json!({}));
-    let end = dies_everywhere(two_groups, || vec![stage("createServerGroup", config.clone())]).await;
-    assert_eq!(end.made, ["hello-prod-v009"]);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn resize_enable_disable_and_destroy() {
-    let chain = || {
-        let of = |which: &str| json!({"cluster": "hello-prod", "target": which});
-        let mut resize = of("newest");
-        resize["capacity"] = json!({"min": 1, "desired": 3, "max": 3});
-        let mut stages = vec![
-            stage("resizeServerGroup", resize),
-            stage("enableServerGroup", of("oldest")),
-            stage("disableServerGroup", of("newest")),
-            stage("destroyServerGroup", of("newest")),
-        ];
-        for index in 1..stages.len() {
-            stages[index].requires = vec![stages[index - 1].key.clone()];
-        }
-        stages
-    };
-    let end = dies_everywhere(two_groups, chain).await;
-    assert_eq!(end.shape[0], "SUCCEEDED", "{:?}", end.shape);
-    assert_eq!(end.inventory[0], "hello-prod-v007 enabled 2/2");
-    assert_eq!(end.inventory.len(), 2);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn load_balancers_and_security_groups() {
-    let chain = || {
-        let name = json!({"name": "hello-old"});
-        let mut stages = vec![
-            stage("upsertSecurityGroup", json!({"name": "hello-new", "inbound": []})),
-            stage(
-                "upsertLoadBalancer",
-                json!({"name": "hello-new", "listeners": [{"port": 8080}], "securityGroups": ["hello-new"]}),
-            ),
-            stage("deleteLoadBalancer", name.clone()),
-            stage("deleteSecurityGroup", name),
-        ];
-        for index in 1..stages.len() {
-            stages[index].requires = vec![stages[index - 1].key.clone()];
-        }
-        stages
-    };
-    let given = |world: &World| {
-        world.cloud.given_load_balancer("hello-old");
-        world.cloud.given_security_group("hello-old");
-    };
-    let end = dies_everywhere(given, chain).await;
-    assert_eq!(end.shape[0], "SUCCEEDED", "{:?}", end.shape);
-    assert_eq!(end.inventory[1..], ["lb hello-new [\"127.0.0.1:8080\"] drain 30", "sg hello-new 0 rules"]);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn wait_and_manual_judgment() {
-    let chain = || {
-        let mut judgment = stage("manualJudgment", json!({}));
-        judgment.requires = vec!["wait".into()];
-        vec![stage("wait", json!({"seconds": 1})), judgment]
-    };
-    let end = dies_everywhere(|_| (), chain).await;
-    assert_eq!(end.shape, ["SUCCEEDED", "wait SUCCEEDED", "manualJudgment SUCCEEDED"]);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_webhook_that_may_be_repeated() {
-    let (_receiver, address) = Receiver::start(&[]).await;
-    let config = json!({"url": format!("http://{address}/"), "method": "PUT", "body": "x"});
-    let end = dies_everywhere(|_| (), || vec![stage("webhook", config.clone())]).await;
-    assert_eq!(end.shape, ["SUCCEEDED", "webhook SUCCEEDED"]);
+async fn a_webhook_whose_fate_a_person_tells_is_made_once() {
+    for moment in ["after intent", "after effect", "before commit"] {
+        let (receiver, address) = Receiver::start(&[]).await;
+        let config = json!({"url": format!("http://{address}/"), "onUnknownOutcome": "ask"});
+        let effect = (moment != "before commit").then(|| "call-0".to_owned());
+        let point = ("webhook".to_owned(), Value::Null, effect, moment);
+        // Who is asked looks at the other side.
+        let looks = |choices: Vec<String>| {
+            let truth = if receiver.calls().is_empty() { "call again" } else { "took effect" };
+            choices.into_iter().find(|choice| choice == truth)
+        };
+        let (end, _, crashed) = answered(&nothing, vec![stage("webhook", config)], Some(point), &looks).await;
+        assert!(crashed, "{moment}");
+        assert_eq!(end.shape[..2], ["SUCCEEDED", "webhook SUCCEEDED"], "{moment}");
+        assert_eq!(receiver.calls().len(), 1, "{moment}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

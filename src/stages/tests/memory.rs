@@ -162,6 +162,9 @@ impl Memory {
     }
 
     fn admit(&self, op: &Operation, call: String) -> Result<(), Error> {
+        if op.deadline <= self.clock.now() {
+            return Err(error(ErrorKind::Unavailable, format!("operation {} came after its deadline", op.key)));
+        }
         let execution = op.key.split('/').next().unwrap_or_default().to_owned();
         let mut state = self.lock();
         let highest = state.fences.entry(execution).or_insert(op.fence);
@@ -229,6 +232,13 @@ fn fill(group: &mut ServerGroup) {
     }
 }
 
+/// Out of traffic, with what is open still open.
+fn drain(group: &mut ServerGroup) {
+    for instance in group.instances.iter_mut().filter(|instance| instance.state == HealthState::Up) {
+        instance.state = HealthState::Draining;
+    }
+}
+
 /// Instances become what their launch says: `{"healthy": n}` of them become healthy, all by
 /// default; with `{"crash": true}` none does.
 fn settle(group: &mut ServerGroup) {
@@ -254,6 +264,27 @@ fn settle(group: &mut ServerGroup) {
 }
 
 impl State {
+    fn groups_with(&self, has: impl Fn(&ServerGroupSpec) -> bool) -> Vec<String> {
+        self.groups.values().filter(|found| has(&found.group.spec)).map(|found| found.group.spec.name.clone()).collect()
+    }
+
+    fn balancers_with(&self, security_group: &String) -> Vec<String> {
+        let balancers = self.load_balancers.values().map(|found| &found.spec);
+        let using = balancers.filter(|spec| spec.security_groups.contains(security_group));
+        using.map(|spec| spec.name.clone()).collect()
+    }
+
+    /// All of these names are there.
+    fn known(&self, load_balancers: &[String], security_groups: &[String]) -> Result<(), Error> {
+        if let Some(name) = load_balancers.iter().find(|name| !self.load_balancers.contains_key(*name)) {
+            return Err(error(ErrorKind::NotFound, format!("there is no load balancer {name}")));
+        }
+        if let Some(name) = security_groups.iter().find(|name| !self.security_groups.contains_key(*name)) {
+            return Err(error(ErrorKind::NotFound, format!("there is no security group {name}")));
+        }
+        Ok(())
+    }
+
     /// Counts the clusters that were served and are not any more.
     fn judge(&mut self) {
         let mut now: BTreeMap<String, bool> = self.served.keys().map(|cluster| (cluster.clone(), false)).collect();
@@ -290,12 +321,23 @@ impl Provider for Memory {
         Ok(())
     }
     async fn snapshot(&self) -> Result<Snapshot, Error> {
+        let revision = *self.changes.borrow();
         let state = self.lock();
+        let registered = |mut found: LoadBalancer| {
+            found.server_groups = state.groups_with(|spec| spec.load_balancers.contains(&found.spec.name));
+            found
+        };
+        let used = |mut found: SecurityGroup| {
+            let name = found.spec.name.clone();
+            found.server_groups = state.groups_with(|spec| spec.security_groups.contains(&name));
+            found.load_balancers = state.balancers_with(&name);
+            found
+        };
         Ok(Snapshot {
-            revision: *self.changes.borrow(),
+            revision,
             server_groups: state.groups.values().map(|found| found.group.clone()).collect(),
-            load_balancers: state.load_balancers.values().cloned().collect(),
-            security_groups: state.security_groups.values().cloned().collect(),
+            load_balancers: state.load_balancers.values().cloned().map(registered).collect(),
+            security_groups: state.security_groups.values().cloned().map(used).collect(),
         })
     }
     fn changes(&self) -> watch::Receiver<u64> {
@@ -316,6 +358,7 @@ impl Provider for Memory {
                     Err(error(ErrorKind::Conflict, format!("{} was made by {}", spec.name, found.operation)))
                 };
             }
+            state.known(&spec.load_balancers, &spec.security_groups)?;
             let mut group = ServerGroup {
                 spec: spec.clone(),
                 created_at: self.clock.now(),
@@ -347,15 +390,18 @@ impl Provider for Memory {
     async fn ensure_enabled(&self, op: &Operation, _: &Place, name: &str, enabled: bool) -> Result<ServerGroup, Error> {
         self.changing(op, if enabled { "enable" } else { "disable" }, name, |group| {
             group.spec.enabled = enabled;
-            for instance in &mut group.instances {
-                if instance.state == HealthState::Up && !enabled {
-                    instance.state = HealthState::Draining;
-                }
+            if !enabled {
+                drain(group);
             }
         })
     }
     async fn ensure_server_group_destroyed(&self, op: &Operation, _: &Place, name: &str) -> Result<(), Error> {
         self.admit(op, format!("destroy {name}"))?;
+        if let Some(found) = self.lock().groups.get_mut(name) {
+            found.group.spec.enabled = false;
+            drain(&mut found.group);
+        }
+        self.changed();
         let (memory, name) = (self.clone(), name.to_owned());
         tokio::spawn(async move {
             tokio::time::sleep(LATER).await;
@@ -367,25 +413,36 @@ impl Provider for Memory {
     async fn ensure_load_balancer(&self, op: &Operation, spec: &LoadBalancerSpec) -> Result<LoadBalancer, Error> {
         self.admit(op, format!("put lb {}", spec.name))?;
         let taken = spec.listeners.iter().any(|listener| listener.port == 1);
+        let mut state = self.lock();
+        state.known(&[], &spec.security_groups)?;
+        let there = state.load_balancers.get(&spec.name);
         let load_balancer = LoadBalancer {
             spec: spec.clone(),
-            created_at: self.clock.now(),
+            created_at: there.map_or_else(|| self.clock.now(), |there| there.created_at),
             bound: if taken {
                 vec![]
             } else {
                 spec.listeners.iter().map(|l| format!("{}:{}", l.address, l.port)).collect()
             },
-            shares: vec![],
+            shares: there.map(|there| there.shares.clone()).unwrap_or_default(),
             server_groups: vec![],
             problem: taken.then(|| "port 1 is in use by another program".to_owned()),
         };
-        self.lock().load_balancers.insert(spec.name.clone(), load_balancer.clone());
+        state.load_balancers.insert(spec.name.clone(), load_balancer.clone());
+        drop(state);
         self.changed();
         Ok(load_balancer)
     }
     async fn ensure_load_balancer_deleted(&self, op: &Operation, _: &Place, name: &str) -> Result<(), Error> {
         self.admit(op, format!("delete lb {name}"))?;
-        self.lock().load_balancers.remove(name);
+        {
+            let mut state = self.lock();
+            let users = state.groups_with(|spec| spec.load_balancers.iter().any(|used| used == name));
+            if !users.is_empty() {
+                return Err(error(ErrorKind::Conflict, format!("load balancer {name} is used by {users:?}")));
+            }
+            state.load_balancers.remove(name);
+        }
         self.changed();
         Ok(())
     }
@@ -397,13 +454,22 @@ impl Provider for Memory {
         shares: &[Share],
     ) -> Result<LoadBalancer, Error> {
         self.admit(op, format!("shares {name}"))?;
-        let mut state = self.lock();
-        let found = state
-            .load_balancers
-            .get_mut(name)
-            .ok_or_else(|| error(ErrorKind::NotFound, format!("there is no load balancer {name}")))?;
-        found.shares = shares.to_vec();
-        Ok(found.clone())
+        let found = {
+            let mut state = self.lock();
+            let registered = state.groups_with(|spec| spec.load_balancers.iter().any(|used| used == name));
+            let found = state
+                .load_balancers
+                .get_mut(name)
+                .ok_or_else(|| error(ErrorKind::NotFound, format!("there is no load balancer {name}")))?;
+            if let Some(share) = shares.iter().find(|share| !registered.contains(&share.server_group)) {
+                let message = format!("server group {} is not registered with {name}", share.server_group);
+                return Err(error(ErrorKind::Invalid, message));
+            }
+            found.shares = shares.to_vec();
+            found.clone()
+        };
+        self.changed();
+        Ok(found)
     }
     async fn ensure_security_group(&self, op: &Operation, spec: &SecurityGroupSpec) -> Result<SecurityGroup, Error> {
         self.admit(op, format!("put sg {}", spec.name))?;
@@ -419,11 +485,24 @@ impl Provider for Memory {
     }
     async fn ensure_security_group_deleted(&self, op: &Operation, _: &Place, name: &str) -> Result<(), Error> {
         self.admit(op, format!("delete sg {name}"))?;
-        self.lock().security_groups.remove(name);
+        {
+            let mut state = self.lock();
+            let used = |names: &[String]| names.iter().any(|used| used == name);
+            let mut users = state.groups_with(|spec| used(&spec.security_groups));
+            users.extend(state.balancers_with(&name.to_owned()));
+            if !users.is_empty() {
+                return Err(error(ErrorKind::Conflict, format!("security group {name} is used by {users:?}")));
+            }
+            state.security_groups.remove(name);
+        }
         self.changed();
         Ok(())
     }
     async fn log_tail(&self, _: &Place, instance: &str, _: usize) -> Result<String, Error> {
+        let state = self.lock();
+        if !state.groups.values().flat_map(|found| &found.group.instances).any(|found| found.id == instance) {
+            return Err(error(ErrorKind::NotFound, format!("there is no instance {instance}")));
+        }
         Ok(format!("the last words of {instance}"))
     }
     async fn traffic(&self, _: &Place, _: &str, _: i64) -> Result<Vec<TrafficSecond>, Error> {

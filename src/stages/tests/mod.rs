@@ -1,9 +1,11 @@
 //! The stages over the real engine and a real SQLite store; the cloud is in memory ([`memory`]).
 
+mod cluster;
 mod crash;
 mod deploy;
 mod kinds;
 pub mod memory;
+mod provider;
 mod webhook;
 
 use std::path::PathBuf;
@@ -117,12 +119,16 @@ impl World {
                 dies
             }))
         };
-        let options = engine::Options {
-            sole_owner: true,
-            scan_every: Duration::from_millis(50),
-            crash: Some(hook),
-            ..engine::Options::default()
-        };
+        self.serve_with(engine::Options { crash: Some(hook), ..engine::Options::default() }, dead)
+    }
+
+    /// Serves with a queue before each cluster that has so many places.
+    pub fn serve_queue(&self, places: usize) -> Server {
+        self.serve_with(engine::Options { cluster_queue_max: places, ..engine::Options::default() }, Arc::default())
+    }
+
+    fn serve_with(&self, options: engine::Options, dead: Arc<AtomicBool>) -> Server {
+        let options = engine::Options { sole_owner: true, scan_every: Duration::from_millis(50), ..options };
         let engine = Engine::new(options, self.store.clone(), Self::kinds(&self.inventory), self.clock.clone());
         let stop = CancellationToken::new();
         let task = tokio::spawn({

@@ -70,7 +70,7 @@ async fn answer(
 }
 
 /// Reads a request and closes the connection without a word, the first `times`; then answers.
-async fn rude(times: usize) -> (Arc<Mutex<usize>>, SocketAddr) {
+pub async fn rude(times: usize) -> (Arc<Mutex<usize>>, SocketAddr) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("bound");
     let count = Arc::new(Mutex::new(0));

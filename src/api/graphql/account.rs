@@ -1,0 +1,45 @@
+//! Accounts at clouds.
+
+use async_graphql::{Context, ID, Object, Result};
+
+use super::ids::Key;
+use super::session::session;
+use crate::model;
+
+/// An account at a cloud.
+pub struct Account(pub model::Account);
+
+/// An account at a cloud.
+#[Object]
+impl Account {
+    /// Opaque and global.
+    pub async fn id(&self) -> ID {
+        Key::Account(self.0.name.clone()).id()
+    }
+    /// Unique.
+    async fn name(&self) -> &str {
+        &self.0.name
+    }
+    /// The provider's kind: one of `providerKinds`.
+    async fn provider(&self) -> &str {
+        &self.0.provider
+    }
+    /// Regions, zones, namespaces or hosts.
+    async fn locations(&self) -> &[String] {
+        &self.0.locations
+    }
+}
+
+/// Queries for accounts.
+#[derive(Default)]
+pub struct AccountQuery;
+
+#[Object]
+impl AccountQuery {
+    /// The accounts of clouds, at most 1,000.
+    async fn accounts(&self, ctx: &Context<'_>) -> Result<Vec<Account>> {
+        let session = session(ctx)?;
+        session.may(model::Action::Read, &model::Resource::Server)?;
+        Ok(session.api.inventory.accounts().into_iter().take(1_000).map(Account).collect())
+    }
+}
