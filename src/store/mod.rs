@@ -17,6 +17,7 @@ mod rows;
 mod sql;
 #[cfg(test)]
 mod tests;
+mod triggers;
 mod writer;
 
 use std::path::PathBuf;
@@ -31,10 +32,11 @@ use uuid::Uuid;
 
 pub use commit::{
     ClusterKey, Commit, CommitError, Committed, Guard, IdempotencyRecord, Intent, IntentOutcome, NewEvent, Refusal,
-    Write,
+    SlotOutcome, Write,
 };
 
 pub use rows::{event_execution, event_stage};
+pub use triggers::Edge;
 
 use crate::clock::Clock;
 use crate::model::{ApplicationId, ExecutionId, ExecutionKind, OwnerId, PipelineId, Status, StreamId};

@@ -11,6 +11,8 @@ use super::infrastructure::{Cluster, LoadBalancer, SecurityGroup, ServerGroup};
 use super::pipeline::Pipeline;
 use super::selectors::ApplicationSelector;
 use super::session::{not_found, session};
+use super::trigger::Trigger;
+use crate::api::error::stored;
 use crate::engine::commands::SaveApplication;
 use crate::model::{self, names};
 
@@ -82,6 +84,19 @@ impl Application {
         let store = &session(ctx)?.api.store;
         let filter = filter.unwrap_or_default().with_application(self.0.id);
         PageArgs { first, after, last, before }.read(async |page| store.executions(&filter, &page).await).await
+    }
+    /// What starts its pipelines without anybody asking, by pipeline and key; of its first 1,000.
+    async fn triggers(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "How many items from the start of the range: 1 to 100, 25 when absent.")] first: Option<i32>,
+        #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
+        #[graphql(desc = "How many items from the end of the range instead: 1 to 100.")] last: Option<i32>,
+        #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
+    ) -> Result<Connection<Trigger>> {
+        let rows = session(ctx)?.api.store.triggers_of(self.0.id).await.map_err(stored)?;
+        let items = rows.into_iter().map(|row| (format!("{}/{}", row.pipeline, row.key), Trigger::from(row)));
+        PageArgs { first, after, last, before }.slice(items.collect())
     }
     /// Its clusters: all generations of what runs under one name, by account, location and name.
     async fn clusters(

@@ -20,6 +20,7 @@ mod scalars;
 mod selectors;
 mod session;
 mod stage;
+mod trigger;
 
 use async_graphql::dataloader::DataLoader;
 use async_graphql::{MergedObject, MergedSubscription, SDLExportOptions, SchemaBuilder};
