@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::TimeDelta;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -15,6 +16,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::engine::contract::INVENTORY_TOPIC;
 use crate::engine::{self, Engine};
+use crate::housekeeping::{self, Job};
 use crate::inventory::Inventory;
 use crate::model::{Actor, Principal, PrincipalId, PrincipalKind, Role};
 use crate::outbound::{self, Outbound};
@@ -23,6 +25,7 @@ use crate::providers::host::client::{self, HostProvider};
 use crate::secrets::Secrets;
 use crate::stages;
 use crate::store::{self, Commit, CommitError, Guard, Store, Write};
+use crate::triggers::{self, Dispatcher};
 
 /// The server did not start or did not end well.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +51,10 @@ const FIRST_LOOK: Duration = Duration::from_secs(5);
 const GRACE: Duration = Duration::from_secs(5);
 /// From one look for old executions to the next.
 const RETENTION_EVERY: Duration = Duration::from_secs(60 * 60);
+/// From one look for what the triggers' timer missed to the next.
+const SWEEP_EVERY: Duration = Duration::from_secs(30);
+/// Slots of triggers are remembered for this long, so that none is started twice.
+const SLOTS_KEPT: TimeDelta = TimeDelta::days(7);
 /// Executions deleted in one go, so that other commits get between.
 const RETENTION_BATCH: u64 = 100;
 
@@ -115,16 +122,18 @@ impl App {
         });
         let secrets = Secrets::new(config.security.secret_dirs.clone());
         let registry = stages::registry(stages::Deps { inventory: inventory.clone(), outbound, secrets });
+        let registry = triggers::kinds(registry);
         let options = config.limits.engine(engine::Options {
             // The data directory is locked: every owner of an earlier start is gone.
             sole_owner: config.data.database_url.is_none(),
+            renewed_by_job: true,
             ..engine::Options::default()
         });
         let engine = Engine::new(options, store.clone(), registry.clone(), clock.clone());
         let context = api::Context {
             store: store.clone(),
             commands: engine.commands(),
-            registry,
+            registry: registry.clone(),
             inventory: inventory.clone(),
             clock: clock.clone(),
             config: config.limits.api(api::Options { base_url: url(address), ..api::Options::default() }),
@@ -143,11 +152,15 @@ impl App {
         });
         app.spawn("inventory notices", GRACE, {
             let inventory = inventory.clone();
+            let engine = engine.clone();
             |stop| forward(inventory, engine, stop)
         });
         app.spawn("inventory", GRACE, |stop| async move { inventory.run(stop).await });
         let keep = Keep { executions: config.data.retention, audit: config.data.audit_retention };
-        app.spawn("retention", GRACE, |stop| retain(store, clock, keep, stop));
+        let dispatcher = Dispatcher::new(store.clone(), engine.commands(), registry, clock.clone(), engine.slots());
+        let jobs = jobs(&store, &clock, keep, &engine, &dispatcher);
+        app.spawn("triggers", GRACE, |stop| async move { dispatcher.run(stop).await });
+        app.spawn("housekeeping", GRACE, |stop| housekeeping::run(jobs, stop));
         info!(address = %address, "serving {}", app.url());
         Ok(app)
     }
@@ -301,29 +314,33 @@ struct Keep {
     audit: Option<Duration>,
 }
 
-/// Deletes what was kept for its time.
-async fn retain(store: Store, clock: Clock, keep: Keep, stop: CancellationToken) {
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            result = prune(&store, &clock, keep) => if let Err(error) = result {
-                warn!("what is old cannot be deleted now: {error}");
-            },
-        }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = clock.sleep(RETENTION_EVERY) => {}
-        }
-    }
+/// What is done now and then.
+fn jobs(store: &Store, clock: &Clock, keep: Keep, engine: &Engine, dispatcher: &Dispatcher) -> Vec<Job> {
+    let (store, clock, engine, dispatcher) = (store.clone(), clock.clone(), engine.clone(), dispatcher.clone());
+    let renew_every = engine.renew_every();
+    vec![
+        Job::new("retention", RETENTION_EVERY, move || {
+            let (store, clock) = (store.clone(), clock.clone());
+            async move { prune(&store, &clock, keep).await.map_err(|error| error.to_string()) }
+        }),
+        Job::new("sweep for triggers", SWEEP_EVERY, move || {
+            let dispatcher = dispatcher.clone();
+            async move { dispatcher.sweep().await.map_err(|error| error.to_string()) }
+        }),
+        Job::new("renewal of leases", renew_every, move || {
+            let engine = engine.clone();
+            async move { engine.renew().await.map_err(|error| error.to_string()) }
+        }),
+    ]
 }
 
 async fn prune(store: &Store, clock: &Clock, keep: Keep) -> Result<(), store::Error> {
     let before = |keep: Option<Duration>| {
-        keep.and_then(|keep| chrono::TimeDelta::from_std(keep).ok())
-            .and_then(|keep| clock.now().checked_sub_signed(keep))
+        keep.and_then(|keep| TimeDelta::from_std(keep).ok()).and_then(|keep| clock.now().checked_sub_signed(keep))
     };
     // Keys end after a day, however long the executions stay.
     store.prune_idempotency().await?;
+    store.prune_slots(clock.now() - SLOTS_KEPT).await?;
     if let Some(before) = before(keep.executions) {
         let mut deleted = 0;
         loop {

@@ -1,13 +1,20 @@
 //! What people, bots and triggers may ask for. Each is one function that takes who acts, checks
 //! that they may, and commits state, events and audit row in one transaction.
 
+mod fire;
 mod save;
 mod start;
 mod steer;
+mod triggers;
 
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use serde_json::Value;
+use tokio::sync::Notify;
+
+pub(super) use fire::variables as trigger_variables;
+pub use fire::{Fired, Slot};
 
 use super::contract::Registry;
 use super::{Options, notices, validate};
@@ -15,7 +22,7 @@ use crate::auth::{self, Denied};
 use crate::clock::Clock;
 use crate::model::{
     Action, Actor, Application, ApplicationId, AuditId, AuditRow, CancelMode, Execution, ExecutionId, Pipeline,
-    PipelineDefinition, PipelineId, Resource, StageId, StageSpec,
+    PipelineDefinition, PipelineId, Resource, StageId, StageSpec, Trigger,
 };
 use crate::store::{self, CommitError, Store, Write};
 
@@ -113,11 +120,37 @@ pub struct Commands {
     registry: Registry,
     clock: Clock,
     options: Arc<Options>,
+    /// Told when a trigger may have something to do.
+    slots: Arc<Notify>,
 }
 
 impl Commands {
-    pub(super) fn new(store: Store, registry: Registry, clock: Clock, options: Options) -> Self {
-        Self { store, registry, clock, options: Arc::new(options) }
+    pub(super) fn new(store: Store, registry: Registry, clock: Clock, options: Options, slots: Arc<Notify>) -> Self {
+        Self { store, registry, clock, options: Arc::new(options), slots }
+    }
+
+    /// Acts upon a slot of a trigger, once, whoever else tries: starts the pipeline as the
+    /// principal who saved its newest revision, with that principal's roles of today. What may not
+    /// start is noted at the trigger, and the slot is over too.
+    ///
+    /// # Errors
+    /// `Unavailable`: nobody knows; look again.
+    pub async fn fire_trigger(&self, trigger: &Trigger, slot: &Slot) -> Result<Fired, Error> {
+        fire::fire(self, trigger, slot).await
+    }
+
+    /// Lets slots of a timetable go by: the trigger waits for `next` instead of `due`.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn pass_trigger(
+        &self,
+        trigger: &Trigger,
+        due: DateTime<Utc>,
+        next: Option<DateTime<Utc>>,
+        missed: Option<DateTime<Utc>>,
+    ) -> Result<(), Error> {
+        fire::pass(self, trigger, due, next, missed).await
     }
 
     /// Starts the pipeline's newest revision, or finds what was started under the key.
@@ -283,7 +316,8 @@ fn allow(actor: &Actor, action: Action, resource: &Resource) -> Result<(), Error
 }
 
 /// `, did you mean …?` where something is near.
-pub(super) fn did_you_mean<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+#[must_use]
+pub fn did_you_mean<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     let lower = name.to_lowercase();
     known
         .into_iter()

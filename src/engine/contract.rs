@@ -18,6 +18,7 @@ use serde_json::Value;
 
 pub use super::context::StepContext;
 use super::erased::Erased;
+pub use super::trigger::{KnownTrigger, Missed, Source, Timetable, Trigger, TriggerKind, When};
 use crate::model::{ChildSpec, Execution, Stage as StageRow};
 use crate::store::ClusterKey;
 
@@ -283,10 +284,11 @@ pub trait DynStage: Send + Sync {
     ) -> BoxFuture<'a, Result<Next<Value>, StepError>>;
 }
 
-/// All kinds of stages, by name.
+/// All kinds of stages and of triggers, by name.
 #[derive(Clone, Default)]
 pub struct Registry {
     kinds: BTreeMap<&'static str, Arc<dyn DynStage>>,
+    triggers: BTreeMap<&'static str, Arc<KnownTrigger>>,
 }
 
 impl Registry {
@@ -307,5 +309,24 @@ impl Registry {
     /// All, by name.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<dyn DynStage>> {
         self.kinds.values()
+    }
+    /// Adds a kind of trigger; the last of a name stands.
+    ///
+    /// # Panics
+    /// When the kind's schema is not a JSON Schema: a fault of the kind's code.
+    #[must_use]
+    pub fn with_trigger(mut self, trigger: impl Trigger) -> Self {
+        let trigger = KnownTrigger::new(trigger);
+        self.triggers.insert(trigger.kind().kind, Arc::new(trigger));
+        self
+    }
+    /// The kind of trigger of that name.
+    #[must_use]
+    pub fn trigger(&self, kind: &str) -> Option<&Arc<KnownTrigger>> {
+        self.triggers.get(kind)
+    }
+    /// All kinds of triggers, by name.
+    pub fn triggers(&self) -> impl Iterator<Item = &Arc<KnownTrigger>> {
+        self.triggers.values()
     }
 }

@@ -151,7 +151,7 @@ fn write<T: serde::Serialize>(cursor: &T) -> Result<Value, StepError> {
         .map_err(|error| StepError::Fail(Cause::new("CURSOR_UNREADABLE", "the cursor is not JSON").because(error)))
 }
 
-fn fault_of(error: &jsonschema::ValidationError<'_>) -> (String, String) {
+pub(super) fn fault_of(error: &jsonschema::ValidationError<'_>) -> (String, String) {
     // What is not allowed or missing is named by the message; the place is that of its object.
     (error.instance_path().to_string(), error.to_string())
 }

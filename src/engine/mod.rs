@@ -13,6 +13,7 @@ mod recovery;
 mod runner;
 mod timers;
 mod topics;
+mod trigger;
 mod validate;
 mod worker;
 
@@ -44,6 +45,9 @@ pub struct Options {
     /// Nobody else can use this database (SQLite, whose directory is locked): all owners but this
     /// one are dead, and their executions free, at once.
     pub sole_owner: bool,
+    /// Somebody calls [`Engine::renew`] each [`Engine::renew_every`]; the engine beats by itself only
+    /// where that fails to come.
+    pub renewed_by_job: bool,
     /// Steps that may be under way at once.
     pub concurrency: usize,
     /// Executions that may be in memory at once; others wait for a place.
@@ -77,6 +81,7 @@ impl Default for Options {
         Self {
             lease: Duration::from_secs(15),
             sole_owner: false,
+            renewed_by_job: false,
             concurrency: 1_000,
             active_max: 2_000,
             idle_after: Duration::from_secs(30),
@@ -152,6 +157,7 @@ impl Engine {
             shared.registry.clone(),
             shared.clock.clone(),
             shared.options.clone(),
+            Arc::clone(&shared.slots),
         )
     }
 
@@ -161,10 +167,33 @@ impl Engine {
         self.shared.topics.clone()
     }
 
+    /// Told when a trigger may have something to do: one was saved, or an execution's end is a slot
+    /// of one.
+    #[must_use]
+    pub fn slots(&self) -> Arc<tokio::sync::Notify> {
+        Arc::clone(&self.shared.slots)
+    }
+
     /// This start of a server, as executions name it.
     #[must_use]
     pub fn owner(&self) -> OwnerId {
         self.shared.owner
+    }
+
+    /// How often the lease has to be renewed: three times within it, in whole seconds.
+    #[must_use]
+    pub fn renew_every(&self) -> std::time::Duration {
+        let seconds = (self.shared.options.lease / 3).as_secs();
+        std::time::Duration::from_secs(seconds.max(1))
+    }
+
+    /// Says that this server lives, and forgets those that have not said so for a full lease.
+    /// Nothing while the engine does not run.
+    ///
+    /// # Errors
+    /// When the database cannot do it.
+    pub async fn renew(&self) -> Result<(), crate::store::Error> {
+        recovery::renew(&self.shared).await
     }
 
     /// Runs executions until the token is cancelled (steps under way get the grace of

@@ -23,6 +23,7 @@ pub(super) fn header(execution: &Execution) -> Execution {
         application_name: execution.application_name.clone(),
         name: execution.name.clone(),
         started_by_name: execution.started_by_name.clone(),
+        trigger: execution.trigger.clone(),
         parameters: execution.parameters.clone(),
         notifications: execution.notifications.clone(),
         cancel: execution.cancel.clone(),

@@ -24,18 +24,44 @@ pub(super) async fn at_start(shared: &Shared) -> Result<(), Error> {
     Ok(())
 }
 
-/// Beats and watches until it is dropped.
+/// What this server has seen of the others, and when it last renewed its own lease.
+#[derive(Debug, Default)]
+pub(super) struct Owners {
+    seen: Observed,
+    renewed: Option<Instant>,
+}
+
+/// One beat, and one look at the others.
+pub(super) async fn renew(shared: &Shared) -> Result<(), Error> {
+    shared.alive().await;
+    let mut owners = shared.owners.lock().await;
+    let Some(owners) = owners.as_mut() else { return Ok(()) };
+    let began = Instant::now();
+    round(shared, &mut owners.seen).await?;
+    owners.renewed = Some(began);
+    Ok(())
+}
+
+/// Beats and watches until it is dropped; where a job renews, only when that is late: a scheduler
+/// that has lost its way, or a machine's clock that was put back, must not cost the lease.
 pub(super) async fn watch(shared: Arc<Shared>) {
-    let mut seen = Observed::default();
     let mut beat = tokio::time::interval((shared.options.lease / 3).max(Duration::from_millis(10)));
     beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         beat.tick().await;
-        shared.alive().await;
-        if let Err(error) = round(&shared, &mut seen).await {
+        if shared.options.renewed_by_job && renewed_lately(&shared).await {
+            continue;
+        }
+        if let Err(error) = renew(&shared).await {
             tracing::warn!("owners could not be watched: {error}");
         }
     }
+}
+
+async fn renewed_lately(shared: &Shared) -> bool {
+    let owners = shared.owners.lock().await;
+    let renewed = owners.as_ref().and_then(|owners| owners.renewed);
+    renewed.is_some_and(|renewed| renewed.elapsed() < shared.options.lease / 2)
 }
 
 async fn round(shared: &Shared, seen: &mut Observed) -> Result<(), Error> {

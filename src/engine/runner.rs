@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use tokio::sync::Semaphore;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -36,10 +36,14 @@ pub(super) struct Shared {
     pub clock: Clock,
     pub owner: OwnerId,
     pub topics: Topics,
+    /// Told when a trigger may have something to do.
+    pub slots: Arc<Notify>,
     /// Steps under way.
     pub permits: Semaphore,
     /// No new steps; those under way may end.
     pub stopping: CancellationToken,
+    /// What was seen of other owners, once this one is registered.
+    pub owners: tokio::sync::Mutex<Option<recovery::Owners>>,
     /// A crash hook has spoken: nothing is written or called any more.
     pub dead: CancellationToken,
     active: Mutex<HashMap<ExecutionId, Handle>>,
@@ -78,7 +82,9 @@ impl Shared {
             clock,
             owner: OwnerId::new(),
             topics: Topics::default(),
+            slots: Arc::default(),
             stopping: CancellationToken::new(),
+            owners: tokio::sync::Mutex::default(),
             dead: CancellationToken::new(),
             active: Mutex::default(),
             serial: AtomicU64::new(0),
@@ -116,6 +122,7 @@ pub(super) async fn run(shared: &Arc<Shared>, stop: CancellationToken) -> Result
     let mut work = shared.store.work();
     shared.store.owner_register(shared.owner).await?;
     recovery::at_start(shared).await?;
+    *shared.owners.lock().await = Some(recovery::Owners::default());
 
     let mut runner = Runner {
         shared: Arc::clone(shared),
@@ -173,6 +180,8 @@ pub(super) async fn run(shared: &Arc<Shared>, stop: CancellationToken) -> Result
     if !in_time {
         tracing::warn!("steps under way did not end in time; they are taken up again at the next start");
     }
+    // Nobody renews from here on.
+    *shared.owners.lock().await = None;
     if !shared.dead.is_cancelled()
         && let Err(error) = shared.store.owner_forget(shared.owner).await
     {

@@ -72,6 +72,7 @@ impl Sim {
             event_seq: 0,
             started_by: PrincipalId::new(),
             started_by_name: "ann".to_owned(),
+            trigger: None,
             parameters: json!({}),
             notifications: Vec::new(),
             cancel: None,

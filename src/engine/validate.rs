@@ -3,10 +3,11 @@
 use std::collections::{HashMap, HashSet};
 
 use super::commands::{Code, Error, did_you_mean};
-use super::contract::Registry;
+use super::contract::{Registry, When};
 use super::{Options, notices};
 use crate::expression;
-use crate::model::{PipelineDefinition, StageSpec};
+use crate::model::{PipelineDefinition, StageSpec, TriggerSpec};
+use serde_json::Value;
 
 /// Stages of a pipeline.
 const STAGES_MAX: usize = 100;
@@ -14,6 +15,8 @@ const STAGES_MAX: usize = 100;
 const PARAMETERS_MAX: usize = 100;
 /// Notification rules of a pipeline.
 const RULES_MAX: usize = 20;
+/// Triggers of a pipeline.
+const TRIGGERS_MAX: usize = 20;
 /// Characters of a key or a parameter's name.
 const KEY_MAX: usize = 64;
 /// Characters of a name or title.
@@ -52,7 +55,7 @@ pub(super) fn definition(definition: &PipelineDefinition, registry: &Registry, o
     for (index, stage) in stages.iter().enumerate() {
         config(index, stage, registry, options)?;
     }
-    Ok(())
+    triggers(definition, registry, options)
 }
 
 fn text(field: &[&str], text: &str, max: usize) -> Result<(), Error> {
@@ -199,4 +202,103 @@ fn config(index: usize, stage: &StageSpec, registry: &Registry, options: &Option
     let empty = serde_json::json!({});
     let config = if stage.config.is_null() { &empty } else { &stage.config };
     kind.validate(config).map_err(|(pointer, message)| fault(&pointer, message))
+}
+
+fn triggers(definition: &PipelineDefinition, registry: &Registry, options: &Options) -> Result<(), Error> {
+    let triggers = &definition.triggers;
+    if triggers.len() > TRIGGERS_MAX {
+        return Err(Error::invalid(&["triggers"], format!("a pipeline has at most {TRIGGERS_MAX} triggers")));
+    }
+    let mut first = HashMap::new();
+    for (index, trigger) in triggers.iter().enumerate() {
+        let (at, key) = (index.to_string(), trigger.key.as_str());
+        if !is_key(key) {
+            let message = format!("`{key}` is not a trigger's key: 1 to {KEY_MAX} letters, digits, `-` and `_`");
+            return Err(Error::invalid(&["triggers", &at, "key"], message));
+        }
+        if let Some(other) = first.insert(key, index) {
+            let message = format!("triggers {other} and {index} have the same key `{key}`");
+            return Err(Error::invalid(&["triggers", &at, "key"], message));
+        }
+        let when = trigger_config(&at, trigger, registry, options)?;
+        trigger_parameters(&at, trigger, definition, &when)?;
+    }
+    Ok(())
+}
+
+fn trigger_config(at: &str, trigger: &TriggerSpec, registry: &Registry, options: &Options) -> Result<When, Error> {
+    let Some(kind) = registry.trigger(&trigger.kind) else {
+        let near = did_you_mean(&trigger.kind, registry.triggers().map(|kind| kind.kind().kind));
+        let message = format!("trigger `{}` is of the unknown kind `{}`{near}", trigger.key, trigger.kind);
+        return Err(Error::invalid(&["triggers", at, "kind"], message));
+    };
+    let fault = |pointer: &str, message: String| {
+        let mut field = vec!["triggers".to_owned(), at.to_owned(), "config".to_owned()];
+        field.extend(pointer.split('/').skip(1).map(|part| part.replace("~1", "/").replace("~0", "~")));
+        let place = if pointer.is_empty() { String::new() } else { format!(" at `{pointer}`") };
+        Error { code: Code::Invalid, message: format!("trigger `{}`: config{place}: {message}", trigger.key), field }
+    };
+    let size = notices::size(&trigger.config);
+    if size > options.config_max {
+        return Err(fault("", format!("it has {size} bytes; at most {} are allowed", options.config_max)));
+    }
+    let empty = serde_json::json!({});
+    let config = if trigger.config.is_null() { &empty } else { &trigger.config };
+    kind.read(config).map_err(|(pointer, message)| fault(&pointer, message))
+}
+
+/// A trigger that could never start its pipeline is refused when it is saved, not at night.
+fn trigger_parameters(
+    at: &str,
+    trigger: &TriggerSpec,
+    definition: &PipelineDefinition,
+    when: &When,
+) -> Result<(), Error> {
+    let empty = serde_json::Map::new();
+    let given = match &trigger.parameters {
+        Value::Null => &empty,
+        Value::Object(given) => given,
+        _ => {
+            let message = "parameters have to be an object: name to value";
+            return Err(Error::invalid(&["triggers", at, "parameters"], message));
+        }
+    };
+    let declared = &definition.parameters;
+    for (name, value) in given {
+        let field = ["triggers", at, "parameters", name.as_str()];
+        let Some(parameter) = declared.iter().find(|parameter| parameter.name == *name) else {
+            let near = did_you_mean(name, declared.iter().map(|parameter| parameter.name.as_str()));
+            let message = format!("trigger `{}`: the pipeline has no parameter `{name}`{near}", trigger.key);
+            return Err(Error::invalid(&field, message));
+        };
+        expression::parse_all(value)
+            .map_err(|error| Error::invalid(&field, format!("trigger `{}`: {}", trigger.key, error.message)))?;
+        let known = !expression::has_expression(value);
+        if known && !parameter.options.is_empty() && !parameter.options.contains(value) {
+            let options: Vec<String> = parameter.options.iter().map(ToString::to_string).collect();
+            let message = format!("parameter `{name}` has to be one of {}", options.join(", "));
+            return Err(Error::invalid(&field, message));
+        }
+        if let (false, When::Time(_)) = (known, when)
+            && let Err(error) = expression::evaluate(value, &instant())
+        {
+            return Err(Error::invalid(&field, format!("trigger `{}`: {}", trigger.key, error.message)));
+        }
+    }
+    let missing = declared.iter().find(|wanted| wanted.default.is_none() && !given.contains_key(&wanted.name));
+    match missing {
+        Some(missing) => {
+            let message = format!(
+                "trigger `{}` has to give parameter `{}`, which is required and has no default",
+                trigger.key, missing.name
+            );
+            Err(Error::invalid(&["triggers", at, "parameters"], message))
+        }
+        None => Ok(()),
+    }
+}
+
+/// What a timetable's expressions may read, to try them out.
+fn instant() -> Value {
+    serde_json::json!({ "trigger": { "kind": "cron", "key": "a", "scheduledAt": "2026-01-01T00:00:00Z" } })
 }

@@ -14,6 +14,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::task::JoinSet;
 
 use super::apply::{self, Changes, Later, Report, Seen, Setting, StepEnd, cut};
+use super::commands::trigger_variables;
 use super::context::{StepContext, StepState};
 use super::contract::{DynStage, Next, cluster_topic};
 use super::decide::{Decision, Facts, decide, failure};
@@ -401,7 +402,10 @@ impl Worker {
             let commit = self.commit(changes, version, seq, wake, now);
             self.shared.alive().await;
             match self.shared.store.commit(commit).await {
-                Ok(_) => {
+                Ok(committed) => {
+                    if committed.triggered > 0 {
+                        self.shared.slots.notify_one();
+                    }
                     if let Wakes::At(at) = wake {
                         self.handle.wakes(at);
                     }
@@ -466,6 +470,10 @@ impl Worker {
                 Write::AdvanceExecution { id: execution.id, version: execution.version, event_seq: execution.event_seq }
             }
         });
+        if let Some(pipeline) = execution.pipeline.filter(|_| execution.status.is_complete()) {
+            let (execution, status) = (execution.id, execution.status);
+            commit.writes.push(Write::EndTriggers { pipeline, execution, status, at: now });
+        }
         for (id, outcome) in &changes.intents {
             commit.writes.push(Write::CloseIntent { id: *id, at: now, outcome: outcome.clone() });
         }
@@ -720,6 +728,7 @@ fn variables(execution: &Execution) -> Value {
             "startedBy": execution.started_by_name,
         },
         "stages": stages,
+        "trigger": execution.trigger.as_ref().map_or_else(|| json!({ "kind": "manual" }), |why| trigger_variables(why)),
     })
 }
 

@@ -4,7 +4,9 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{ApplicationId, ExecutionId, NotificationRule, OnFailure, PipelineId, PrincipalId, StageId, Status};
+use super::{
+    ApplicationId, ExecutionId, NotificationRule, OnFailure, PipelineId, PrincipalId, StageId, Status, Triggered,
+};
 
 /// Whether an execution runs a saved pipeline or a single operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +40,9 @@ pub struct Execution {
     pub event_seq: i64,
     pub started_by: PrincipalId,
     pub started_by_name: String,
+    /// Why it was started, where nobody asked for it; boxed, since most have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trigger: Option<Box<Triggered>>,
     /// An object: parameter name to value.
     pub parameters: Value,
     pub notifications: Vec<NotificationRule>,

@@ -126,6 +126,10 @@ id!(
     AuditId, "au"
 );
 id!(
+    /// A trigger of a pipeline; the same over its revisions while its key stays.
+    TriggerId, "tg"
+);
+id!(
     /// One start of one server: random, never a host name.
     OwnerId, "ow"
 );

@@ -11,6 +11,7 @@ pub mod names;
 mod notification;
 mod pipeline;
 mod status;
+mod trigger;
 
 pub use access::{Action, Actor, AuditRow, Principal, PrincipalKind, Resource, Role, Token};
 pub use application::Application;
@@ -21,7 +22,7 @@ pub use execution::{
 };
 pub use ids::{
     ApplicationId, AuditId, ExecutionId, IntentId, InvalidId, NotificationId, OwnerId, PipelineId, PrincipalId,
-    StageId, TokenId,
+    StageId, TokenId, TriggerId,
 };
 pub use infrastructure::{
     Account, Capacity, CapacityError, HealthCheck, HealthSource, HealthState, HttpProbe, InboundRule, Instance,
@@ -31,3 +32,4 @@ pub use infrastructure::{
 pub use notification::{Notification, NotificationRule, Occasion};
 pub use pipeline::{Parameter, Pipeline, PipelineDefinition, Revision};
 pub use status::{OnFailure, Status};
+pub use trigger::{PendingSlot, Trigger, TriggerSource, TriggerSpec, Triggered};

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{ApplicationId, NotificationRule, PipelineId, PrincipalId, StageSpec};
+use super::{ApplicationId, NotificationRule, PipelineId, PrincipalId, StageSpec, TriggerSpec};
 
 /// A pipeline: a name within an application, and the newest of its revisions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -47,6 +47,8 @@ pub struct PipelineDefinition {
     pub stages: Vec<StageSpec>,
     #[serde(default)]
     pub notifications: Vec<NotificationRule>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub triggers: Vec<TriggerSpec>,
 }
 
 fn format_version() -> u32 {

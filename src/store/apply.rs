@@ -262,6 +262,19 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
             Guard::PrincipalNameFree { name } => {
                 self.none("SELECT 1 FROM principal WHERE name = ?", vec![rows::text(name)]).await?
             }
+            Guard::TriggerDue { trigger, next_at } => {
+                let next = self.number("COALESCE(next_at, -1)", "pipeline_trigger", trigger.uuid(), lock).await?;
+                next == Some(next_at.timestamp_micros())
+            }
+            Guard::SlotFree { trigger, slot } => {
+                let values = vec![rows::id(trigger.uuid()), rows::text(slot)];
+                self.none("SELECT 1 FROM trigger_slot WHERE trigger_id = ? AND slot = ?", values).await?
+            }
+            Guard::SlotPending { trigger, slot } => {
+                let sql =
+                    format!("SELECT 1 FROM trigger_slot WHERE trigger_id = ? AND slot = ? AND done_at IS NULL{lock}");
+                !self.none(&sql, vec![rows::id(trigger.uuid()), rows::text(slot)]).await?
+            }
             Guard::ExecutionVersion { .. } | Guard::Lease { .. } | Guard::NotCancelled { .. } => {
                 unreachable!("answered above")
             }
@@ -316,6 +329,10 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
             Op::Count { sql, values } => {
                 self.flush().await?;
                 outcome.answer = Answer::Count(execute(self.db, sql, values.clone()).await?.rows_affected());
+            }
+            Op::Ended(values) => {
+                outcome.committed.triggered +=
+                    execute(self.db, rows::SLOTS_OF_END, values.clone()).await?.rows_affected();
             }
             Op::Insert { table, columns, row } => {
                 let before = format!("INSERT INTO {table} ({columns}) VALUES");

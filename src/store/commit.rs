@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{
     Application, ApplicationId, AuditRow, EventBody, Execution, ExecutionId, IntentId, Notification, OwnerId, Pipeline,
-    PipelineId, Place, Principal, PrincipalId, Revision, Stage, StageId, StreamId, Token, TokenId,
+    PipelineId, Place, Principal, PrincipalId, Revision, Stage, StageId, Status, StreamId, Token, TokenId, Trigger,
+    TriggerId,
 };
 
 /// All of it or nothing.
@@ -83,6 +84,21 @@ pub enum Guard {
     PrincipalNameFree {
         name: String,
     },
+    /// The trigger exists, and this is still its next slot.
+    TriggerDue {
+        trigger: TriggerId,
+        next_at: DateTime<Utc>,
+    },
+    /// Nobody has claimed this slot of the trigger.
+    SlotFree {
+        trigger: TriggerId,
+        slot: String,
+    },
+    /// The slot waits to be acted upon.
+    SlotPending {
+        trigger: TriggerId,
+        slot: String,
+    },
 }
 
 /// One change.
@@ -137,6 +153,38 @@ pub enum Write {
     /// Into the outbox; the event is given beside it.
     InsertNotification(Notification),
     InsertIdempotency(IdempotencyRecord),
+    /// Inserts the trigger, or replaces what a save says of the row of its id; what it has done
+    /// so far stays.
+    PutTrigger(Box<Trigger>),
+    DeleteTrigger(TriggerId),
+    /// An execution of the pipeline has ended: every enabled trigger that waits for that gets a
+    /// slot, to be acted upon by whoever comes first (see [`Committed::triggered`]).
+    EndTriggers {
+        pipeline: PipelineId,
+        execution: ExecutionId,
+        status: Status,
+        at: DateTime<Utc>,
+    },
+    /// The slot is claimed: nobody else can insert it.
+    InsertSlot {
+        trigger: TriggerId,
+        slot: String,
+        at: DateTime<Utc>,
+        outcome: SlotOutcome,
+    },
+    /// A slot that waited is acted upon.
+    CloseSlot {
+        trigger: TriggerId,
+        slot: String,
+        at: DateTime<Utc>,
+        outcome: SlotOutcome,
+    },
+    /// The trigger waits for another slot. `missed`: one that was let go by.
+    MoveTrigger {
+        trigger: TriggerId,
+        next_at: Option<DateTime<Utc>>,
+        missed: Option<DateTime<Utc>>,
+    },
     InsertPrincipal(Principal),
     InsertToken(Token),
     RevokeToken {
@@ -179,6 +227,15 @@ pub enum IntentOutcome {
     Unknown,
 }
 
+/// What a trigger's slot came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SlotOutcome {
+    /// This execution was started.
+    Started(ExecutionId),
+    /// Nothing was, for this reason.
+    Refused(String),
+}
+
 /// What was started under a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdempotencyRecord {
@@ -195,6 +252,8 @@ pub struct IdempotencyRecord {
 pub struct Committed {
     /// The numbers of inserted executions, in the order of the writes.
     pub numbers: Vec<i64>,
+    /// Slots of triggers that came to be by the ends of executions.
+    pub triggered: u64,
 }
 
 /// The commit did not happen, or nobody knows.

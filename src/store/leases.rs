@@ -259,7 +259,7 @@ impl Store {
     }
 
     /// Repeats a statement that deletes some, each in a transaction of its own, until it finds none.
-    async fn delete_all(&self, sql: &'static str, values: &[Value]) -> Result<u64, Error> {
+    pub(super) async fn delete_all(&self, sql: &'static str, values: &[Value]) -> Result<u64, Error> {
         let mut deleted = 0;
         loop {
             match self.write_op(Op::Count { sql, values: values.to_vec() }, None).await?.answer {

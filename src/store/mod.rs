@@ -18,6 +18,7 @@ mod script;
 mod sql;
 #[cfg(test)]
 mod tests;
+mod triggers;
 mod writer;
 
 use std::path::PathBuf;
@@ -32,10 +33,11 @@ use uuid::Uuid;
 
 pub use commit::{
     ClusterKey, Commit, CommitError, Committed, Guard, IdempotencyRecord, Intent, IntentOutcome, NewEvent, Refusal,
-    Write,
+    SlotOutcome, Write,
 };
 
 pub use rows::{event_execution, event_stage};
+pub use triggers::Edge;
 
 use crate::clock::Clock;
 use crate::model::{ApplicationId, ExecutionId, ExecutionKind, OwnerId, PipelineId, Status, StreamId};

@@ -5,8 +5,8 @@ use chrono::{DateTime, Utc};
 use sea_orm::Value;
 use uuid::Uuid;
 
-use super::{ClusterKey, Commit, Guard, Lease, NewEvent, Write, rows};
-use crate::model::{Execution, ExecutionId, OwnerId, Place, StageId, StreamId};
+use super::{ClusterKey, Commit, Guard, Lease, NewEvent, SlotOutcome, Write, rows};
+use crate::model::{Execution, ExecutionId, OwnerId, Place, StageId, StreamId, TriggerId};
 
 /// What the writer does, all of it or nothing.
 #[derive(Debug, Default)]
@@ -61,6 +61,8 @@ pub(super) enum Op {
         sql: &'static str,
         values: Vec<Value>,
     },
+    /// An execution's end, for the triggers that wait for it: values of `rows::SLOTS_OF_END`.
+    Ended(Vec<Value>),
     /// `INSERT INTO table (columns) VALUES (row)`.
     Insert {
         table: &'static str,
@@ -198,6 +200,38 @@ fn push(ops: &mut Vec<Op>, write: Write) {
         Write::InsertIdempotency(record) => {
             ops.push(insert("idempotency", rows::IDEMPOTENCY, rows::idempotency_row(&record)));
         }
+        Write::PutTrigger(trigger) => {
+            ops.push(Op::Run { sql: rows::TRIGGER_PUT, values: rows::trigger_row(&trigger) });
+        }
+        Write::DeleteTrigger(id) => {
+            ops.push(Op::Run { sql: "DELETE FROM pipeline_trigger WHERE id = ?", values: vec![rows::id(id.uuid())] });
+        }
+        Write::EndTriggers { pipeline, execution, status, at } => ops.push(Op::Ended(vec![
+            rows::text(&execution.to_string()),
+            rows::time(at),
+            rows::id(execution.uuid()),
+            rows::id(pipeline.uuid()),
+            rows::text(&format!("%,{},%", status.as_str())),
+        ])),
+        Write::InsertSlot { trigger, slot, at, outcome } => {
+            let (execution, error) = outcome_columns(&outcome);
+            let row =
+                vec![rows::id(trigger.uuid()), rows::text(&slot), rows::time(at), rows::time(at), execution, error];
+            ops.push(insert("trigger_slot", rows::SLOT, row));
+            ops.push(ran(trigger, at, outcome));
+        }
+        Write::CloseSlot { trigger, slot, at, outcome } => {
+            let (execution, error) = outcome_columns(&outcome);
+            ops.push(Op::Run {
+                sql: "UPDATE trigger_slot SET done_at = ?, execution_id = ?, error = ? WHERE trigger_id = ? AND slot = ?",
+                values: vec![rows::time(at), execution, error, rows::id(trigger.uuid()), rows::text(&slot)],
+            });
+            ops.push(ran(trigger, at, outcome));
+        }
+        Write::MoveTrigger { trigger, next_at, missed } => ops.push(Op::Run {
+            sql: "UPDATE pipeline_trigger SET next_at = ?, last_missed_at = COALESCE(?, last_missed_at) WHERE id = ?",
+            values: vec![rows::time_opt(next_at), rows::time_opt(missed), rows::id(trigger.uuid())],
+        }),
         Write::InsertPrincipal(principal) => {
             ops.push(insert("principal", rows::PRINCIPAL, rows::principal_row(&principal)));
         }
@@ -207,5 +241,28 @@ fn push(ops: &mut Vec<Op>, write: Write) {
             values: vec![rows::time(at), rows::id(id.uuid())],
         }),
         Write::InsertAudit(row) => ops.push(insert("audit", rows::AUDIT, rows::audit_row(&row))),
+    }
+}
+
+fn outcome_columns(outcome: &SlotOutcome) -> (Value, Value) {
+    match outcome {
+        SlotOutcome::Started(execution) => (rows::id(execution.uuid()), Value::String(None)),
+        SlotOutcome::Refused(error) => (Value::Uuid(None), rows::text(error)),
+    }
+}
+
+/// What the trigger's own row says of its newest slot.
+fn ran(trigger: TriggerId, at: DateTime<Utc>, outcome: SlotOutcome) -> Op {
+    let id = rows::id(trigger.uuid());
+    match outcome {
+        SlotOutcome::Started(execution) => Op::Run {
+            sql: "UPDATE pipeline_trigger SET last_at = ?, last_execution_id = ?, last_error = NULL, \
+                  last_error_at = NULL WHERE id = ?",
+            values: vec![rows::time(at), rows::id(execution.uuid()), id],
+        },
+        SlotOutcome::Refused(error) => Op::Run {
+            sql: "UPDATE pipeline_trigger SET last_error = ?, last_error_at = ? WHERE id = ?",
+            values: vec![Value::String(Some(error)), rows::time(at), id],
+        },
     }
 }

@@ -8,8 +8,8 @@ use uuid::Uuid;
 
 use super::{Error, IdempotencyRecord, Intent};
 use crate::model::{
-    Application, AuditRow, Event, EventBody, Execution, Notification, Pipeline, Principal, Revision, Stage, StreamId,
-    Token,
+    Application, AuditRow, Event, EventBody, Execution, Notification, Pipeline, Principal, Revision, Stage, Status,
+    StreamId, Token, Trigger,
 };
 
 /// The version of the format in which documents (configs, cursors, events …) are written.
@@ -138,11 +138,11 @@ impl<'a> Reader<'a> {
 pub(super) const EXECUTION: &str = "id, kind, application_id, application_name, \
     (SELECT p.id FROM pipeline p WHERE p.id = execution.pipeline_id) AS pipeline, name, revision, number, status, version, \
     event_seq, started_by, started_by_name, format, parameters, notifications, cancel, failure, created_at, \
-    started_at, ended_at, deadline";
+    started_at, ended_at, deadline, triggered";
 
 pub(super) const EXECUTION_INSERT: &str = "id, kind, application_id, application_name, pipeline_id, name, revision, \
     number, status, version, event_seq, started_by, started_by_name, format, parameters, notifications, cancel, \
-    failure, created_at, started_at, ended_at, deadline, finished, wake_at, lease_owner, lease_number";
+    failure, created_at, started_at, ended_at, deadline, finished, wake_at, lease_owner, lease_number, triggered";
 
 /// Without its stages.
 pub(super) fn read_execution(reader: &mut Reader<'_>) -> Result<Execution, Error> {
@@ -171,6 +171,7 @@ pub(super) fn read_execution(reader: &mut Reader<'_>) -> Result<Execution, Error
         started_at: reader.time_opt()?,
         ended_at: reader.time_opt()?,
         deadline: reader.time()?,
+        trigger: reader.json_opt()?,
         stages: Vec::new(),
     })
 }
@@ -205,6 +206,7 @@ pub(super) fn execution_row(execution: &Execution) -> Vec<Value> {
         time_opt((!finished).then_some(execution.created_at)),
         Value::Uuid(None),
         int(0),
+        json_opt(execution.trigger.as_ref()),
     ]
 }
 
@@ -362,6 +364,7 @@ pub fn event_execution(execution: &Execution) -> EventBody {
             event_seq: execution.event_seq,
             started_by: execution.started_by,
             started_by_name: execution.started_by_name.clone(),
+            trigger: execution.trigger.clone(),
             parameters: execution.parameters.clone(),
             notifications: execution.notifications.clone(),
             cancel: execution.cancel.clone(),
@@ -691,3 +694,55 @@ pub(super) fn audit_row(row: &AuditRow) -> Vec<Value> {
         json(&row.detail),
     ]
 }
+
+pub(super) const TRIGGER: &str = "id, pipeline_id, key, kind, enabled, position, source_id, statuses, next_at, last_at, \
+    last_execution_id, last_error, last_error_at, last_missed_at";
+
+pub(super) fn read_trigger(reader: &mut Reader<'_>) -> Result<Trigger, Error> {
+    Ok(Trigger {
+        id: reader.id()?,
+        pipeline: reader.id()?,
+        key: reader.get()?,
+        kind: reader.get()?,
+        enabled: reader.get::<i64>()? != 0,
+        position: reader.get()?,
+        source: reader.id_opt()?,
+        statuses: reader.get::<String>()?.split(',').filter_map(Status::from_name).collect(),
+        next_at: reader.time_opt()?,
+        last_at: reader.time_opt()?,
+        last_execution: reader.id_opt()?,
+        last_error: reader.get()?,
+        last_error_at: reader.time_opt()?,
+        last_missed_at: reader.time_opt()?,
+    })
+}
+
+/// What a save writes of a trigger; what it has done so far stays.
+pub(super) const TRIGGER_PUT: &str = "INSERT INTO pipeline_trigger (id, pipeline_id, key, kind, enabled, position, \
+    source_id, statuses, next_at) VALUES (?,?,?,?,?,?,?,?,?) ON CONFLICT (id) DO UPDATE SET kind = excluded.kind, \
+    enabled = excluded.enabled, position = excluded.position, source_id = excluded.source_id, \
+    statuses = excluded.statuses, next_at = excluded.next_at";
+
+/// In the order of [`TRIGGER_PUT`]. Statuses stand between commas, so that one can be searched for.
+pub(super) fn trigger_row(trigger: &Trigger) -> Vec<Value> {
+    let statuses: String = trigger.statuses.iter().map(|status| format!(",{}", status.as_str())).collect();
+    vec![
+        id(trigger.id.uuid()),
+        id(trigger.pipeline.uuid()),
+        text(&trigger.key),
+        text(&trigger.kind),
+        int(trigger.enabled.into()),
+        int(trigger.position),
+        Value::Uuid(trigger.source.map(|source| source.uuid())),
+        text(&format!("{statuses},")),
+        time_opt(trigger.next_at),
+    ]
+}
+
+/// The end of an execution as a slot of every trigger that waits for it. Values: slot, instant,
+/// execution, pipeline, `%,STATUS,%`.
+pub(super) const SLOTS_OF_END: &str = "INSERT INTO trigger_slot (trigger_id, slot, created_at, source_id) \
+    SELECT id, ?, ?, ? FROM pipeline_trigger WHERE source_id = ? AND enabled = 1 AND statuses LIKE ? \
+    ON CONFLICT (trigger_id, slot) DO NOTHING";
+
+pub(super) const SLOT: &str = "trigger_id, slot, created_at, done_at, execution_id, error";

@@ -273,6 +273,7 @@ mod tests {
             event_seq: 1,
             started_by: PrincipalId::new(),
             started_by_name: String::new(),
+            trigger: None,
             parameters: Value::Null,
             notifications: vec![],
             cancel: None,

@@ -21,8 +21,16 @@ const MAX: Duration = Duration::from_secs(240);
 
 async fn exits() -> Outcome {
     // Two at once: each has a server, a host and ports of its own.
-    let (one, two) = tokio::join!(run_to_end(), run_to_end());
-    for output in [one?, two?] {
+    let (one, two) = tokio::join!(run_to_end(&[]), run_to_end(&["--cron"]));
+    let (one, two) = (one?, two?);
+    anyhow::ensure!(two.contains("the trigger `minutely` was due at"), "a run by the timetable:\n{two}");
+    for output in [one, two] {
+        for deploy in [1, 2] {
+            let after = format!(": hello/deploy hello #{deploy} ended as SUCCEEDED");
+            let told =
+                |line: &str| line.contains("smoke hello #") && line.contains(" succeeded") && line.contains(&after);
+            anyhow::ensure!(output.lines().any(told), "the run after deploy {deploy} is in the summary:\n{output}");
+        }
         anyhow::ensure!(output.contains(" sent, 0 failed"), "{output}");
         anyhow::ensure!(output.contains("of 3"), "progress is shown:\n{output}");
         anyhow::ensure!(output.contains("hello-v000") && output.contains("hello-v001"), "{output}");
@@ -32,9 +40,9 @@ async fn exits() -> Outcome {
     Ok(())
 }
 
-async fn run_to_end() -> anyhow::Result<String> {
+async fn run_to_end(flags: &[&str]) -> anyhow::Result<String> {
     let mut command = tokio::process::Command::new(gennaker());
-    command.args(["demo", "--exit"]).stdin(Stdio::null()).kill_on_drop(true);
+    command.args(["demo", "--exit"]).args(flags).stdin(Stdio::null()).kill_on_drop(true);
     let ended = tokio::time::timeout(MAX, command.output()).await.context("the demo ends by itself")??;
     let output = String::from_utf8(ended.stdout)?;
     anyhow::ensure!(ended.status.success(), "{}\n{output}\n{}", ended.status, String::from_utf8_lossy(&ended.stderr));

@@ -47,6 +47,8 @@ const MAP: &[(&str, &[&str])] = &[
             "clock",
         ],
     ),
+    ("triggers", &["engine::commands", "engine::contract", "store", "model", "clock"]),
+    ("housekeeping", &[]),
     ("strategies", &["model"]),
     ("engine", &["store", "model", "expression", "auth", "secrets", "clock"]),
     ("notifiers", &["store", "expression", "model", "clock"]),

@@ -20,6 +20,7 @@ mod schema;
 mod shim;
 mod store;
 mod subscription;
+mod triggers;
 
 use libtest_mimic::{Arguments, Trial};
 
@@ -46,6 +47,7 @@ fn main() {
         store::trials(),
         shim::trials(),
         subscription::trials(),
+        triggers::trials(),
     ]
     .into_iter()
     .flatten()

@@ -15,6 +15,8 @@ use super::security_group::SecurityGroup;
 use super::selectors::ApplicationSelector;
 use super::server_group::ServerGroup;
 use super::session::{not_found, session};
+use super::trigger::Trigger;
+use crate::api::error::stored;
 use crate::engine::commands::SaveApplication;
 use crate::model::{self, names};
 
@@ -77,6 +79,12 @@ lists!(
     fn executions(this, session, page, #[graphql(desc = "Which executions.")] filter: Option<ExecutionFilter>) -> Execution {
         let filter = filter.unwrap_or_default().with_application(this.0.id);
         page.read(async |page| session.api.store.executions(&filter, &page).await).await
+    }
+    /// What starts its pipelines without anybody asking, by pipeline and key; of its first 1,000.
+    fn triggers(this, session, page) -> Trigger {
+        let rows = session.api.store.triggers_of(this.0.id).await.map_err(stored)?;
+        let items = rows.into_iter().map(|row| (format!("{}/{}", row.pipeline, row.key), Trigger::from(row)));
+        page.slice(items.collect())
     }
     /// Its clusters: all generations of what runs under one name, by account, location and name.
     fn clusters(this, session, page) -> Cluster {

@@ -78,6 +78,10 @@ impl Definition {
     async fn notifications(&self) -> Vec<NotificationRule> {
         self.0.notifications.iter().map(NotificationRule::from).collect()
     }
+    /// What starts it without anybody asking.
+    async fn triggers(&self) -> Vec<TriggerDefinition> {
+        self.0.triggers.iter().map(TriggerDefinition::from).collect()
+    }
     /// The whole definition as one document, for files and tools.
     async fn document(&self) -> Json {
         Json(masked(&serde_json::to_value(&self.0).unwrap_or_default()))
@@ -170,6 +174,49 @@ impl From<StageDefinition> for model::StageSpec {
             config: input.config.0,
             on_failure: input.on_failure.into(),
             timeout_seconds: input.timeout_seconds,
+        }
+    }
+}
+
+/// A trigger as configured in a pipeline: what starts it without anybody asking.
+#[derive(SimpleObject, InputObject)]
+#[graphql(input_name = "TriggerDefinitionInput")]
+pub struct TriggerDefinition {
+    /// Unique within the pipeline; letters, digits, `-` and `_`; at most 64.
+    key: String,
+    /// One of `triggerKinds`.
+    kind: String,
+    /// False: it is kept, and starts nothing.
+    #[graphql(default = true)]
+    enabled: bool,
+    /// As the kind's schema says.
+    #[graphql(default_with = "Json(serde_json::json!({}))")]
+    config: Json,
+    /// An object: parameter name to value, or to an expression over `trigger`.
+    #[graphql(default_with = "Json(serde_json::json!({}))")]
+    parameters: Json,
+}
+
+impl From<&model::TriggerSpec> for TriggerDefinition {
+    fn from(trigger: &model::TriggerSpec) -> Self {
+        Self {
+            key: trigger.key.clone(),
+            kind: trigger.kind.clone(),
+            enabled: trigger.enabled,
+            config: Json(masked(&trigger.config)),
+            parameters: Json(masked(&trigger.parameters)),
+        }
+    }
+}
+
+impl From<TriggerDefinition> for model::TriggerSpec {
+    fn from(input: TriggerDefinition) -> Self {
+        Self {
+            key: input.key,
+            kind: input.kind,
+            enabled: input.enabled,
+            config: input.config.0,
+            parameters: input.parameters.0,
         }
     }
 }

@@ -17,6 +17,7 @@ use super::scalars::{Duration, Json, Url};
 use super::selectors::{ApplicationSelector, ExecutionSelector, PipelineSelector, StageSelector};
 use super::session::{not_found, session};
 use super::stage::{self, Failure, Stage};
+use super::trigger::ExecutionTrigger;
 use crate::api::error::{Code, coded, shown, stored};
 use crate::engine::commands::{Judgment, StartPipeline};
 use crate::model::{self, ApplicationId, PipelineId};
@@ -200,6 +201,10 @@ impl Execution {
     /// The name, as of then, of who started it.
     async fn started_by_name(&self) -> &str {
         &self.own.started_by_name
+    }
+    /// Why it was started, where nobody asked for it.
+    async fn trigger(&self) -> Option<ExecutionTrigger> {
+        self.own.trigger.as_deref().map(ExecutionTrigger::from)
     }
     /// Parameter name to value.
     async fn parameters(&self) -> Json {

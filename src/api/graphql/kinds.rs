@@ -25,6 +25,21 @@ pub struct StageKind {
     signals: Vec<String>,
 }
 
+/// A kind of trigger: what may start a pipeline without anybody asking.
+#[derive(SimpleObject)]
+pub struct TriggerKind {
+    /// Its name in pipelines: `cron`.
+    kind: String,
+    /// Its name for people.
+    title: String,
+    /// What it does.
+    description: String,
+    /// JSON Schema (2020-12) of the config.
+    schema: Json,
+    /// A config that passes the schema.
+    example: Json,
+}
+
 /// A deployment strategy: how a new server group takes over from the old ones.
 #[derive(SimpleObject)]
 pub struct StrategyKind {
@@ -75,6 +90,19 @@ impl KindQuery {
             signals: kind.signals.iter().map(|&signal| signal.into()).collect(),
         };
         Ok(session.api.registry.iter().map(|stage| of(stage.kind())).collect())
+    }
+    /// All kinds of triggers, by name.
+    async fn trigger_kinds(&self, ctx: &Context<'_>) -> Result<Vec<TriggerKind>> {
+        let session = session(ctx)?;
+        session.may(Action::Read, &Resource::Server)?;
+        let of = |kind: crate::engine::contract::TriggerKind| TriggerKind {
+            kind: kind.kind.into(),
+            title: kind.title.into(),
+            description: kind.description.into(),
+            schema: Json(kind.schema),
+            example: Json(kind.example),
+        };
+        Ok(session.api.registry.triggers().map(|trigger| of(trigger.kind())).collect())
     }
     /// All deployment strategies.
     async fn strategy_kinds(&self, ctx: &Context<'_>) -> Result<Vec<StrategyKind>> {

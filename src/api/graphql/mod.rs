@@ -27,6 +27,7 @@ mod selectors;
 mod server_group;
 mod session;
 mod stage;
+mod trigger;
 
 use async_graphql::dataloader::DataLoader;
 use async_graphql::{MergedObject, MergedSubscription, SDLExportOptions, SchemaBuilder};

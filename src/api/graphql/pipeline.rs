@@ -7,11 +7,12 @@ use super::access::Principal;
 use super::application::Application;
 use super::command::{payload, settle};
 use super::connection::lists;
-use super::definition::{Definition, NotificationRule, ParameterDefinition, StageDefinition};
+use super::definition::{Definition, NotificationRule, ParameterDefinition, StageDefinition, TriggerDefinition};
 use super::execution::{Execution, ExecutionFilter};
 use super::ids::Key;
 use super::selectors::{ApplicationSelector, PipelineSelector};
 use super::session::{not_found, session};
+use super::trigger::Trigger;
 use crate::api::error::stored;
 use crate::engine::commands::SavePipeline;
 use crate::model::{self, PipelineDefinition};
@@ -48,6 +49,11 @@ impl Pipeline {
     /// What the newest revision says.
     async fn definition(&self) -> Definition {
         Definition(self.0.definition.clone())
+    }
+    /// What starts it without anybody asking, in its order; at most 20.
+    async fn triggers(&self, ctx: &Context<'_>) -> Result<Vec<Trigger>> {
+        let rows = session(ctx)?.api.store.triggers(self.0.id).await.map_err(stored)?;
+        Ok(rows.into_iter().map(Trigger::from).collect())
     }
     /// When it was made.
     async fn created_at(&self) -> DateTime<Utc> {
@@ -183,6 +189,9 @@ pub struct SavePipelineInput {
     /// On which occasions people are told.
     #[graphql(default)]
     notifications: Vec<NotificationRule>,
+    /// What starts it without anybody asking.
+    #[graphql(default)]
+    triggers: Vec<TriggerDefinition>,
     /// The revision that was read before; refused with `CONFLICT` when there is a newer one.
     /// 0: the pipeline must not exist yet.
     expected_revision: Option<i64>,
@@ -232,6 +241,7 @@ impl PipelineMutation {
                 parameters: input.parameters.into_iter().map(Into::into).collect(),
                 stages: input.stages.into_iter().map(Into::into).collect(),
                 notifications: input.notifications.into_iter().map(Into::into).collect(),
+                triggers: input.triggers.into_iter().map(Into::into).collect(),
             };
             let save =
                 SavePipeline { application, name: input.name, definition, expected_revision: input.expected_revision };

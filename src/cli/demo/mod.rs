@@ -33,12 +33,16 @@ use crate::telemetry;
 #[command(after_help = "\
 Examples:
   gennaker demo                 ends with Ctrl-C, and removes what it made
-  gennaker demo --exit          ends by itself; status 0 if both deploys succeeded and no request failed
+  gennaker demo --exit          ends by itself; status 0 if all went well and no request failed
+  gennaker demo --cron          has the second pipeline started every minute too
   gennaker demo --keep          leaves the data directory, with the server's log in it")]
 pub struct Args {
-    /// End by itself; the status says whether both deploys succeeded and no request failed
+    /// End by itself; the status says whether both deploys and the checks after them succeeded and no request failed
     #[arg(long)]
     exit: bool,
+    /// Start the pipeline with the checks every minute too; with --exit, wait for one such run
+    #[arg(long)]
+    cron: bool,
     /// Leave the data directory behind
     #[arg(long)]
     keep: bool,
@@ -59,6 +63,10 @@ const VERSIONS: [&str; 2] = ["1.0.0", "2.0.0"];
 const CONNECTIONS: u32 = 4;
 /// Traffic before and after the second deploy, so that the summary shows a change.
 const CALM: Duration = Duration::from_secs(2);
+/// From the end of a deploy to the begin of what its end starts.
+const STARTED_WITHIN: Duration = Duration::from_secs(30);
+/// From one run of the timetable to the next, with time to spare.
+const MINUTE: Duration = Duration::from_secs(90);
 /// Ports that the load balancer may take.
 const LOAD_BALANCER_PORTS: (u16, u16) = (8080, 8179);
 /// From one drawing of the tree to the next while nothing happens.
@@ -97,7 +105,7 @@ pub fn run(args: Args) -> Outcome {
     })
 }
 
-/// True when both deploys succeeded and no request failed.
+/// True when both deploys and the checks after them succeeded and no request failed.
 async fn demo(args: &Args, ground: &Ground, screen: &mut Screen, stop: &CancellationToken) -> anyhow::Result<bool> {
     let app = tokio::select! {
         app = ground.start_server(args.port) => app?,
@@ -121,7 +129,13 @@ async fn demo(args: &Args, ground: &Ground, screen: &mut Screen, stop: &Cancella
     if !args.exit && !stop.is_cancelled() {
         screen.line("");
         screen.line(&format!("Still serving {} (Ctrl-C ends it)", address_of(&app)?));
-        stop.cancelled().await;
+        tokio::select! {
+            () = stop.cancelled() => {}
+            error = tell_smoke(args, &app, screen) => {
+                screen.line(&format!("The runs of {} are not shown any more: {error:#}", setup::SMOKE));
+                stop.cancelled().await;
+            }
+        }
     }
     app.stop().await?;
     verdict
@@ -152,6 +166,7 @@ async fn show(args: &Args, client: &Client, screen: &mut Screen) -> anyhow::Resu
     succeed(follow(client, &execution, screen).await?)?;
     let address = setup::load_balancer_address(client).await?;
     setup::save_pipeline(client, setup::pipeline(&executable, address)).await?;
+    setup::save_smoke(client, setup::smoke(address, args.cron)).await?;
     screen.line(&format!("  The load balancer listens at http://{address}/"));
     screen.line("");
     let messages = Messages::start(client).await?;
@@ -160,6 +175,7 @@ async fn show(args: &Args, client: &Client, screen: &mut Screen) -> anyhow::Resu
     let execution = setup::start_pipeline(client, VERSIONS[0]).await?;
     succeed(follow(client, &execution, screen).await?)?;
     messages.show(screen);
+    let first = smoke_after(client, &execution, screen).await?;
 
     let load = Load::start(load::Options {
         target: address,
@@ -175,15 +191,86 @@ async fn show(args: &Args, client: &Client, screen: &mut Screen) -> anyhow::Resu
     let execution = setup::start_pipeline(client, VERSIONS[1]).await?;
     let second = follow(client, &execution, screen).await?;
     messages.show(screen);
+    let good = second.ended() == Some(Status::Succeeded);
+    // What failed starts nothing: its smoke is looked for only where there is a fire.
+    let smoked = first && good && smoke_after(client, &execution, screen).await?;
     tokio::time::sleep(CALM).await;
     let report = load.stop().await;
     let after = setup::server_groups(client).await?;
+    let timely = !(args.cron && args.exit) || smoke_by_timetable(client, screen).await?;
+    let runs = setup::smoke_runs(client).await?;
 
     screen.line("");
-    for line in summary::draw(screen.paint(), &report, &before, &after) {
+    for line in summary::draw(screen.paint(), &report, &before, &after, &runs) {
         screen.line(&line);
     }
-    Ok(second.ended() == Some(Status::Succeeded) && faultless(&report, &after))
+    Ok(good && smoked && timely && faultless(&report, &after))
+}
+
+/// Shows the run of *smoke hello* that the end of a deploy starts; true when it succeeded.
+async fn smoke_after(client: &Client, deploy: &str, screen: &mut Screen) -> anyhow::Result<bool> {
+    let what = format!("the run of {} after the deploy", setup::SMOKE);
+    smoke_run(client, screen, STARTED_WITHIN, &what, |run| run.after.as_deref() == Some(deploy)).await
+}
+
+/// Shows the next run of *smoke hello* that its timetable starts; true when it succeeded.
+async fn smoke_by_timetable(client: &Client, screen: &mut Screen) -> anyhow::Result<bool> {
+    screen.line("");
+    screen.line(&screen.paint().dim(&format!("  waiting for the next full minute, in which {} is due", setup::SMOKE)));
+    let newest = setup::smoke_runs(client).await?.last().map_or(0, |run| run.number);
+    let wanted = |run: &setup::SmokeRun| run.trigger == "cron" && run.number > newest;
+    smoke_run(client, screen, MINUTE, &format!("the run of {} by its timetable", setup::SMOKE), wanted).await
+}
+
+async fn smoke_run(
+    client: &Client,
+    screen: &mut Screen,
+    within: Duration,
+    what: &str,
+    wanted: impl Fn(&setup::SmokeRun) -> bool,
+) -> anyhow::Result<bool> {
+    let begun = async {
+        loop {
+            if let Some(run) = setup::smoke_runs(client).await?.into_iter().find(&wanted) {
+                return anyhow::Ok(run);
+            }
+            tokio::time::sleep(REDRAW).await;
+        }
+    };
+    let run = tokio::time::timeout(within, begun)
+        .await
+        .with_context(|| format!("{what} has not begun within {} s", within.as_secs()))??;
+    screen.line(&screen.paint().dim(&format!("  {} #{}: {}", setup::SMOKE, run.number, run.reason)));
+    let tree = follow(client, &run.id, screen).await?;
+    Ok(tree.ended() == Some(Status::Succeeded))
+}
+
+/// Tells of each run of *smoke hello* while the demo goes on serving; returns only by an error.
+async fn tell_smoke(args: &Args, app: &App, screen: &mut Screen) -> anyhow::Error {
+    if !args.cron {
+        return std::future::pending().await;
+    }
+    let tell = async {
+        let client = Client::new(&app.url(), app.first_token())?;
+        let mut told = setup::smoke_runs(&client).await?.last().map_or(0, |run| run.number);
+        loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            for run in setup::smoke_runs(&client).await? {
+                let over = Status::from_name(&run.status).is_some_and(Status::is_complete);
+                if over && run.number > told {
+                    told = run.number;
+                    let line =
+                        format!("  {} #{} {}: {}", setup::SMOKE, run.number, run.status.to_lowercase(), run.reason);
+                    screen.line(&line);
+                }
+            }
+        }
+    };
+    let ended: anyhow::Result<std::convert::Infallible> = tell.await;
+    match ended {
+        Ok(never) => match never {},
+        Err(error) => error,
+    }
 }
 
 /// Traffic flowed, none of it failed, and the end of it came from the new version.

@@ -18,6 +18,9 @@ pub const ACCOUNT: &str = "local";
 /// Where everything stands.
 pub const LOCATION: &str = "local";
 
+/// The pipeline that looks at the application from outside, after each deploy.
+pub const SMOKE: &str = "smoke hello";
+
 /// Follows one execution. Variables: `id`, `after`.
 pub const FOLLOW: &str = "
 subscription Follow($id: ID!, $after: String) {
@@ -66,6 +69,15 @@ mutation SavePipeline($input: SavePipelineInput!) {
 const START_PIPELINE: &str = "
 mutation StartPipeline($input: StartPipelineInput!) {
   startPipeline(input: $input) { execution { id number } isReplay userErrors { message field } }
+}";
+
+const SMOKE_RUNS: &str = "
+query SmokeRuns($application: String!, $name: String!) {
+  pipeline(application: $application, name: $name) {
+    executions(first: 100) {
+      nodes { id number status trigger { kind reason source { number execution { id } } } }
+    }
+  }
 }";
 
 const LOAD_BALANCER: &str = "
@@ -191,6 +203,72 @@ pub fn pipeline(executable: &Path, load_balancer: SocketAddr) -> Value {
     })
 }
 
+/// The pipeline *smoke hello*: a look through the load balancer from outside, after each end of
+/// *deploy hello* and, if `every_minute`, by a timetable too.
+#[must_use]
+pub fn smoke(load_balancer: SocketAddr, every_minute: bool) -> Value {
+    let get = |key: &str, name: &str, path: &str| {
+        json!({
+            "key": key,
+            "kind": "webhook",
+            "name": name,
+            "config": { "url": format!("http://{load_balancer}{path}"), "method": "GET", "expectedStatuses": [200] },
+        })
+    };
+    let mut triggers = vec![json!({
+        "key": "deployed",
+        "kind": "pipeline",
+        "config": { "application": APPLICATION, "pipeline": PIPELINE },
+        "parameters": { "version": "${ trigger.parameters.version }" },
+    })];
+    if every_minute {
+        triggers.push(json!({ "key": "minutely", "kind": "cron", "config": { "expression": "* * * * *" } }));
+    }
+    json!({
+        "description": "A look at the application through its load balancer",
+        "parameters": [{ "name": "version", "description": "The version that was deployed", "default": "" }],
+        "stages": [
+            get("health", "Health through the load balancer", "/health"),
+            get("page", "Page through the load balancer", "/"),
+        ],
+        "triggers": triggers,
+    })
+}
+
+/// A run of *smoke hello* as the demo looks at it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SmokeRun {
+    pub id: String,
+    pub number: i64,
+    /// As the API names it: `SUCCEEDED`.
+    pub status: String,
+    /// The kind of trigger that started it; empty where somebody did.
+    pub trigger: String,
+    /// Why it was started, for people.
+    pub reason: String,
+    /// The execution of *deploy hello* whose end it was.
+    pub after: Option<String>,
+}
+
+/// The newest runs of *smoke hello*, the oldest of them first.
+///
+/// # Errors
+/// When the API refuses.
+pub async fn smoke_runs(client: &Client) -> Result<Vec<SmokeRun>, Error> {
+    let data = client.query(SMOKE_RUNS, json!({ "application": APPLICATION, "name": SMOKE })).await?;
+    let nodes = data.pointer("/pipeline/executions/nodes").and_then(Value::as_array).cloned().unwrap_or_default();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let run = |node: &Value| SmokeRun {
+        id: text(&node["id"]),
+        number: node["number"].as_i64().unwrap_or_default(),
+        status: text(&node["status"]),
+        trigger: text(&node["trigger"]["kind"]),
+        reason: text(&node["trigger"]["reason"]),
+        after: node.pointer("/trigger/source/execution/id").and_then(Value::as_str).map(str::to_owned),
+    };
+    Ok(nodes.iter().rev().map(run).collect())
+}
+
 /// The input of `savePipeline`: a definition under a name.
 #[must_use]
 pub fn saving(name: &str, mut definition: Value) -> Value {
@@ -205,6 +283,15 @@ pub fn saving(name: &str, mut definition: Value) -> Value {
 /// When the API refuses.
 pub async fn save_pipeline(client: &Client, definition: Value) -> Result<(), Error> {
     client.mutate(SAVE_PIPELINE, saving(PIPELINE, definition)).await?;
+    Ok(())
+}
+
+/// Saves *smoke hello*, which needs *deploy hello* to be there.
+///
+/// # Errors
+/// When the API refuses.
+pub async fn save_smoke(client: &Client, definition: Value) -> Result<(), Error> {
+    client.mutate(SAVE_PIPELINE, saving(SMOKE, definition)).await?;
     Ok(())
 }
 

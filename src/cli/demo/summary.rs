@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use super::setup::SmokeRun;
 use super::view::Paint;
 use crate::cli::load::Report;
 
@@ -38,7 +39,7 @@ impl Group {
 
 /// The lines of the summary.
 #[must_use]
-pub fn draw(paint: Paint, report: &Report, before: &[Group], after: &[Group]) -> Vec<String> {
+pub fn draw(paint: Paint, report: &Report, before: &[Group], after: &[Group], smoke: &[SmokeRun]) -> Vec<String> {
     let mut lines = vec![paint.bold("Summary")];
     let failed = format!("{} failed", report.failed);
     lines.push(format!(
@@ -64,6 +65,15 @@ pub fn draw(paint: Paint, report: &Report, before: &[Group], after: &[Group]) ->
     lines.push(String::new());
     lines.extend(groups(paint, "Server groups before the second deploy", before));
     lines.extend(groups(paint, "Server groups after", after));
+    lines.push(paint.bold("Checks that the deploys started"));
+    lines.extend(smoke.iter().map(|run| {
+        let colour = if run.status == "SUCCEEDED" { "32" } else { "31" };
+        let status = paint.with(colour, &run.status.to_lowercase());
+        format!("    {} #{} {status}: {}", super::setup::SMOKE, run.number, run.reason)
+    }));
+    if smoke.is_empty() {
+        lines.push("    none".to_owned());
+    }
     lines
 }
 
@@ -164,7 +174,7 @@ mod tests {
 
     #[test]
     fn a_summary_of_nothing_is_no_fault() {
-        let lines = draw(Paint(false), &Report::default(), &[], &[]);
+        let lines = draw(Paint(false), &Report::default(), &[], &[], &[]);
         assert!(lines.iter().any(|line| line.contains("0 sent, 0 failed")), "{lines:#?}");
     }
 }

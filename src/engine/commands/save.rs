@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{Code, Commands, Error, SaveApplication, SavePipeline, allow};
+use super::{Code, Commands, Error, SaveApplication, SavePipeline, allow, triggers};
 use crate::engine::validate;
 use crate::model::{Action, Actor, Application, ApplicationId, Pipeline, PipelineId, Resource, Revision};
 use crate::store::{Commit, CommitError, Guard, Refusal, Write};
@@ -133,6 +133,8 @@ pub(super) async fn save_pipeline(commands: &Commands, actor: &Actor, save: Save
         created_by: actor.principal,
         created_by_name: actor.name.clone(),
     };
+    let triggers =
+        triggers::writes(commands, actor, &pipeline, before.as_ref().map(|before| &before.definition)).await?;
     let (guards, write) = if before.is_some() {
         (
             vec![Guard::PipelineRevision { id, revision: present }],
@@ -147,10 +149,15 @@ pub(super) async fn save_pipeline(commands: &Commands, actor: &Actor, save: Save
             Write::InsertPipeline { pipeline: Box::new(pipeline.clone()), revision: Box::new(revision) },
         )
     };
-    let detail = json!({ "revision": pipeline.revision, "stages": pipeline.definition.stages.len() });
+    let (stages, count) = (pipeline.definition.stages.len(), pipeline.definition.triggers.len());
+    let detail = json!({ "revision": pipeline.revision, "stages": stages, "triggers": count });
     let audit = commands.audit(actor, Action::Save, resource, detail);
-    match commands.store.commit(Commit { guards, writes: vec![write, audit], events: Vec::new() }).await {
-        Ok(_) => Ok(pipeline),
+    let writes = [write, audit].into_iter().chain(triggers).collect();
+    match commands.store.commit(Commit { guards, writes, events: Vec::new() }).await {
+        Ok(_) => {
+            commands.slots.notify_one();
+            Ok(pipeline)
+        }
         Err(CommitError::Refused(_)) => Err(newer(&pipeline.name, present, present + 1)),
         Err(error) => Err(error.into()),
     }

@@ -168,7 +168,7 @@ fn canonical(value: &Value) -> Value {
 }
 
 /// What was given with the defaults of what was not.
-fn parameters(declared: &[Parameter], given: &Value) -> Result<Value, Error> {
+pub(super) fn parameters(declared: &[Parameter], given: &Value) -> Result<Value, Error> {
     let empty = Map::new();
     let given = match given {
         Value::Null => &empty,
@@ -205,7 +205,12 @@ fn parameters(declared: &[Parameter], given: &Value) -> Result<Value, Error> {
     Ok(merged)
 }
 
-fn of_pipeline(commands: &Commands, actor: &Actor, pipeline: Pipeline, parameters: Value) -> Result<Execution, Error> {
+pub(super) fn of_pipeline(
+    commands: &Commands,
+    actor: &Actor,
+    pipeline: Pipeline,
+    parameters: Value,
+) -> Result<Execution, Error> {
     let execution = Execution {
         kind: ExecutionKind::Pipeline,
         application: pipeline.application,
@@ -252,6 +257,7 @@ fn blank(commands: &Commands, actor: &Actor, notifications: Vec<NotificationRule
         event_seq: 0,
         started_by: actor.principal,
         started_by_name: actor.name.clone(),
+        trigger: None,
         parameters: Value::Object(Map::new()),
         notifications,
         cancel: None,

@@ -56,6 +56,17 @@ impl Server {
         Ok(server)
     }
 
+    /// Starts another with the same settings, and so on the same database; it knows the same tokens.
+    pub async fn start_beside(other: &Self) -> anyhow::Result<Self> {
+        let name = format!("gennaker-it-{}", &uuid::Uuid::new_v4().simple().to_string()[..12]);
+        let dir = std::env::temp_dir().canonicalize()?.join(name);
+        std::fs::create_dir(&dir)?;
+        let token = other.token.clone();
+        let mut server = Self { dir, ports: Ports::take()?, options: other.options.clone(), child: None, token };
+        anyhow::ensure!(server.up().await?.is_none(), "the database has a token already");
+        Ok(server)
+    }
+
     /// Starts the process; the token that it shows, if it does.
     async fn up(&mut self) -> anyhow::Result<Option<String>> {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log_path())?;

@@ -83,6 +83,7 @@ pub fn execution(application: &Application, pipeline: Option<&Pipeline>, stages:
         event_seq: 0,
         started_by: PrincipalId::new(),
         started_by_name: "ann".to_owned(),
+        trigger: None,
         parameters: json!({}),
         notifications: Vec::new(),
         cancel: None,
