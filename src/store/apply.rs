@@ -198,6 +198,10 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
             Guard::PrincipalNameFree { name } => {
                 self.none("SELECT 1 FROM principal WHERE name = ?", vec![rows::text(name)]).await?
             }
+            Guard::Delivery { id, state } => {
+                let sql = format!("SELECT 1 FROM delivery WHERE id = ? AND state = ?{lock}");
+                !self.none(&sql, vec![rows::id(id.uuid()), rows::named(state)]).await?
+            }
             Guard::ExecutionVersion { .. } | Guard::Lease { .. } | Guard::NotCancelled { .. } => {
                 unreachable!("answered above")
             }

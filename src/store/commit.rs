@@ -5,8 +5,9 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    Application, ApplicationId, AuditRow, EventBody, Execution, ExecutionId, IntentId, Notification, OwnerId, Pipeline,
-    PipelineId, Place, Principal, PrincipalId, Revision, Stage, StageId, StreamId, Token, TokenId,
+    Application, ApplicationId, AuditRow, Delivery, DeliveryId, DeliveryState, EventBody, Execution, ExecutionId,
+    IntentId, Notification, OwnerId, Pipeline, PipelineId, Place, Principal, PrincipalId, Revision, Stage, StageId,
+    StreamId, Token, TokenId,
 };
 
 /// All of it or nothing.
@@ -78,6 +79,11 @@ pub enum Guard {
     PrincipalNameFree {
         name: String,
     },
+    /// The delivery exists and stands there.
+    Delivery {
+        id: DeliveryId,
+        state: DeliveryState,
+    },
 }
 
 /// One change.
@@ -124,6 +130,13 @@ pub enum Write {
     },
     /// Into the outbox; the event is given beside it.
     InsertNotification(Notification),
+    /// The message it belongs to is inserted before it.
+    InsertDelivery(Delivery),
+    /// It is pending again and due, with all its tries before it.
+    ReviveDelivery {
+        id: DeliveryId,
+        at: DateTime<Utc>,
+    },
     InsertIdempotency(IdempotencyRecord),
     InsertPrincipal(Principal),
     InsertToken(Token),

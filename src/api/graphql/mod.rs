@@ -6,6 +6,7 @@ mod application;
 mod command;
 mod connection;
 mod definition;
+mod delivery;
 mod events;
 mod execution;
 pub(super) mod ids;
@@ -42,6 +43,7 @@ pub struct Query(
     infrastructure::InfrastructureQuery,
     kinds::KindQuery,
     notification::NotificationQuery,
+    delivery::DeliveryQuery,
     access::AccessQuery,
 );
 
@@ -53,6 +55,7 @@ pub struct Mutation(
     pipeline::PipelineMutation,
     execution::ExecutionMutation,
     operations::OperationMutation,
+    delivery::DeliveryMutation,
     access::AccessMutation,
 );
 
@@ -64,7 +67,8 @@ pub struct Subscription(events::EventSubscription, notification::NotificationSub
 /// The schema with what its resolvers work with.
 pub fn schema(context: api::Context, authenticator: crate::auth::Authenticator) -> Schema {
     let stages = DataLoader::new(stage::Loader(context.store.clone()), tokio::spawn);
-    builder().data(stages).data(authenticator).data(context).finish()
+    let deliveries = DataLoader::new(delivery::Loader(context.store.clone()), tokio::spawn);
+    builder().data(stages).data(deliveries).data(authenticator).data(context).finish()
 }
 
 /// The schema in GraphQL's own language, as `schema.graphql` has it.

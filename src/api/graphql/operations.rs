@@ -470,6 +470,7 @@ impl Operation {
             config: self.config,
             on_failure: OnFailure::FailPipeline,
             timeout_seconds: None,
+            notifications: Vec::new(),
         };
         let start = StartOperation {
             application,
