@@ -19,6 +19,8 @@ use crate::engine::{self, Engine};
 use crate::housekeeping::{self, Job};
 use crate::inventory::Inventory;
 use crate::model::{Actor, Principal, PrincipalId, PrincipalKind, Role};
+use crate::notifiers::email::Email;
+use crate::notifiers::{Notifier, Notifiers, deliver};
 use crate::outbound::{self, Outbound};
 use crate::providers::Provider;
 use crate::providers::host::client::{self, HostProvider};
@@ -36,6 +38,8 @@ pub enum Error {
     Store(#[from] store::Error),
     #[error("the host in {directory} cannot be used: {message}")]
     Host { directory: String, message: String },
+    #[error("mail cannot be set up: {0}")]
+    Mail(String),
     #[error("the first principal cannot be made: {0}")]
     FirstPrincipal(String),
 }
@@ -121,6 +125,7 @@ impl App {
             ..outbound::Options::default()
         });
         let secrets = Secrets::new(config.security.secret_dirs.clone());
+        let notifiers = notifiers(config, &secrets, &clock)?;
         let registry = stages::registry(stages::Deps { inventory: inventory.clone(), outbound, secrets });
         let registry = triggers::kinds(registry);
         let options = config.limits.engine(engine::Options {
@@ -135,6 +140,7 @@ impl App {
             commands: engine.commands(),
             registry: registry.clone(),
             inventory: inventory.clone(),
+            notifiers: notifiers.clone(),
             clock: clock.clone(),
             config: config.limits.api(api::Options { base_url: url(address), ..api::Options::default() }),
         };
@@ -142,6 +148,11 @@ impl App {
             Self { address, first_token, store: store.clone(), tasks: Vec::new(), failed: CancellationToken::new() };
         let router = api::router(context);
         app.spawn("api", GRACE, |stop| serve(listener, router, stop));
+        app.spawn("deliveries", deliver::GRACE + GRACE, {
+            let (options, store, clock) = (config.smtp.deliveries.clone(), store.clone(), clock.clone());
+            let me = engine.owner();
+            move |stop| deliver::run(options, notifiers, store, clock, me, stop)
+        });
         app.spawn("engine", Duration::from_secs(30), {
             let engine = engine.clone();
             |stop| async move {
@@ -361,6 +372,14 @@ async fn prune(store: &Store, clock: &Clock, keep: Keep) -> Result<(), store::Er
         }
     }
     Ok(())
+}
+
+/// The channels that the settings give.
+fn notifiers(config: &Config, secrets: &Secrets, clock: &Clock) -> Result<Notifiers, Error> {
+    let email = config.smtp.email.clone();
+    let email = email.map(|options| Email::new(options, secrets.clone(), clock.clone())).transpose();
+    let email = email.map_err(Error::Mail)?.map(|email| Arc::new(email) as Arc<dyn Notifier>);
+    Ok(Notifiers::new(email))
 }
 
 fn own_listeners(inventory: Inventory) -> outbound::OwnListeners {

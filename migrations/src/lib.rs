@@ -8,6 +8,7 @@ mod ddl;
 mod m20261122_000001_ground;
 mod m20261122_000002_leases;
 mod m20261122_000003_triggers;
+mod m20261122_000004_deliveries;
 
 pub use sea_orm_migration::MigratorTrait;
 use sea_orm_migration::prelude::*;
@@ -22,6 +23,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261122_000001_ground::Migration),
             Box::new(m20261122_000002_leases::Migration),
             Box::new(m20261122_000003_triggers::Migration),
+            Box::new(m20261122_000004_deliveries::Migration),
         ]
     }
 }

@@ -19,6 +19,7 @@ use crate::clock::Clock;
 use crate::engine::commands::Commands;
 use crate::engine::contract::Registry;
 use crate::inventory::Inventory;
+use crate::notifiers::Notifiers;
 use crate::store::Store;
 
 /// Settings of the API.
@@ -88,6 +89,7 @@ pub struct Context {
     pub commands: Commands,
     pub registry: Registry,
     pub inventory: Inventory,
+    pub notifiers: Notifiers,
     pub clock: Clock,
     pub config: Options,
 }

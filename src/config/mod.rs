@@ -7,6 +7,7 @@ mod limits;
 mod log;
 mod security;
 mod server;
+mod smtp;
 
 pub use data::{DataArgs, DataConfig};
 pub use host::{HostArgs, HostConfig, PortRange};
@@ -14,6 +15,7 @@ pub use limits::{LimitsArgs, LimitsConfig};
 pub use log::{LogArgs, LogFormat};
 pub use security::{SecurityArgs, SecurityConfig};
 pub use server::{ServerArgs, ServerConfig};
+pub use smtp::{SmtpArgs, SmtpConfig};
 
 /// The directory of the host that a server without flags uses.
 ///
@@ -54,6 +56,8 @@ pub struct Args {
     #[command(flatten)]
     pub limits: LimitsArgs,
     #[command(flatten)]
+    pub smtp: SmtpArgs,
+    #[command(flatten)]
     pub log: LogArgs,
 }
 
@@ -65,6 +69,7 @@ pub struct Config {
     pub host: HostConfig,
     pub security: SecurityConfig,
     pub limits: LimitsConfig,
+    pub smtp: SmtpConfig,
 }
 
 impl Args {
@@ -76,6 +81,7 @@ impl Args {
         let data = self.data.validate()?;
         let host = self.host.validate(&data.dir)?;
         let (server, security) = (self.server.validate()?, self.security.validate()?);
-        Ok(Config { server, security, limits: self.limits.validate()?, data, host })
+        let (limits, smtp) = (self.limits.validate()?, self.smtp.validate()?);
+        Ok(Config { server, security, limits, smtp, data, host })
     }
 }

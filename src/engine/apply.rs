@@ -14,8 +14,7 @@ use super::decide::{Decision, failure, is_unwind};
 use super::notices;
 use super::timers::retry_delay;
 use crate::model::{
-    ChildSpec, Execution, Failure, IntentId, Notification, Occasion, Phase, Progress, Stage, StageId, Status, Task,
-    Unwinding, Wake,
+    ChildSpec, Execution, Failure, IntentId, Occasion, Phase, Progress, Stage, StageId, Status, Task, Unwinding, Wake,
 };
 use crate::store::IntentOutcome;
 
@@ -40,7 +39,7 @@ pub(super) struct Changes {
     /// The execution's own fields.
     pub execution: bool,
     pub intents: Vec<(IntentId, IntentOutcome)>,
-    pub notifications: Vec<Notification>,
+    pub notifications: Vec<notices::Told>,
     /// Top-level stages that ended: their cluster claims are given back.
     pub released: Vec<StageId>,
 }
@@ -421,6 +420,8 @@ fn start_stage(
     stage.deadline = Some(setting.now + TimeDelta::seconds(stage.timeout_seconds.clamp(1, 365 * 86_400)));
     stage.wake = Wake::Now;
     changes.seen(index);
+    changes.notifications.extend(notices::stage(execution, &execution.stages[index], Occasion::Started, setting.now));
+    let stage = &mut execution.stages[index];
     let kind = setting.registry.get(&stage.kind);
     let checked = resolved.and_then(|config| match kind {
         None => Err(unknown_kind(stage)),
@@ -546,6 +547,9 @@ fn finish(execution: &mut Execution, index: usize, status: Status, setting: &Set
     changes.seen(index);
     if begun && stage.parent.is_none() {
         changes.released.push(stage.id);
+        if let Some(occasion) = notices::ended(status) {
+            changes.notifications.extend(notices::stage(execution, &execution.stages[index], occasion, now));
+        }
     }
 }
 

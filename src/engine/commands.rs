@@ -1,6 +1,7 @@
 //! What people, bots and triggers may ask for. Each is one function that takes who acts, checks
 //! that they may, and commits state, events and audit row in one transaction.
 
+mod deliveries;
 mod fire;
 mod save;
 mod start;
@@ -21,8 +22,8 @@ use super::{Options, notices, validate};
 use crate::auth::{self, Denied};
 use crate::clock::Clock;
 use crate::model::{
-    Action, Actor, Application, ApplicationId, AuditId, AuditRow, CancelMode, Execution, ExecutionId, Pipeline,
-    PipelineDefinition, PipelineId, Resource, StageId, StageSpec, Trigger,
+    Action, Actor, Application, ApplicationId, AuditId, AuditRow, CancelMode, Delivery, DeliveryId, Execution,
+    ExecutionId, Pipeline, PipelineDefinition, PipelineId, Resource, StageId, StageSpec, Trigger,
 };
 use crate::store::{self, CommitError, Store, Write};
 
@@ -190,6 +191,22 @@ impl Commands {
     /// `NotFound`, `Forbidden`, `WrongState` (it does not wait), `Invalid` (no such input), `Unavailable`.
     pub async fn judge(&self, actor: &Actor, judgment: Judgment) -> Result<Execution, Error> {
         steer::judge(self, actor, judgment).await
+    }
+
+    /// Has a delivery that was given up tried again, with all its tries before it.
+    ///
+    /// # Errors
+    /// `NotFound`, `Forbidden`, `WrongState` (it is on its way, or was sent), `Unavailable`.
+    pub async fn retry_delivery(&self, actor: &Actor, id: DeliveryId) -> Result<Delivery, Error> {
+        deliveries::retry(self, actor, id).await
+    }
+
+    /// Says whether the actor may send a message for a test, and writes down that they do.
+    ///
+    /// # Errors
+    /// `Forbidden`, `Invalid` (not an address), `Unavailable`.
+    pub async fn note_test_mail(&self, actor: &Actor, address: &str) -> Result<(), Error> {
+        deliveries::note_test(self, actor, address).await
     }
 
     /// # Errors

@@ -3,7 +3,17 @@
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
-use crate::model::{EventBody, Execution, Failure, Notification, NotificationId, Occasion, Stage, Status};
+use crate::model::{
+    Delivery, DeliveryId, DeliveryState, EMAIL, EventBody, Execution, ExecutionRule, Failure, Notification,
+    NotificationId, Occasion, Stage, Status,
+};
+
+/// A message and its ways out, to be written in one commit with what it tells about.
+#[derive(Debug, Clone)]
+pub(super) struct Told {
+    pub notification: Notification,
+    pub deliveries: Vec<Delivery>,
+}
 
 /// The bytes a JSON value takes as text, near enough, without writing it.
 pub(super) fn size(value: &Value) -> usize {
@@ -83,51 +93,98 @@ fn shorten(failure: &mut Option<Failure>, max: usize) {
 }
 
 /// The message of an execution's rules on this occasion, if one of them asks for it.
-pub(super) fn execution(execution: &Execution, occasion: Occasion, at: DateTime<Utc>) -> Option<Notification> {
-    let what = match occasion {
-        Occasion::Started => "started",
-        Occasion::Completed => "succeeded",
-        Occasion::Failed => "failed",
-        Occasion::Canceled => "was canceled",
-        Occasion::ApprovalNeeded => "waits for approval",
-    };
-    let title = title(execution);
+pub(super) fn execution(execution: &Execution, occasion: Occasion, at: DateTime<Utc>) -> Option<Told> {
+    let rules: Vec<&ExecutionRule> = asking(execution, occasion).filter(|rule| rule.stage.is_none()).collect();
+    if rules.is_empty() {
+        return None;
+    }
     let text = match (&execution.failure, &execution.cancel) {
-        (Some(failure), _) => failure.message.clone(),
+        (Some(failure), _) => failure_text(failure),
         (None, Some(cancel)) if execution.status == Status::Canceled => {
             format!("canceled by {}: {}", cancel.by_name, cancel.reason)
         }
         _ => format!("started by {}", execution.started_by_name),
     };
-    notice(execution, None, occasion, format!("{title} {what}"), text, at)
+    let subject = format!("{} {}", title(execution), what(occasion));
+    Some(tell(execution, None, &rules, occasion, (subject, text), at))
 }
 
-/// The same about one of its stages.
-pub(super) fn stage(
-    execution: &Execution,
-    stage: &Stage,
-    occasion: Occasion,
-    at: DateTime<Utc>,
-) -> Option<Notification> {
-    let subject = format!("{} waits for approval: {}", title(execution), stage.name);
-    let instructions = stage.resolved.as_ref().and_then(|config| config.get("instructions")).and_then(Value::as_str);
-    let text = instructions.filter(|text| !text.is_empty()).unwrap_or("a person has to decide whether it goes on");
-    notice(execution, Some(stage), occasion, subject, super::apply::cut(text), at)
+/// The message about a stage that is asked for by the stage's own rules, or, where a person has to
+/// approve, by those of the pipeline too.
+pub(super) fn stage(execution: &Execution, stage: &Stage, occasion: Occasion, at: DateTime<Utc>) -> Option<Told> {
+    let about = |rule: &&ExecutionRule| match &rule.stage {
+        // Keys are unique among the top-level stages; a child may bear the same.
+        Some(key) => stage.parent.is_none() && *key == stage.key,
+        None => occasion == Occasion::ApprovalNeeded,
+    };
+    let rules: Vec<&ExecutionRule> = asking(execution, occasion).filter(about).collect();
+    if rules.is_empty() {
+        return None;
+    }
+    let (subject, text) = if occasion == Occasion::ApprovalNeeded {
+        let instructions =
+            stage.resolved.as_ref().and_then(|config| config.get("instructions")).and_then(Value::as_str);
+        let text = instructions.filter(|text| !text.is_empty()).unwrap_or("a person has to decide whether it goes on");
+        (format!("{} waits for approval: {}", title(execution), stage.name), text.to_owned())
+    } else {
+        let text = match (&stage.failure, &execution.cancel) {
+            (Some(failure), _) => failure_text(failure),
+            (None, Some(cancel)) if stage.status == Status::Canceled => {
+                format!("canceled by {}: {}", cancel.by_name, cancel.reason)
+            }
+            _ => format!("the execution was started by {}", execution.started_by_name),
+        };
+        (format!("{}: {} {}", title(execution), stage.name, what(occasion)), text)
+    };
+    Some(tell(execution, Some(stage), &rules, occasion, (subject, text), at))
+}
+
+/// What to tell of a stage that ended so; None: nothing.
+pub(super) fn ended(status: Status) -> Option<Occasion> {
+    match status {
+        Status::Succeeded => Some(Occasion::Completed),
+        Status::Failed | Status::FailedContinue | Status::Stopped => Some(Occasion::Failed),
+        Status::Canceled => Some(Occasion::Canceled),
+        Status::Skipped | Status::NotStarted | Status::Running | Status::Paused => None,
+    }
+}
+
+fn what(occasion: Occasion) -> &'static str {
+    match occasion {
+        Occasion::Started => "started",
+        Occasion::Completed => "succeeded",
+        Occasion::Failed => "failed",
+        Occasion::Canceled => "was canceled",
+        Occasion::ApprovalNeeded => "waits for approval",
+    }
+}
+
+fn failure_text(failure: &Failure) -> String {
+    match &failure.hint {
+        Some(hint) => format!("{}\n{hint}", failure.message),
+        None => failure.message.clone(),
+    }
 }
 
 fn title(execution: &Execution) -> String {
     format!("{} / {} #{}", execution.application_name, execution.name, execution.number)
 }
 
-fn notice(
+fn asking(execution: &Execution, occasion: Occasion) -> impl Iterator<Item = &ExecutionRule> {
+    execution.notifications.iter().filter(move |rule| rule.on.contains(&occasion))
+}
+
+fn tell(
     execution: &Execution,
     stage: Option<&Stage>,
+    rules: &[&ExecutionRule],
     occasion: Occasion,
-    subject: String,
-    text: String,
+    (subject, text): (String, String),
     at: DateTime<Utc>,
-) -> Option<Notification> {
-    execution.notifications.iter().any(|rule| rule.on.contains(&occasion)).then(|| Notification {
+) -> Told {
+    // A stage's name comes from a person and may have lines.
+    let subject = subject.chars().map(|char| if char.is_control() { ' ' } else { char }).collect();
+    let notification = Notification {
         id: NotificationId::new(),
         occasion,
         application_name: execution.application_name.clone(),
@@ -136,9 +193,35 @@ fn notice(
         execution_number: execution.number,
         stage: stage.map(|stage| stage.id),
         subject,
-        text,
+        text: super::apply::cut(&text),
         created_at: at,
-    })
+    };
+    let mut seen = std::collections::HashSet::new();
+    let deliveries = rules
+        .iter()
+        .filter_map(|rule| rule.email.as_ref())
+        .flat_map(|email| &email.to)
+        // Several rules may name the same person, who wants one mail.
+        .filter(|address| seen.insert(address.to_lowercase()))
+        .map(|address| delivery(&notification, EMAIL, address))
+        .collect();
+    Told { notification, deliveries }
+}
+
+fn delivery(notification: &Notification, channel: &str, target: &str) -> Delivery {
+    Delivery {
+        id: DeliveryId::new(),
+        notification: notification.id,
+        execution: notification.execution,
+        channel: channel.to_owned(),
+        target: target.to_owned(),
+        state: DeliveryState::Pending,
+        attempts: 0,
+        next_at: Some(notification.created_at),
+        last_error: None,
+        created_at: notification.created_at,
+        sent_at: None,
+    }
 }
 
 #[cfg(test)]

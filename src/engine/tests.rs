@@ -16,8 +16,8 @@ use super::script::{self, World};
 use super::{CrashHook, CrashPoint, Engine, Moment, Options};
 use crate::clock::Clock;
 use crate::model::{
-    Actor, CancelMode, EventBody, Execution, ExecutionId, NotificationRule, Occasion, Parameter, Pipeline,
-    PipelineDefinition, PrincipalId, Role, Stage, StageSpec, Status, StreamId, Wake,
+    Actor, CancelMode, DeliveryState, EmailTarget, EventBody, Execution, ExecutionId, NotificationRule, Occasion,
+    Parameter, Pipeline, PipelineDefinition, PrincipalId, Role, Stage, StageSpec, Status, StreamId, Wake,
 };
 use crate::store::{self, IntentOutcome, PageRequest, Store};
 
@@ -176,6 +176,7 @@ fn stage(key: &str, requires: &[&str], config: Value) -> StageSpec {
         config,
         on_failure: crate::model::OnFailure::FailPipeline,
         timeout_seconds: None,
+        notifications: Vec::new(),
     }
 }
 
@@ -212,7 +213,7 @@ engine_test! {
                     "sum": "${stages.c.outputs.n + 1}", "text": "${execution.application}-$${x}", "by": "${execution.startedBy}",
                 }})),
             ],
-            notifications: vec![NotificationRule { on: vec![Occasion::Started, Occasion::Completed, Occasion::Failed] }],
+            notifications: vec![NotificationRule { on: vec![Occasion::Started, Occasion::Completed, Occasion::Failed], email: None }],
             ..PipelineDefinition::default()
         };
         let pipeline = home.defined(&server.commands, definition).await;
@@ -232,6 +233,49 @@ engine_test! {
         assert_eq!(events.len(), 2);
         let audit = home.store.audit(&page).await.unwrap();
         assert_eq!(audit.items.len(), 3, "application, pipeline and start are in the audit log");
+        server.stop().await;
+    }
+
+    async fn rules_of_stages_tell_about_their_stage_and_each_address_once() {
+        let home = Home::new(Clock::system()).await;
+        let server = home.start(Home::options());
+        let to = |addresses: &[&str]| Some(EmailTarget { to: addresses.iter().map(|&to| to.to_owned()).collect() });
+        let all = vec![Occasion::Started, Occasion::Completed, Occasion::Failed, Occasion::Canceled];
+        let told = |key: &str, requires: &[&str], config: Value| StageSpec {
+            notifications: vec![
+                NotificationRule { on: all.clone(), email: to(&["a@example.org"]) },
+                NotificationRule { on: vec![Occasion::Failed], email: to(&["A@example.org", "b@example.org"]) },
+            ],
+            on_failure: crate::model::OnFailure::Continue,
+            ..stage(key, requires, config)
+        };
+        let definition = PipelineDefinition {
+            format_version: 1,
+            stages: vec![
+                told("good", &[], json!({})),
+                told("bad", &["good"], json!({"steps": ["panic"]})),
+                stage("quiet", &["bad"], json!({})),
+            ],
+            ..PipelineDefinition::default()
+        };
+        let pipeline = home.defined(&server.commands, definition).await;
+        let id = home.begin_again(&server.commands, &pipeline).await;
+        assert_eq!(home.over(id).await.status, Status::Succeeded);
+        let page = PageRequest { after: None, before: None, limit: 10, backward: false };
+        let messages = home.store.notifications(&page).await.unwrap();
+        let mut seen = Vec::new();
+        for (_, message) in messages.items.iter().rev() {
+            let deliveries = home.store.deliveries_of(&[message.id]).await.unwrap();
+            let targets: Vec<String> = deliveries.iter().map(|delivery| delivery.target.clone()).collect();
+            assert!(deliveries.iter().all(|delivery| delivery.state == DeliveryState::Pending && delivery.attempts == 0));
+            seen.push((message.occasion, targets.join(" ")));
+        }
+        assert_eq!(seen, [
+            (Occasion::Started, "a@example.org".to_owned()),
+            (Occasion::Completed, "a@example.org".to_owned()),
+            (Occasion::Started, "a@example.org".to_owned()),
+            (Occasion::Failed, "a@example.org b@example.org".to_owned()),
+        ]);
         server.stop().await;
     }
 
@@ -405,7 +449,7 @@ engine_test! {
         let definition = PipelineDefinition {
             format_version: 1,
             stages: vec![stage("a", &[], json!({"steps": [{"wait": {"seconds": 600}}], "inputs": ["blue", "green"]}))],
-            notifications: vec![NotificationRule { on: vec![Occasion::ApprovalNeeded] }],
+            notifications: vec![NotificationRule { on: vec![Occasion::ApprovalNeeded], email: None }],
             ..PipelineDefinition::default()
         };
         let pipeline = home.defined(&server.commands, definition).await;

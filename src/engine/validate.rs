@@ -6,17 +6,20 @@ use super::commands::{Code, Error, did_you_mean};
 use super::contract::{Registry, When};
 use super::{Options, notices};
 use crate::expression;
-use crate::model::{PipelineDefinition, StageSpec, TriggerSpec};
+use crate::model::{NotificationRule, PipelineDefinition, StageSpec, TriggerSpec, check_address};
 use serde_json::Value;
 
 /// Stages of a pipeline.
 const STAGES_MAX: usize = 100;
 /// Parameters of a pipeline.
 const PARAMETERS_MAX: usize = 100;
-/// Notification rules of a pipeline.
+/// Notification rules of a pipeline, and of one of its stages.
 const RULES_MAX: usize = 20;
 /// Triggers of a pipeline.
 const TRIGGERS_MAX: usize = 20;
+/// Addresses that the rules of a pipeline and its stages name, all together: each event of an
+/// execution carries them, and each message goes to each.
+const RECIPIENTS_MAX: usize = 100;
 /// Characters of a key or a parameter's name.
 const KEY_MAX: usize = 64;
 /// Characters of a name or title.
@@ -37,12 +40,6 @@ pub(super) fn definition(definition: &PipelineDefinition, registry: &Registry, o
         return Err(Error::invalid(&["formatVersion"], message));
     }
     text(&["description"], &definition.description, DESCRIPTION_MAX)?;
-    if definition.notifications.len() > RULES_MAX {
-        return Err(Error::invalid(
-            &["notifications"],
-            format!("a pipeline has at most {RULES_MAX} notification rules"),
-        ));
-    }
     parameters(definition)?;
     let stages = &definition.stages;
     if stages.is_empty() || stages.len() > STAGES_MAX {
@@ -52,6 +49,7 @@ pub(super) fn definition(definition: &PipelineDefinition, registry: &Registry, o
     keys(stages)?;
     references(stages)?;
     cycles(stages)?;
+    notifications(definition)?;
     for (index, stage) in stages.iter().enumerate() {
         config(index, stage, registry, options)?;
     }
@@ -100,6 +98,46 @@ fn parameters(definition: &PipelineDefinition) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// The rules of the pipeline and of its stages.
+fn notifications(definition: &PipelineDefinition) -> Result<(), Error> {
+    let mut recipients = rules(&["notifications"], &definition.notifications)?;
+    for (index, stage) in definition.stages.iter().enumerate() {
+        recipients += rules(&["stages", &index.to_string(), "notifications"], &stage.notifications)?;
+    }
+    if recipients > RECIPIENTS_MAX {
+        let message = format!(
+            "the rules of the pipeline and its stages name {recipients} addresses, at most {RECIPIENTS_MAX} are \
+             allowed; use the address of a mailing list"
+        );
+        return Err(Error::invalid(&["notifications"], message));
+    }
+    Ok(())
+}
+
+/// How many addresses the rules name.
+fn rules(at: &[&str], rules: &[NotificationRule]) -> Result<usize, Error> {
+    if rules.len() > RULES_MAX {
+        return Err(Error::invalid(at, format!("there may be at most {RULES_MAX} notification rules here")));
+    }
+    let mut recipients = 0;
+    for (index, rule) in rules.iter().enumerate() {
+        let Some(email) = &rule.email else { continue };
+        let below = |field: &[&str]| [at, &[index.to_string().as_str(), "email", "to"], field].concat().join("\u{0}");
+        let fault = |field: &[&str], message: String| {
+            let path = below(field);
+            Error::invalid(&path.split('\u{0}').collect::<Vec<_>>(), message)
+        };
+        if email.to.is_empty() {
+            return Err(fault(&[], "mail has to go to somebody: name at least one address".to_owned()));
+        }
+        for (place, address) in email.to.iter().enumerate() {
+            check_address(address).map_err(|message| fault(&[&place.to_string()], message))?;
+        }
+        recipients += email.to.len();
+    }
+    Ok(recipients)
 }
 
 fn keys(stages: &[StageSpec]) -> Result<(), Error> {

@@ -480,8 +480,9 @@ impl Worker {
         for stage in &changes.released {
             commit.writes.push(Write::ReleaseClusterClaims { stage: *stage });
         }
-        for notification in &changes.notifications {
+        for notices::Told { notification, deliveries } in &changes.notifications {
             commit.writes.push(Write::InsertNotification(notification.clone()));
+            commit.writes.extend(deliveries.iter().cloned().map(Write::InsertDelivery));
             commit.events.push(NewEvent {
                 stream: StreamId::Notifications,
                 seq: None,

@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    ApplicationId, ExecutionId, NotificationRule, OnFailure, PipelineId, PrincipalId, StageId, Status, Triggered,
+    ApplicationId, ExecutionId, ExecutionRule, NotificationRule, OnFailure, PipelineId, PrincipalId, StageId, Status,
+    Triggered,
 };
 
 /// Whether an execution runs a saved pipeline or a single operation.
@@ -45,7 +46,8 @@ pub struct Execution {
     pub trigger: Option<Box<Triggered>>,
     /// An object: parameter name to value.
     pub parameters: Value,
-    pub notifications: Vec<NotificationRule>,
+    /// The rules of the pipeline and of its stages, as of the start.
+    pub notifications: Vec<ExecutionRule>,
     pub cancel: Option<Cancel>,
     pub failure: Option<Failure>,
     pub created_at: DateTime<Utc>,
@@ -125,6 +127,9 @@ pub struct StageSpec {
     /// Seconds from the stage's start to its failure by timeout; the kind's default when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_seconds: Option<u64>,
+    /// Who is told what about this stage, beside what the pipeline's own rules say.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notifications: Vec<NotificationRule>,
 }
 
 /// A stage that a parent wants to run.

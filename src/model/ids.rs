@@ -114,6 +114,10 @@ id!(
     NotificationId, "nt"
 );
 id!(
+    /// A message on its way to one target.
+    DeliveryId, "dl"
+);
+id!(
     /// A person or a program that may act.
     PrincipalId, "pr"
 );

@@ -21,15 +21,17 @@ pub use execution::{
     Unwinding, Wake,
 };
 pub use ids::{
-    ApplicationId, AuditId, ExecutionId, IntentId, InvalidId, NotificationId, OwnerId, PipelineId, PrincipalId,
-    StageId, TokenId, TriggerId,
+    ApplicationId, AuditId, DeliveryId, ExecutionId, IntentId, InvalidId, NotificationId, OwnerId, PipelineId,
+    PrincipalId, StageId, TokenId, TriggerId,
 };
 pub use infrastructure::{
     Account, Capacity, CapacityError, HealthCheck, HealthSource, HealthState, HttpProbe, InboundRule, Instance,
     InstanceHealth, Listener, LoadBalancer, LoadBalancerHealthCheck, LoadBalancerSpec, Place, Probe, Protocol,
     SecurityGroup, SecurityGroupSpec, ServerGroup, ServerGroupSpec, Share, TrafficSecond,
 };
-pub use notification::{Notification, NotificationRule, Occasion};
+pub use notification::{
+    Delivery, DeliveryState, EMAIL, EmailTarget, ExecutionRule, Notification, NotificationRule, Occasion, check_address,
+};
 pub use pipeline::{Parameter, Pipeline, PipelineDefinition, Revision};
 pub use status::{OnFailure, Status};
 pub use trigger::{PendingSlot, Trigger, TriggerSource, TriggerSpec, Triggered};

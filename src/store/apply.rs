@@ -275,6 +275,10 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
                     format!("SELECT 1 FROM trigger_slot WHERE trigger_id = ? AND slot = ? AND done_at IS NULL{lock}");
                 !self.none(&sql, vec![rows::id(trigger.uuid()), rows::text(slot)]).await?
             }
+            Guard::Delivery { id, state } => {
+                let sql = format!("SELECT 1 FROM delivery WHERE id = ? AND state = ?{lock}");
+                !self.none(&sql, vec![rows::id(id.uuid()), rows::named(state)]).await?
+            }
             Guard::ExecutionVersion { .. } | Guard::Lease { .. } | Guard::NotCancelled { .. } => {
                 unreachable!("answered above")
             }

@@ -5,9 +5,9 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    Application, ApplicationId, AuditRow, EventBody, Execution, ExecutionId, IntentId, Notification, OwnerId, Pipeline,
-    PipelineId, Place, Principal, PrincipalId, Revision, Stage, StageId, Status, StreamId, Token, TokenId, Trigger,
-    TriggerId,
+    Application, ApplicationId, AuditRow, Delivery, DeliveryId, DeliveryState, EventBody, Execution, ExecutionId,
+    IntentId, Notification, OwnerId, Pipeline, PipelineId, Place, Principal, PrincipalId, Revision, Stage, StageId,
+    Status, StreamId, Token, TokenId, Trigger, TriggerId,
 };
 
 /// All of it or nothing.
@@ -99,6 +99,11 @@ pub enum Guard {
         trigger: TriggerId,
         slot: String,
     },
+    /// The delivery exists and stands there.
+    Delivery {
+        id: DeliveryId,
+        state: DeliveryState,
+    },
 }
 
 /// One change.
@@ -152,6 +157,13 @@ pub enum Write {
     },
     /// Into the outbox; the event is given beside it.
     InsertNotification(Notification),
+    /// The message it belongs to is inserted before it.
+    InsertDelivery(Delivery),
+    /// It is pending again and due, with all its tries before it.
+    ReviveDelivery {
+        id: DeliveryId,
+        at: DateTime<Utc>,
+    },
     InsertIdempotency(IdempotencyRecord),
     /// Inserts the trigger, or replaces what a save says of the row of its id; what it has done
     /// so far stays.

@@ -28,7 +28,7 @@ impl Lease {
 }
 
 impl Store {
-    async fn write_op(&self, op: Op, lease: Option<&Lease>) -> Result<Outcome, CommitError> {
+    pub(super) async fn write_op(&self, op: Op, lease: Option<&Lease>) -> Result<Outcome, CommitError> {
         let mut prepared = Prepared { ops: vec![op], ..Prepared::default() };
         if let Some(lease) = lease {
             prepared.guards.push(lease.guard());

@@ -2,11 +2,12 @@
 //! writes; sea-orm types stay in here.
 //!
 //! A commit's way: `prepare` (in the caller's task) → `writer` (groups, COMMIT, answers) → `apply`
-//! (inside the transaction). `read` and `page` read; `leases` has what the store decides itself;
+//! (inside the transaction). `read` and `page` read; `leases` and `deliveries` have what the store decides itself;
 //! `rows` knows the columns, `sql` the dialects, `open` files, locks and migrations.
 
 mod apply;
 mod commit;
+mod deliveries;
 mod leases;
 mod open;
 mod page;
@@ -36,6 +37,7 @@ pub use commit::{
     SlotOutcome, Write,
 };
 
+pub use deliveries::{Claimed, DeliveryFilter, Tried};
 pub use rows::{event_execution, event_stage};
 pub use triggers::Edge;
 

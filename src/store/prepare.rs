@@ -197,6 +197,13 @@ fn push(ops: &mut Vec<Op>, write: Write) {
         Write::InsertNotification(notification) => {
             ops.push(insert("notification", rows::NOTIFICATION, rows::notification_row(&notification)));
         }
+        Write::InsertDelivery(delivery) => {
+            ops.push(insert("delivery", rows::DELIVERY, rows::delivery_row(&delivery)));
+        }
+        Write::ReviveDelivery { id, at } => ops.push(Op::Run {
+            sql: "UPDATE delivery SET state = 'PENDING', attempts = 0, next_at = ?, lease_owner = NULL WHERE id = ?",
+            values: vec![rows::time(at), rows::id(id.uuid())],
+        }),
         Write::InsertIdempotency(record) => {
             ops.push(insert("idempotency", rows::IDEMPOTENCY, rows::idempotency_row(&record)));
         }

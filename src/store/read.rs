@@ -338,6 +338,6 @@ impl Store {
     }
 }
 
-fn list<'a>(table: &'a str, columns: &'a str, key: Key, descending: bool) -> List<'a> {
+pub(super) fn list<'a>(table: &'a str, columns: &'a str, key: Key, descending: bool) -> List<'a> {
     List { table, columns, filter: "1 = 1".to_owned(), values: Vec::new(), key, descending }
 }

@@ -8,8 +8,8 @@ use uuid::Uuid;
 
 use super::{Error, IdempotencyRecord, Intent};
 use crate::model::{
-    Application, AuditRow, Event, EventBody, Execution, Notification, Pipeline, Principal, Revision, Stage, Status,
-    StreamId, Token, Trigger,
+    Application, AuditRow, Delivery, Event, EventBody, Execution, Notification, Pipeline, Principal, Revision, Stage,
+    Status, StreamId, Token, Trigger,
 };
 
 /// The version of the format in which documents (configs, cursors, events …) are written.
@@ -592,6 +592,43 @@ pub(super) fn notification_row(notification: &Notification) -> Vec<Value> {
         text(&notification.subject),
         text(&notification.text),
         time(notification.created_at),
+    ]
+}
+
+/// Without the lease, which is the store's own.
+pub(super) const DELIVERY: &str = "id, notification_id, execution_id, channel, target, state, attempts, next_at, \
+    last_error, created_at, sent_at";
+
+pub(super) fn read_delivery(row: &QueryResult) -> Result<Delivery, Error> {
+    let reader = &mut Reader::new(row, "delivery");
+    Ok(Delivery {
+        id: reader.id()?,
+        notification: reader.id()?,
+        execution: reader.id()?,
+        channel: reader.get()?,
+        target: reader.get()?,
+        state: reader.named()?,
+        attempts: reader.small()?,
+        next_at: reader.time_opt()?,
+        last_error: reader.get()?,
+        created_at: reader.time()?,
+        sent_at: reader.time_opt()?,
+    })
+}
+
+pub(super) fn delivery_row(delivery: &Delivery) -> Vec<Value> {
+    vec![
+        id(delivery.id.uuid()),
+        id(delivery.notification.uuid()),
+        id(delivery.execution.uuid()),
+        text(&delivery.channel),
+        text(&delivery.target),
+        named(&delivery.state),
+        int(delivery.attempts.into()),
+        time_opt(delivery.next_at),
+        Value::String(delivery.last_error.clone()),
+        time(delivery.created_at),
+        time_opt(delivery.sent_at),
     ]
 }
 

@@ -171,6 +171,7 @@ fn stage(key: &str, requires: &[&str], config: Value) -> StageSpec {
         config,
         on_failure: OnFailure::FailPipeline,
         timeout_seconds: None,
+        notifications: Vec::new(),
     }
 }
 

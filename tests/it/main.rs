@@ -15,6 +15,7 @@ mod harness;
 mod host;
 mod idempotency;
 mod layers;
+mod notify;
 mod postgres;
 mod schema;
 mod shim;
@@ -42,6 +43,7 @@ fn main() {
         host::trials(),
         idempotency::trials(),
         layers::trials(),
+        notify::trials(),
         postgres::trials(),
         schema::trials(),
         store::trials(),

@@ -1,8 +1,9 @@
 //! What a pipeline says: parameters, stages and notifications, read and written.
 
-use async_graphql::{Enum, InputObject, Object, SimpleObject};
+use async_graphql::{Context, Enum, InputObject, Object, Result, SimpleObject};
 
 use super::scalars::Json;
+use super::session::{Session, session};
 use super::stage::masked;
 use crate::model;
 
@@ -24,36 +25,78 @@ pub enum OnFailure {
 #[derive(Enum, Debug, Clone, Copy, PartialEq, Eq)]
 #[graphql(remote = "model::Occasion")]
 pub enum Occasion {
-    /// The execution began.
+    /// The execution, or the stage, began.
     Started,
-    /// The execution succeeded.
+    /// It succeeded.
     Completed,
-    /// The execution failed.
+    /// It failed.
     Failed,
-    /// The execution was cancelled.
+    /// It was cancelled.
     Canceled,
     /// A manual judgment waits for a person.
     ApprovalNeeded,
 }
 
-/// On which occasions people are told.
+/// On which occasions whom to tell. Every message goes to the feed `notifications`; a channel
+/// takes it further.
 #[derive(SimpleObject, InputObject, Clone)]
 #[graphql(input_name = "NotificationRuleInput")]
 pub struct NotificationRule {
     /// The occasions.
     on: Vec<Occasion>,
+    /// Who gets mail.
+    email: Option<EmailTarget>,
 }
 
-impl From<&model::NotificationRule> for NotificationRule {
-    fn from(rule: &model::NotificationRule) -> Self {
-        Self { on: rule.on.iter().map(|&occasion| occasion.into()).collect() }
+/// Who gets mail.
+#[derive(SimpleObject, InputObject, Clone)]
+#[graphql(input_name = "EmailTargetInput")]
+pub struct EmailTarget {
+    /// Addresses, without names; each gets a mail of its own. Shown as `***` to whoever may not
+    /// change pipelines.
+    to: Vec<String>,
+}
+
+/// What stands where an address is that the reader may not see.
+const HIDDEN: &str = "***";
+
+impl NotificationRule {
+    /// The rule as this reader may see it.
+    pub fn shown(rule: &model::NotificationRule, session: &Session<'_>) -> Self {
+        let seen = session.sees_targets();
+        let shown = |address: &String| if seen { address.clone() } else { HIDDEN.to_owned() };
+        Self {
+            on: rule.on.iter().map(|&occasion| occasion.into()).collect(),
+            email: rule.email.as_ref().map(|email| EmailTarget { to: email.to.iter().map(shown).collect() }),
+        }
+    }
+
+    fn all(rules: &[model::NotificationRule], session: &Session<'_>) -> Vec<Self> {
+        rules.iter().map(|rule| Self::shown(rule, session)).collect()
     }
 }
 
 impl From<NotificationRule> for model::NotificationRule {
     fn from(rule: NotificationRule) -> Self {
-        Self { on: rule.on.into_iter().map(Into::into).collect() }
+        Self {
+            on: rule.on.into_iter().map(Into::into).collect(),
+            email: rule.email.map(|email| model::EmailTarget { to: email.to }),
+        }
     }
+}
+
+/// The definition with the addresses hidden from whoever may not see them.
+fn document(definition: &model::PipelineDefinition, session: &Session<'_>) -> serde_json::Value {
+    let mut definition = definition.clone();
+    if !session.sees_targets() {
+        let stages = definition.stages.iter_mut().flat_map(|stage| &mut stage.notifications);
+        for rule in definition.notifications.iter_mut().chain(stages) {
+            for address in rule.email.iter_mut().flat_map(|email| &mut email.to) {
+                HIDDEN.clone_into(address);
+            }
+        }
+    }
+    serde_json::to_value(&definition).unwrap_or_default()
 }
 
 /// What a pipeline does.
@@ -71,20 +114,21 @@ impl Definition {
         self.0.parameters.iter().map(ParameterDefinition::from).collect()
     }
     /// Its stages.
-    async fn stages(&self) -> Vec<StageDefinition> {
-        self.0.stages.iter().map(StageDefinition::from).collect()
+    async fn stages(&self, ctx: &Context<'_>) -> Result<Vec<StageDefinition>> {
+        let session = session(ctx)?;
+        Ok(self.0.stages.iter().map(|stage| StageDefinition::shown(stage, &session)).collect())
     }
-    /// On which occasions people are told.
-    async fn notifications(&self) -> Vec<NotificationRule> {
-        self.0.notifications.iter().map(NotificationRule::from).collect()
+    /// On which occasions whom to tell.
+    async fn notifications(&self, ctx: &Context<'_>) -> Result<Vec<NotificationRule>> {
+        Ok(NotificationRule::all(&self.0.notifications, &session(ctx)?))
     }
     /// What starts it without anybody asking.
     async fn triggers(&self) -> Vec<TriggerDefinition> {
         self.0.triggers.iter().map(TriggerDefinition::from).collect()
     }
     /// The whole definition as one document, for files and tools.
-    async fn document(&self) -> Json {
-        Json(masked(&serde_json::to_value(&self.0).unwrap_or_default()))
+    async fn document(&self, ctx: &Context<'_>) -> Result<Json> {
+        Ok(Json(masked(&document(&self.0, &session(ctx)?))))
     }
 }
 
@@ -148,10 +192,13 @@ pub struct StageDefinition {
     on_failure: OnFailure,
     /// Seconds from the stage's start to its failure by timeout; the kind's default when absent.
     timeout_seconds: Option<u64>,
+    /// On which occasions of this stage whom to tell, beside what the pipeline's own rules say.
+    #[graphql(default)]
+    notifications: Vec<NotificationRule>,
 }
 
-impl From<&model::StageSpec> for StageDefinition {
-    fn from(stage: &model::StageSpec) -> Self {
+impl StageDefinition {
+    fn shown(stage: &model::StageSpec, session: &Session<'_>) -> Self {
         Self {
             key: stage.key.clone(),
             kind: stage.kind.clone(),
@@ -160,6 +207,7 @@ impl From<&model::StageSpec> for StageDefinition {
             config: Json(masked(&stage.config)),
             on_failure: stage.on_failure.into(),
             timeout_seconds: stage.timeout_seconds,
+            notifications: NotificationRule::all(&stage.notifications, session),
         }
     }
 }
@@ -174,6 +222,7 @@ impl From<StageDefinition> for model::StageSpec {
             config: input.config.0,
             on_failure: input.on_failure.into(),
             timeout_seconds: input.timeout_seconds,
+            notifications: input.notifications.into_iter().map(Into::into).collect(),
         }
     }
 }

@@ -210,9 +210,11 @@ impl Execution {
     async fn parameters(&self) -> Json {
         Json(stage::masked(&self.own.parameters))
     }
-    /// On which occasions people are told.
-    async fn notifications(&self) -> Vec<NotificationRule> {
-        self.own.notifications.iter().map(NotificationRule::from).collect()
+    /// On which occasions of the whole execution whom to tell.
+    async fn notifications(&self, ctx: &Context<'_>) -> Result<Vec<NotificationRule>> {
+        let session = session(ctx)?;
+        let rules = self.own.notifications.iter().filter(|rule| rule.stage.is_none());
+        Ok(rules.map(|rule| NotificationRule::shown(&rule.rule(), &session)).collect())
     }
     /// The wish to end it early, if somebody had one.
     async fn cancellation(&self) -> Option<Cancellation> {

@@ -7,7 +7,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use crate::api::error::{Code, coded, shown};
 use crate::model::{
-    ApplicationId, AuditId, ExecutionId, IntentId, NotificationId, PipelineId, Place, PrincipalId, StageId, TokenId,
+    ApplicationId, AuditId, DeliveryId, ExecutionId, IntentId, NotificationId, PipelineId, Place, PrincipalId, StageId,
+    TokenId,
 };
 
 /// What an id names.
@@ -19,6 +20,7 @@ pub enum Key {
     Execution(ExecutionId),
     Stage(StageId),
     Notification(NotificationId),
+    Delivery(DeliveryId),
     Principal(PrincipalId),
     Token(TokenId),
     Audit(AuditId),
@@ -47,6 +49,7 @@ impl Key {
             Self::Execution(id) => format!("Execution:{id}"),
             Self::Stage(id) => format!("Stage:{id}"),
             Self::Notification(id) => format!("Notification:{id}"),
+            Self::Delivery(id) => format!("Delivery:{id}"),
             Self::Principal(id) => format!("Principal:{id}"),
             Self::Token(id) => format!("Token:{id}"),
             Self::Audit(id) => format!("AuditEntry:{id}"),
@@ -78,6 +81,7 @@ impl Key {
             "Execution" => Self::Execution(key.parse().ok()?),
             "Stage" => Self::Stage(key.parse().ok()?),
             "Notification" => Self::Notification(key.parse().ok()?),
+            "Delivery" => Self::Delivery(key.parse().ok()?),
             "Principal" => Self::Principal(key.parse().ok()?),
             "Token" => Self::Token(key.parse().ok()?),
             "AuditEntry" => Self::Audit(key.parse().ok()?),
@@ -109,6 +113,7 @@ impl Key {
             ExecutionId::PREFIX => Self::Execution(id.parse().ok()?),
             StageId::PREFIX => Self::Stage(id.parse().ok()?),
             NotificationId::PREFIX => Self::Notification(id.parse().ok()?),
+            DeliveryId::PREFIX => Self::Delivery(id.parse().ok()?),
             PrincipalId::PREFIX => Self::Principal(id.parse().ok()?),
             TokenId::PREFIX => Self::Token(id.parse().ok()?),
             AuditId::PREFIX => Self::Audit(id.parse().ok()?),

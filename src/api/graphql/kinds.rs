@@ -70,6 +70,24 @@ pub struct ProviderKind {
     example: Json,
 }
 
+/// A channel by which messages leave the server.
+#[derive(SimpleObject)]
+pub struct NotifierKind {
+    /// Its name in notification rules: `email`.
+    kind: String,
+    /// Its name for people.
+    title: String,
+    /// What it does.
+    description: String,
+    /// JSON Schema (2020-12) of what stands below its name in a rule.
+    schema: Json,
+    /// Something that passes the schema.
+    example: Json,
+    /// Whether this server is set up for it; where it is not, deliveries end as `DEAD` and can be
+    /// retried once it is.
+    is_configured: bool,
+}
+
 /// Queries for kinds.
 #[derive(Default)]
 pub struct KindQuery;
@@ -115,6 +133,20 @@ impl KindQuery {
             example: Json(strategy.example()),
         };
         Ok(crate::strategies::all().iter().map(|strategy| of(&**strategy)).collect())
+    }
+    /// The channels by which messages leave the server. Every message goes to the feed besides.
+    async fn notifier_kinds(&self, ctx: &Context<'_>) -> Result<Vec<NotifierKind>> {
+        let session = session(ctx)?;
+        session.may(Action::Read, &Resource::Server)?;
+        let of = |kind: crate::notifiers::Kind| NotifierKind {
+            is_configured: session.api.notifiers.get(kind.kind).is_some(),
+            kind: kind.kind.into(),
+            title: kind.title.into(),
+            description: kind.description.into(),
+            schema: Json(kind.schema),
+            example: Json(kind.example),
+        };
+        Ok(crate::notifiers::kinds().into_iter().map(of).collect())
     }
     /// The kinds of providers that have an account here.
     async fn provider_kinds(&self, ctx: &Context<'_>) -> Result<Vec<ProviderKind>> {

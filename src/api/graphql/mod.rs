@@ -8,6 +8,7 @@ mod cluster;
 mod command;
 mod connection;
 mod definition;
+mod delivery;
 mod events;
 mod execution;
 mod health;
@@ -55,6 +56,7 @@ pub struct Query(
     security_group::SecurityGroupQuery,
     kinds::KindQuery,
     notification::NotificationQuery,
+    delivery::DeliveryQuery,
     access::AccessQuery,
 );
 
@@ -66,6 +68,7 @@ pub struct Mutation(
     pipeline::PipelineMutation,
     execution::ExecutionMutation,
     operations::OperationMutation,
+    delivery::DeliveryMutation,
     access::AccessMutation,
 );
 
@@ -77,7 +80,8 @@ pub struct Subscription(events::EventSubscription, notification::NotificationSub
 /// The schema with what its resolvers work with.
 pub fn schema(context: api::Context, authenticator: crate::auth::Authenticator) -> Schema {
     let stages = DataLoader::new(stage::Loader(context.store.clone()), tokio::spawn);
-    builder().data(stages).data(authenticator).data(context).finish()
+    let deliveries = DataLoader::new(delivery::Loader(context.store.clone()), tokio::spawn);
+    builder().data(stages).data(deliveries).data(authenticator).data(context).finish()
 }
 
 /// The schema in GraphQL's own language, as `schema.graphql` has it.

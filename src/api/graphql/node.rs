@@ -6,6 +6,7 @@ use super::access::{AuditEntry, Principal, Token};
 use super::account::Account;
 use super::application::Application;
 use super::cluster::Cluster;
+use super::delivery::Delivery;
 use super::execution::Execution;
 use super::ids::{self, Key};
 use super::instance::Instance;
@@ -33,6 +34,7 @@ pub enum Node {
     Execution(Execution),
     Stage(Stage),
     Notification(Notification),
+    Delivery(Delivery),
     Principal(Principal),
     Token(Token),
     AuditEntry(AuditEntry),
@@ -105,6 +107,7 @@ async fn find(ctx: &Context<'_>, key: Key) -> Result<Option<Node>> {
         Key::Notification(id) if server() => {
             store.notification(id).await.map_err(stored)?.map(|row| Notification(row).into())
         }
+        Key::Delivery(id) if server() => store.delivery(id).await.map_err(stored)?.map(|row| Delivery(row).into()),
         Key::Audit(id) if admin() => store.audit_row(id).await.map_err(stored)?.map(|row| AuditEntry(row).into()),
         Key::Intent(execution, id) => match session.execution(execution).await? {
             Some(_) => {
@@ -113,6 +116,11 @@ async fn find(ctx: &Context<'_>, key: Key) -> Result<Option<Node>> {
             }
             None => None,
         },
-        Key::Principal(_) | Key::Token(_) | Key::Account(_) | Key::Notification(_) | Key::Audit(_) => None,
+        Key::Principal(_)
+        | Key::Token(_)
+        | Key::Account(_)
+        | Key::Notification(_)
+        | Key::Delivery(_)
+        | Key::Audit(_) => None,
     })
 }

@@ -8,6 +8,7 @@ use futures_util::stream::{self, BoxStream, StreamExt as _};
 
 use super::connection::{Connection, PageArgs};
 use super::definition::Occasion;
+use super::delivery::{self, Delivery};
 use super::events::{self, LastCursor, Tail};
 use super::execution::Execution;
 use super::ids::Key;
@@ -71,6 +72,11 @@ impl Notification {
             Some(id) => stage::find(ctx, id).await,
             None => Ok(None),
         }
+    }
+    /// Its ways out of the server: one for each target of the rules that asked for it. Empty when it
+    /// went to the feed only.
+    async fn deliveries(&self, ctx: &Context<'_>) -> Result<Vec<Delivery>> {
+        delivery::load(ctx, self.0.id).await
     }
 }
 

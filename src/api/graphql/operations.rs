@@ -471,6 +471,7 @@ impl Operation {
             config: self.config,
             on_failure: OnFailure::FailPipeline,
             timeout_seconds: None,
+            notifications: Vec::new(),
         };
         let start = StartOperation {
             application,

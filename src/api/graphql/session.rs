@@ -36,6 +36,11 @@ impl<'a> Session<'a> {
         allow(self.actor, Action::Read, resource).is_ok()
     }
 
+    /// Whether the actor may see where messages go: addresses of people. Who may change pipelines may.
+    pub fn sees_targets(&self) -> bool {
+        allow(self.actor, Action::Save, &Resource::Server).is_ok()
+    }
+
     pub fn sees_application(&self, name: &str) -> bool {
         self.sees(&of_application(name))
     }

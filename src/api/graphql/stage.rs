@@ -8,7 +8,7 @@ use async_graphql::{Context, Enum, ID, Object, Result, SimpleObject};
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 
-use super::definition::OnFailure;
+use super::definition::{NotificationRule, OnFailure};
 use super::execution::{Execution, Status};
 use super::ids::Key;
 use super::scalars::{Duration, Json};
@@ -158,6 +158,15 @@ impl Stage {
     /// What its failure does to what is around it.
     async fn on_failure(&self) -> OnFailure {
         self.row.on_failure.into()
+    }
+    /// On which occasions of this stage whom to tell.
+    async fn notifications(&self, ctx: &Context<'_>) -> Result<Vec<NotificationRule>> {
+        let session = session(ctx)?;
+        let own = |rule: &&model::ExecutionRule| {
+            self.row.parent.is_none() && rule.stage.as_deref() == Some(self.row.key.as_str())
+        };
+        let rules = self.execution.notifications.iter().filter(own);
+        Ok(rules.map(|rule| NotificationRule::shown(&rule.rule(), &session)).collect())
     }
     /// The execution it belongs to.
     async fn execution(&self) -> Execution {

@@ -87,6 +87,7 @@ impl Server {
             commands: engine.commands(),
             registry,
             inventory,
+            notifiers: Default::default(),
             clock: clock.clone(),
             config,
         };

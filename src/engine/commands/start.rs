@@ -8,8 +8,8 @@ use super::{Code, Commands, Error, StartOperation, StartPipeline, Started, TRIES
 use crate::engine::contract::Registry;
 use crate::engine::{apply, notices, validate};
 use crate::model::{
-    Action, Actor, Application, ChildSpec, Execution, ExecutionId, ExecutionKind, NotificationRule, Parameter,
-    Pipeline, PipelineDefinition, Resource, StageSpec, Status,
+    Action, Actor, Application, ChildSpec, Execution, ExecutionId, ExecutionKind, ExecutionRule, Parameter, Pipeline,
+    PipelineDefinition, Resource, StageSpec, Status,
 };
 use crate::store::{Commit, CommitError, Guard, IdempotencyRecord, Write};
 
@@ -219,7 +219,7 @@ pub(super) fn of_pipeline(
         name: pipeline.name,
         revision: pipeline.revision,
         parameters,
-        ..blank(commands, actor, pipeline.definition.notifications)
+        ..blank(commands, actor, rules(&pipeline.definition))
     };
     with_stages(execution, &pipeline.definition.stages, &commands.registry)
 }
@@ -241,7 +241,16 @@ fn of_operation(
     with_stages(execution, stages, &commands.registry)
 }
 
-fn blank(commands: &Commands, actor: &Actor, notifications: Vec<NotificationRule>) -> Execution {
+/// What the execution carries of the definition's rules.
+fn rules(definition: &PipelineDefinition) -> Vec<ExecutionRule> {
+    let of_stages = definition
+        .stages
+        .iter()
+        .flat_map(|stage| stage.notifications.iter().map(|rule| ExecutionRule::new(Some(&stage.key), rule)));
+    definition.notifications.iter().map(|rule| ExecutionRule::new(None, rule)).chain(of_stages).collect()
+}
+
+fn blank(commands: &Commands, actor: &Actor, notifications: Vec<ExecutionRule>) -> Execution {
     let now: DateTime<Utc> = commands.clock.now();
     Execution {
         id: ExecutionId::new(),

@@ -221,6 +221,7 @@ pub fn stage(kind: &str, config: Value) -> StageSpec {
         config,
         on_failure: crate::model::OnFailure::FailPipeline,
         timeout_seconds: None,
+        notifications: Vec::new(),
     }
 }
 

@@ -4,6 +4,7 @@
 mod database;
 mod follow;
 mod hello;
+pub mod mail;
 mod ports;
 mod server;
 

@@ -25,7 +25,8 @@ async fn an_execution_reads_back_as_it_was_written(at: &Home) {
     let mut given = execution(&application, Some(&pipeline), 3);
     given.name = "naïve 🚀 \u{202e} 'x' \"y\" $1 ? %".to_owned();
     given.parameters = json!({"z": 1, "a": [1.5, null, "\u{0000}", {"ü": true}], "big": 9_007_199_254_740_993_i64});
-    given.notifications = vec![NotificationRule { on: vec![Occasion::Failed, Occasion::ApprovalNeeded] }];
+    given.notifications =
+        vec![ExecutionRule { stage: None, on: vec![Occasion::Failed, Occasion::ApprovalNeeded], email: None }];
     given.stages[1].config = json!({"text": "x".repeat(256 * 1024)});
     let read = insert(&at.store, &given).await;
     given.number = 1;

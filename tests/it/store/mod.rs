@@ -2,6 +2,7 @@
 //! schema of its own), as `store::sqlite::…` and `store::postgres::…`.
 
 mod commits;
+mod deliveries;
 pub mod killed;
 mod leases;
 mod nouns;
@@ -24,8 +25,8 @@ use uuid::Uuid;
 use gennaker::clock::Clock;
 use gennaker::model::{
     Action, Application, ApplicationId, AuditId, AuditRow, Cancel, CancelMode, EventBody, Execution, ExecutionId,
-    ExecutionKind, Failure, IntentId, Notification, NotificationId, NotificationRule, Occasion, OnFailure, OwnerId,
-    Phase, Pipeline, PipelineDefinition, PipelineId, Place, Principal, PrincipalId, PrincipalKind, Progress, Resource,
+    ExecutionKind, ExecutionRule, Failure, IntentId, Notification, NotificationId, Occasion, OnFailure, OwnerId, Phase,
+    Pipeline, PipelineDefinition, PipelineId, Place, Principal, PrincipalId, PrincipalKind, Progress, Resource,
     Revision, Role, Stage, StageId, Status, StreamId, Task, Token, TokenId, Unwinding, Wake,
 };
 use gennaker::store::{
@@ -37,7 +38,7 @@ use crate::harness::{Outcome, Schema, postgres, trial, trial_with};
 use things::*;
 
 pub fn trials() -> Vec<Trial> {
-    [commits::trials(), killed::trials(), leases::trials(), nouns::trials(), opening::trials()]
+    [commits::trials(), deliveries::trials(), killed::trials(), leases::trials(), nouns::trials(), opening::trials()]
         .into_iter()
         .flatten()
         .collect()

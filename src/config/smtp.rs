@@ -1,0 +1,288 @@
+//! The mail server that messages go out through, and how often they are tried.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::Error;
+use crate::notifiers::deliver;
+use crate::notifiers::email::{Options, Password, Security};
+use crate::secrets;
+
+/// The variable that may hold the password itself.
+const PASSWORD: &str = "GENNAKER_SMTP_PASSWORD";
+
+/// Flags.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Mail")]
+pub struct SmtpArgs {
+    /// The mail server; without it no mail is sent, and deliveries of mail end as dead
+    #[arg(long, env = "GENNAKER_SMTP_HOST", value_name = "HOST")]
+    pub smtp_host: Option<String>,
+    /// Its port [default: 587 with starttls, 465 with tls, 25 with none]
+    #[arg(long, env = "GENNAKER_SMTP_PORT", value_name = "PORT")]
+    pub smtp_port: Option<u16>,
+    /// How the connection to it is protected
+    #[arg(long, env = "GENNAKER_SMTP_SECURITY", value_enum, default_value_t = Security::Starttls)]
+    pub smtp_security: Security,
+    /// Who we are there; needs a password
+    #[arg(long, env = "GENNAKER_SMTP_USERNAME", value_name = "NAME")]
+    pub smtp_username: Option<String>,
+    /// A reference to the password: secret://env/GENNAKER_SECRET_… or secret://file/…. Only the
+    /// variable may hold the password itself
+    #[arg(long, env = PASSWORD, value_name = "REFERENCE", hide_env_values = true)]
+    pub smtp_password: Option<Password>,
+    /// Whom mail comes from: gennaker@example.org, or with a name before it in front of <…>
+    #[arg(long, env = "GENNAKER_SMTP_FROM", value_name = "ADDRESS")]
+    pub smtp_from: Option<String>,
+    /// Root certificates (PEM) that are trusted for the mail server, beside the public ones
+    #[arg(long, env = "GENNAKER_SMTP_CA_FILE", value_name = "FILE")]
+    pub smtp_ca_file: Option<PathBuf>,
+    /// Seconds from the connection to the server's word that it has the mail
+    #[arg(long, env = "GENNAKER_SMTP_TIMEOUT_SECONDS", value_name = "SECONDS", default_value_t = SmtpArgs::TIMEOUT)]
+    pub smtp_timeout_seconds: u64,
+    /// Where links in mails lead: the URL under which people reach this server; without it there are
+    /// no links
+    #[arg(long, env = "GENNAKER_PUBLIC_URL", value_name = "URL")]
+    pub public_url: Option<String>,
+    /// Seconds from the first failed try to deliver a message to the second; doubled with each
+    #[arg(long, env = "GENNAKER_DELIVERY_RETRY_SECONDS", value_name = "SECONDS", default_value_t = SmtpArgs::RETRY)]
+    pub delivery_retry_seconds: u64,
+    /// The longest wait between two tries, in seconds
+    #[arg(
+        long,
+        env = "GENNAKER_DELIVERY_RETRY_MAX_SECONDS",
+        value_name = "SECONDS",
+        default_value_t = SmtpArgs::RETRY_MAX
+    )]
+    pub delivery_retry_max_seconds: u64,
+    /// Tries after which a delivery is given up; with the defaults that is after about 14 hours
+    #[arg(long, env = "GENNAKER_DELIVERY_ATTEMPTS", value_name = "COUNT", default_value_t = SmtpArgs::ATTEMPTS)]
+    pub delivery_attempts: u16,
+}
+
+impl Default for SmtpArgs {
+    fn default() -> Self {
+        Self {
+            smtp_host: None,
+            smtp_port: None,
+            smtp_security: Security::Starttls,
+            smtp_username: None,
+            smtp_password: None,
+            smtp_from: None,
+            smtp_ca_file: None,
+            smtp_timeout_seconds: Self::TIMEOUT,
+            public_url: None,
+            delivery_retry_seconds: Self::RETRY,
+            delivery_retry_max_seconds: Self::RETRY_MAX,
+            delivery_attempts: Self::ATTEMPTS,
+        }
+    }
+}
+
+/// Settings.
+#[derive(Debug, Clone)]
+pub struct SmtpConfig {
+    /// None: no mail is sent.
+    pub email: Option<Options>,
+    pub deliveries: deliver::Options,
+}
+
+impl SmtpArgs {
+    const TIMEOUT: u64 = 60;
+    const RETRY: u64 = 30;
+    const RETRY_MAX: u64 = 3_600;
+    const ATTEMPTS: u16 = 20;
+
+    /// # Errors
+    /// The first setting that does not hold, or that is missing beside another.
+    pub fn validate(self) -> Result<SmtpConfig, Error> {
+        self.validate_with(|name| std::env::var(name).ok())
+    }
+
+    fn validate_with(self, variable: impl Fn(&str) -> Option<String>) -> Result<SmtpConfig, Error> {
+        let within = |setting: &'static str, value: u64, least: u64, most: u64| {
+            if (least..=most).contains(&value) {
+                return Ok(());
+            }
+            Err(Error::new(setting, format!("{value} is not within {least} to {most}")))
+        };
+        within("--smtp-timeout-seconds", self.smtp_timeout_seconds, 1, 600)?;
+        within("--delivery-retry-seconds", self.delivery_retry_seconds, 1, 3_600)?;
+        within("--delivery-retry-max-seconds", self.delivery_retry_max_seconds, self.delivery_retry_seconds, 86_400)?;
+        within("--delivery-attempts", self.delivery_attempts.into(), 1, 1_000)?;
+        let deliveries = deliver::Options {
+            retry_first: Duration::from_secs(self.delivery_retry_seconds),
+            retry_max: Duration::from_secs(self.delivery_retry_max_seconds),
+            attempts_max: self.delivery_attempts.into(),
+            ..deliver::Options::default()
+        };
+        let public_url = self.public_url.as_deref().map(public_url).transpose()?;
+        let email = self.email(public_url, variable)?;
+        Ok(SmtpConfig { email, deliveries })
+    }
+
+    fn email(
+        self,
+        public_url: Option<String>,
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> Result<Option<Options>, Error> {
+        let Some(host) = self.smtp_host.filter(|host| !host.is_empty()) else {
+            let given = self.smtp_username.is_some() || self.smtp_password.is_some() || self.smtp_from.is_some();
+            if given {
+                return Err(Error::new("--smtp-host", "other settings of mail are given, but not the server"));
+            }
+            return Ok(None);
+        };
+        let Some(from) = self.smtp_from else {
+            return Err(Error::new("--smtp-from", "mail needs a sender: gennaker@your.domain"));
+        };
+        if let Err(error) = from.parse::<lettre::message::Mailbox>() {
+            return Err(Error::new(
+                "--smtp-from",
+                format!("`{}` is not an address ({error}); write gennaker@example.org", from.escape_debug()),
+            ));
+        }
+        let login = match (self.smtp_username, self.smtp_password) {
+            (Some(name), Some(password)) => Some((name, held(password, variable)?)),
+            (None, None) => None,
+            (Some(_), None) => return Err(Error::new("--smtp-password", "--smtp-username is given without it")),
+            (None, Some(_)) => return Err(Error::new("--smtp-username", "--smtp-password is given without it")),
+        };
+        if login.is_some() && self.smtp_security == Security::None && !is_loopback(&host) {
+            return Err(Error::new(
+                "--smtp-security",
+                format!("the password would cross the network to {host} in the clear; use starttls or tls"),
+            ));
+        }
+        let roots = match self.smtp_ca_file {
+            Some(path) => {
+                let fault = |what: String| Error::new("--smtp-ca-file", format!("{}: {what}", path.display()));
+                let pem = std::fs::read(&path).map_err(|error| fault(error.to_string()))?;
+                if !String::from_utf8_lossy(&pem).contains("-----BEGIN CERTIFICATE-----") {
+                    return Err(fault("there is no certificate in PEM form in it".to_owned()));
+                }
+                Some(pem)
+            }
+            None => None,
+        };
+        let port = self.smtp_port.unwrap_or(match self.smtp_security {
+            Security::None => 25,
+            Security::Starttls => 587,
+            Security::Tls => 465,
+        });
+        Ok(Some(Options {
+            host,
+            port,
+            security: self.smtp_security,
+            login,
+            from,
+            roots,
+            timeout: Duration::from_secs(self.smtp_timeout_seconds),
+            public_url,
+        }))
+    }
+}
+
+/// A flag stands in the list of processes, and a file is copied around: there only a reference may
+/// stand. The variable may hold the password.
+fn held(password: Password, variable: impl Fn(&str) -> Option<String>) -> Result<Password, Error> {
+    let text = password.expose();
+    if text.is_empty() {
+        return Err(Error::new("--smtp-password", "is empty"));
+    }
+    if secrets::is_reference(text) || variable(PASSWORD).as_deref() == Some(text) {
+        return Ok(password);
+    }
+    Err(Error::new(
+        "--smtp-password",
+        "a password must not stand here as it is; write secret://env/GENNAKER_SECRET_SMTP or secret://file/<path>, or \
+         set the variable GENNAKER_SMTP_PASSWORD",
+    ))
+}
+
+fn is_loopback(host: &str) -> bool {
+    host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+fn public_url(text: &str) -> Result<String, Error> {
+    let holds = reqwest::Url::parse(text)
+        .is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host() && url.query().is_none());
+    if !holds || text.contains('#') {
+        let message = format!("`{}` is not a URL like https://gennaker.example.org", text.escape_debug());
+        return Err(Error::new("--public-url", message));
+    }
+    Ok(text.trim_end_matches('/').to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args() -> SmtpArgs {
+        SmtpArgs {
+            smtp_host: Some("mail.example.org".into()),
+            smtp_from: Some("Gennaker <gennaker@example.org>".into()),
+            ..SmtpArgs::default()
+        }
+    }
+
+    fn login(password: &str) -> SmtpArgs {
+        SmtpArgs {
+            smtp_username: Some("cd".into()),
+            smtp_password: Some(Password::from(password.to_owned())),
+            ..args()
+        }
+    }
+
+    fn setting(args: SmtpArgs) -> &'static str {
+        args.validate_with(|_| None).expect_err("refused").setting
+    }
+
+    #[test]
+    fn without_a_host_there_is_no_mail_and_a_half_setting_is_refused() {
+        assert!(SmtpArgs::default().validate_with(|_| None).expect("holds").email.is_none());
+        assert_eq!(setting(SmtpArgs { smtp_host: None, ..args() }), "--smtp-host");
+        assert_eq!(setting(SmtpArgs { smtp_from: None, ..args() }), "--smtp-from");
+        assert_eq!(setting(SmtpArgs { smtp_from: Some("nobody".into()), ..args() }), "--smtp-from");
+        assert_eq!(setting(SmtpArgs { smtp_username: Some("cd".into()), ..args() }), "--smtp-password");
+    }
+
+    #[test]
+    fn the_port_follows_the_protection() {
+        for (smtp_security, port) in [(Security::Starttls, 587), (Security::Tls, 465), (Security::None, 25)] {
+            let options = SmtpArgs { smtp_security, ..args() }.validate_with(|_| None).expect("holds").email;
+            assert_eq!(options.map(|options| options.port), Some(port));
+        }
+    }
+
+    #[test]
+    fn a_password_is_a_reference_or_comes_from_the_variable() {
+        assert_eq!(setting(login("s3cret")), "--smtp-password");
+        let error = login("s3cret").validate_with(|_| None).expect_err("refused");
+        assert!(!error.to_string().contains("s3cret"), "{error}");
+        assert!(login("secret://env/GENNAKER_SECRET_SMTP").validate_with(|_| None).is_ok());
+        assert!(login("s3cret").validate_with(|name| (name == PASSWORD).then(|| "s3cret".to_owned())).is_ok());
+        assert!(!format!("{:?}", login("s3cret")).contains("s3cret"));
+    }
+
+    #[test]
+    fn a_password_in_the_clear_stays_on_this_machine() {
+        let clear = |host: &str| SmtpArgs {
+            smtp_host: Some(host.into()),
+            smtp_security: Security::None,
+            ..login("secret://env/GENNAKER_SECRET_SMTP")
+        };
+        assert_eq!(setting(clear("mail.example.org")), "--smtp-security");
+        for host in ["localhost", "127.0.0.1", "::1"] {
+            assert!(clear(host).validate_with(|_| None).is_ok(), "{host}");
+        }
+    }
+
+    #[test]
+    fn a_public_url_is_one() {
+        for bad in ["gennaker", "ftp://x", "https://x/?a=b", "https://x/#a"] {
+            assert_eq!(setting(SmtpArgs { public_url: Some(bad.into()), ..args() }), "--public-url", "{bad}");
+        }
+    }
+}
