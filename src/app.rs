@@ -4,7 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -16,6 +18,7 @@ use crate::config::Config;
 use crate::engine::contract::INVENTORY_TOPIC;
 use crate::engine::{self, Engine};
 use crate::inventory::Inventory;
+use crate::listener::{self, Certificates};
 use crate::model::{Actor, Principal, PrincipalId, PrincipalKind, Role};
 use crate::outbound::{self, Outbound};
 use crate::providers::Provider;
@@ -44,7 +47,7 @@ const LOCAL: &str = "system";
 
 /// How long an account may take for its first answer at the start.
 const FIRST_LOOK: Duration = Duration::from_secs(5);
-/// Open requests may go on for this long after the server was asked to end.
+/// Open requests may go on for this long after the steps under way have ended.
 const GRACE: Duration = Duration::from_secs(5);
 /// From one look for old executions to the next.
 const RETENTION_EVERY: Duration = Duration::from_secs(60 * 60);
@@ -64,10 +67,36 @@ pub struct App {
     address: SocketAddr,
     first_token: Option<String>,
     store: Store,
+    lifecycle: api::Lifecycle,
+    live: Live,
     /// In the order in which they end.
     tasks: Vec<Task>,
     /// Cancelled when a task has ended that should not have.
     failed: CancellationToken,
+}
+
+/// Where settings are put that change while the server runs.
+struct Live {
+    api: watch::Sender<api::Live>,
+    keep: watch::Sender<Keep>,
+    proxies: watch::Sender<Vec<IpNet>>,
+    /// None: plain HTTP, until the next start.
+    certificates: Option<Certificates>,
+}
+
+impl Live {
+    fn new(config: &Config) -> Self {
+        Self {
+            api: watch::Sender::new(live_api(config)),
+            keep: watch::Sender::new(Keep::of(config)),
+            proxies: watch::Sender::new(config.server.trusted_proxies.clone()),
+            certificates: config.server.tls.as_ref().map(|tls| tls.certificates.clone()),
+        }
+    }
+}
+
+fn live_api(config: &Config) -> api::Live {
+    config.limits.api(api::Live { origins: config.server.allowed_origins.clone(), ..api::Live::default() })
 }
 
 struct Task {
@@ -118,22 +147,38 @@ impl App {
         let options = config.limits.engine(engine::Options {
             // The data directory is locked: every owner of an earlier start is gone.
             sole_owner: config.data.database_url.is_none(),
+            stop_grace: config.server.shutdown_grace,
             ..engine::Options::default()
         });
         let engine = Engine::new(options, store.clone(), registry.clone(), clock.clone());
+        let live = Live::new(config);
+        let lifecycle = api::Lifecycle::default();
         let context = api::Context {
             store: store.clone(),
             commands: engine.commands(),
             registry,
             inventory: inventory.clone(),
             clock: clock.clone(),
-            config: config.limits.api(api::Options { base_url: url(address), ..api::Options::default() }),
+            config: api::Options {
+                base_url: url(address, config.server.tls.is_some()),
+                live: live.api.subscribe(),
+                lifecycle: lifecycle.clone(),
+                ..api::Options::default()
+            },
         };
-        let mut app =
-            Self { address, first_token, store: store.clone(), tasks: Vec::new(), failed: CancellationToken::new() };
-        let router = api::router(context);
-        app.spawn("api", GRACE, |stop| serve(listener, router, stop));
-        app.spawn("engine", Duration::from_secs(30), {
+        let taking = listener::Options { certificates: live.certificates.clone(), proxies: live.proxies.subscribe() };
+        let keep = live.keep.subscribe();
+        let mut app = Self {
+            address,
+            first_token,
+            store: store.clone(),
+            lifecycle: lifecycle.clone(),
+            live,
+            tasks: Vec::new(),
+            failed: CancellationToken::new(),
+        };
+        // First to end, so that whoever watches still sees what its last steps did.
+        app.spawn("engine", config.server.shutdown_grace + GRACE, {
             let engine = engine.clone();
             |stop| async move {
                 if let Err(error) = engine.run(stop).await {
@@ -141,12 +186,16 @@ impl App {
                 }
             }
         });
+        let router = api::router(context);
+        app.spawn("api", GRACE, |stop| serve(listener, router, taking, lifecycle, stop));
+        if let Some(tls) = config.server.tls.clone() {
+            app.spawn("certificate", GRACE, move |stop| tls.certificates.watch(tls.check_every, stop));
+        }
         app.spawn("inventory notices", GRACE, {
             let inventory = inventory.clone();
             |stop| forward(inventory, engine, stop)
         });
         app.spawn("inventory", GRACE, |stop| async move { inventory.run(stop).await });
-        let keep = Keep { executions: config.data.retention, audit: config.data.audit_retention };
         app.spawn("retention", GRACE, |stop| retain(store, clock, keep, stop));
         info!(address = %address, "serving {}", app.url());
         Ok(app)
@@ -171,7 +220,23 @@ impl App {
     /// `http://127.0.0.1:7777`
     #[must_use]
     pub fn url(&self) -> String {
-        url(self.address)
+        url(self.address, self.is_secure())
+    }
+
+    /// Whether it speaks TLS.
+    #[must_use]
+    pub const fn is_secure(&self) -> bool {
+        self.live.certificates.is_some()
+    }
+
+    /// Takes over what can change while the server runs (see [`crate::config::LIVE`]).
+    pub fn reload(&self, config: &Config) {
+        self.live.api.send_replace(live_api(config));
+        self.live.keep.send_replace(Keep::of(config));
+        self.live.proxies.send_replace(config.server.trusted_proxies.clone());
+        if let (Some(running), Some(new)) = (&self.live.certificates, &config.server.tls) {
+            running.replace(&new.certificates);
+        }
     }
 
     /// Where the API listens.
@@ -192,12 +257,15 @@ impl App {
     }
 
     /// Ends every part: no new requests, then the engine (steps under way are finished or left to
-    /// the next start), the inventory, the database. The host and its instances go on.
+    /// the next start), open connections (told why), the inventory, the database. The host and its
+    /// instances go on.
     ///
     /// # Errors
     /// When a part had failed before.
     pub async fn stop(mut self) -> Result<(), Failed> {
         let failed = self.failed.is_cancelled();
+        info!("stopping: nothing new is begun, and steps under way may end");
+        self.lifecycle.draining.cancel();
         for mut task in std::mem::take(&mut self.tasks) {
             task.stop.cancel();
             match tokio::time::timeout(task.grace, &mut task.handle).await {
@@ -247,23 +315,31 @@ impl Drop for Watch {
     }
 }
 
-fn url(address: SocketAddr) -> String {
+fn url(address: SocketAddr, secure: bool) -> String {
+    let scheme = if secure { "https" } else { "http" };
     match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => format!("http://127.0.0.1:{}", address.port()),
-        IpAddr::V6(ip) if ip.is_unspecified() => format!("http://[::1]:{}", address.port()),
-        _ => format!("http://{address}"),
+        IpAddr::V4(ip) if ip.is_unspecified() => format!("{scheme}://127.0.0.1:{}", address.port()),
+        IpAddr::V6(ip) if ip.is_unspecified() => format!("{scheme}://[::1]:{}", address.port()),
+        _ => format!("{scheme}://{address}"),
     }
 }
 
-async fn serve(listener: TcpListener, router: axum::Router, stop: CancellationToken) {
-    let service = router.into_make_service_with_connect_info::<SocketAddr>();
-    let graceful = {
-        let stop = stop.clone();
-        async move { stop.cancelled().await }
+/// Serves until asked to stop; then tells WebSockets and event streams, and waits for them and for
+/// open requests.
+async fn serve(
+    listener: TcpListener,
+    router: axum::Router,
+    options: listener::Options,
+    lifecycle: api::Lifecycle,
+    stop: CancellationToken,
+) {
+    let closing = async {
+        stop.cancelled().await;
+        lifecycle.closing.cancel();
+        lifecycle.sockets.close();
+        lifecycle.sockets.wait().await;
     };
-    if let Err(error) = axum::serve(listener, service).with_graceful_shutdown(graceful).await {
-        error!("the API's listener failed: {error}");
-    }
+    tokio::join!(listener::serve(listener, router, options, stop.clone()), closing);
 }
 
 /// Reads every account once before anybody asks: a server that has just started must not say that
@@ -293,7 +369,7 @@ async fn forward(inventory: Inventory, engine: Engine, stop: CancellationToken) 
 }
 
 /// For how long what is kept; None: for good.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Keep {
     /// Finished executions, and messages to people.
     executions: Option<Duration>,
@@ -301,18 +377,27 @@ struct Keep {
     audit: Option<Duration>,
 }
 
+impl Keep {
+    fn of(config: &Config) -> Self {
+        Self { executions: config.data.retention, audit: config.data.audit_retention }
+    }
+}
+
 /// Deletes what was kept for its time.
-async fn retain(store: Store, clock: Clock, keep: Keep, stop: CancellationToken) {
+async fn retain(store: Store, clock: Clock, mut keep: watch::Receiver<Keep>, stop: CancellationToken) {
     loop {
+        let now = *keep.borrow_and_update();
         tokio::select! {
             () = stop.cancelled() => return,
-            result = prune(&store, &clock, keep) => if let Err(error) = result {
+            result = prune(&store, &clock, now) => if let Err(error) = result {
                 warn!("what is old cannot be deleted now: {error}");
             },
         }
         tokio::select! {
             () = stop.cancelled() => return,
             () = clock.sleep(RETENTION_EVERY) => {}
+            // Without a sender nothing changes any more; the server is ending then.
+            Ok(()) = keep.changed() => {}
         }
     }
 }

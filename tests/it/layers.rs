@@ -54,7 +54,11 @@ const MAP: &[(&str, &[&str])] = &[
     ("auth", &["store", "model", "clock"]),
     ("providers", &["model", "clock", "secrets", "outbound", "config::PortRange"]),
     ("store", &["model", "clock"]),
-    ("config", &["store::Durability", "store::Options", "outbound::Allow", "engine", "api"]),
+    (
+        "config",
+        &["store::Durability", "store::Options", "outbound::Allow", "engine", "api", "listener::tls", "secrets"],
+    ),
+    ("listener", &[]),
     ("telemetry", &["config"]),
     ("outbound", &[]),
     ("secrets", &[]),

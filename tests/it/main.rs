@@ -6,6 +6,8 @@
 
 mod access;
 mod api_errors;
+mod config;
+mod cors;
 mod crash;
 mod demo;
 mod deploy;
@@ -18,8 +20,10 @@ mod layers;
 mod postgres;
 mod schema;
 mod shim;
+mod shutdown;
 mod store;
 mod subscription;
+mod tls;
 
 use libtest_mimic::{Arguments, Trial};
 
@@ -33,6 +37,8 @@ fn main() {
     let trials: Vec<Trial> = [
         access::trials(),
         api_errors::trials(),
+        config::trials(),
+        cors::trials(),
         crash::trials(),
         demo::trials(),
         deploy::trials(),
@@ -45,7 +51,9 @@ fn main() {
         schema::trials(),
         store::trials(),
         shim::trials(),
+        shutdown::trials(),
         subscription::trials(),
+        tls::trials(),
     ]
     .into_iter()
     .flatten()

@@ -212,40 +212,49 @@ impl AccessQuery {
     async fn principals(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "How many items from the start of the range: 1 to 100, 25 when absent.")] first: Option<i32>,
+        #[graphql(
+            desc = "How many items from the start of the range; 25 when absent, at most 100 unless the server is set otherwise."
+        )]
+        first: Option<i32>,
         #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "How many items from the end of the range instead: 1 to 100.")] last: Option<i32>,
+        #[graphql(desc = "How many items from the end of the range instead, within the same bound.")] last: Option<i32>,
         #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
     ) -> Result<Connection<Principal>> {
         let session = session(ctx)?;
         session.may(model::Action::Read, &Resource::Server)?;
-        PageArgs { first, after, last, before }.read(async |page| session.api.store.principals(&page).await).await
+        PageArgs::of(ctx, first, after, last, before).read(async |page| session.api.store.principals(&page).await).await
     }
     /// All tokens, the oldest first. For admins.
     async fn tokens(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "How many items from the start of the range: 1 to 100, 25 when absent.")] first: Option<i32>,
+        #[graphql(
+            desc = "How many items from the start of the range; 25 when absent, at most 100 unless the server is set otherwise."
+        )]
+        first: Option<i32>,
         #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "How many items from the end of the range instead: 1 to 100.")] last: Option<i32>,
+        #[graphql(desc = "How many items from the end of the range instead, within the same bound.")] last: Option<i32>,
         #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
     ) -> Result<Connection<Token>> {
         let session = session(ctx)?;
         session.may(model::Action::Administer, &Resource::Server)?;
-        PageArgs { first, after, last, before }.read(async |page| session.api.store.tokens(&page).await).await
+        PageArgs::of(ctx, first, after, last, before).read(async |page| session.api.store.tokens(&page).await).await
     }
     /// Who did what, the newest first. For admins.
     async fn audit_entries(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "How many items from the start of the range: 1 to 100, 25 when absent.")] first: Option<i32>,
+        #[graphql(
+            desc = "How many items from the start of the range; 25 when absent, at most 100 unless the server is set otherwise."
+        )]
+        first: Option<i32>,
         #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "How many items from the end of the range instead: 1 to 100.")] last: Option<i32>,
+        #[graphql(desc = "How many items from the end of the range instead, within the same bound.")] last: Option<i32>,
         #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
     ) -> Result<Connection<AuditEntry>> {
         let session = session(ctx)?;
         session.may(model::Action::Administer, &Resource::Server)?;
-        PageArgs { first, after, last, before }.read(async |page| session.api.store.audit(&page).await).await
+        PageArgs::of(ctx, first, after, last, before).read(async |page| session.api.store.audit(&page).await).await
     }
 }
 

@@ -61,75 +61,95 @@ impl Application {
     async fn pipelines(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "How many items from the start of the range: 1 to 100, 25 when absent.")] first: Option<i32>,
+        #[graphql(
+            desc = "How many items from the start of the range; 25 when absent, at most 100 unless the server is set otherwise."
+        )]
+        first: Option<i32>,
         #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "How many items from the end of the range instead: 1 to 100.")] last: Option<i32>,
+        #[graphql(desc = "How many items from the end of the range instead, within the same bound.")] last: Option<i32>,
         #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
     ) -> Result<Connection<Pipeline>> {
         let store = &session(ctx)?.api.store;
-        PageArgs { first, after, last, before }.read(async |page| store.pipelines(Some(self.0.id), &page).await).await
+        PageArgs::of(ctx, first, after, last, before)
+            .read(async |page| store.pipelines(Some(self.0.id), &page).await)
+            .await
     }
     /// Its executions, the newest first.
     async fn executions(
         &self,
         ctx: &Context<'_>,
         #[graphql(desc = "Which executions.")] filter: Option<ExecutionFilter>,
-        #[graphql(desc = "How many items from the start of the range: 1 to 100, 25 when absent.")] first: Option<i32>,
+        #[graphql(
+            desc = "How many items from the start of the range; 25 when absent, at most 100 unless the server is set otherwise."
+        )]
+        first: Option<i32>,
         #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "How many items from the end of the range instead: 1 to 100.")] last: Option<i32>,
+        #[graphql(desc = "How many items from the end of the range instead, within the same bound.")] last: Option<i32>,
         #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
     ) -> Result<Connection<Execution>> {
         let store = &session(ctx)?.api.store;
         let filter = filter.unwrap_or_default().with_application(self.0.id);
-        PageArgs { first, after, last, before }.read(async |page| store.executions(&filter, &page).await).await
+        PageArgs::of(ctx, first, after, last, before).read(async |page| store.executions(&filter, &page).await).await
     }
     /// Its clusters: all generations of what runs under one name, by account, location and name.
     async fn clusters(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "How many items from the start of the range: 1 to 100, 25 when absent.")] first: Option<i32>,
+        #[graphql(
+            desc = "How many items from the start of the range; 25 when absent, at most 100 unless the server is set otherwise."
+        )]
+        first: Option<i32>,
         #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "How many items from the end of the range instead: 1 to 100.")] last: Option<i32>,
+        #[graphql(desc = "How many items from the end of the range instead, within the same bound.")] last: Option<i32>,
         #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
     ) -> Result<Connection<Cluster>> {
         let session = session(ctx)?;
-        PageArgs { first, after, last, before }.slice(Cluster::all(&session, |name| self.owns(name)))
+        PageArgs::of(ctx, first, after, last, before).slice(Cluster::all(&session, |name| self.owns(name)))
     }
     /// Its server groups, by account, location and name.
     async fn server_groups(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "How many items from the start of the range: 1 to 100, 25 when absent.")] first: Option<i32>,
+        #[graphql(
+            desc = "How many items from the start of the range; 25 when absent, at most 100 unless the server is set otherwise."
+        )]
+        first: Option<i32>,
         #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "How many items from the end of the range instead: 1 to 100.")] last: Option<i32>,
+        #[graphql(desc = "How many items from the end of the range instead, within the same bound.")] last: Option<i32>,
         #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
     ) -> Result<Connection<ServerGroup>> {
         let session = session(ctx)?;
-        PageArgs { first, after, last, before }.slice(ServerGroup::all(&session, |name| self.owns(name)))
+        PageArgs::of(ctx, first, after, last, before).slice(ServerGroup::all(&session, |name| self.owns(name)))
     }
     /// Its load balancers, by account, location and name.
     async fn load_balancers(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "How many items from the start of the range: 1 to 100, 25 when absent.")] first: Option<i32>,
+        #[graphql(
+            desc = "How many items from the start of the range; 25 when absent, at most 100 unless the server is set otherwise."
+        )]
+        first: Option<i32>,
         #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "How many items from the end of the range instead: 1 to 100.")] last: Option<i32>,
+        #[graphql(desc = "How many items from the end of the range instead, within the same bound.")] last: Option<i32>,
         #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
     ) -> Result<Connection<LoadBalancer>> {
         let session = session(ctx)?;
-        PageArgs { first, after, last, before }.slice(LoadBalancer::all(&session, |name| self.owns(name)))
+        PageArgs::of(ctx, first, after, last, before).slice(LoadBalancer::all(&session, |name| self.owns(name)))
     }
     /// Its security groups, by account, location and name.
     async fn security_groups(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "How many items from the start of the range: 1 to 100, 25 when absent.")] first: Option<i32>,
+        #[graphql(
+            desc = "How many items from the start of the range; 25 when absent, at most 100 unless the server is set otherwise."
+        )]
+        first: Option<i32>,
         #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "How many items from the end of the range instead: 1 to 100.")] last: Option<i32>,
+        #[graphql(desc = "How many items from the end of the range instead, within the same bound.")] last: Option<i32>,
         #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
     ) -> Result<Connection<SecurityGroup>> {
         let session = session(ctx)?;
-        PageArgs { first, after, last, before }.slice(SecurityGroup::all(&session, |name| self.owns(name)))
+        PageArgs::of(ctx, first, after, last, before).slice(SecurityGroup::all(&session, |name| self.owns(name)))
     }
 }
 
@@ -161,14 +181,19 @@ impl ApplicationQuery {
     async fn applications(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "How many items from the start of the range: 1 to 100, 25 when absent.")] first: Option<i32>,
+        #[graphql(
+            desc = "How many items from the start of the range; 25 when absent, at most 100 unless the server is set otherwise."
+        )]
+        first: Option<i32>,
         #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "How many items from the end of the range instead: 1 to 100.")] last: Option<i32>,
+        #[graphql(desc = "How many items from the end of the range instead, within the same bound.")] last: Option<i32>,
         #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
     ) -> Result<Connection<Application>> {
         let session = session(ctx)?;
         session.may(model::Action::Read, &model::Resource::Server)?;
-        PageArgs { first, after, last, before }.read(async |page| session.api.store.applications(&page).await).await
+        PageArgs::of(ctx, first, after, last, before)
+            .read(async |page| session.api.store.applications(&page).await)
+            .await
     }
 }
 

@@ -3,28 +3,43 @@
 use std::borrow::Cow;
 use std::future::Future;
 
-use async_graphql::{Object, OutputType, SimpleObject, TypeName};
+use async_graphql::{Context, Object, OutputType, SimpleObject, TypeName};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
+use crate::api;
 use crate::api::error::{Code, coded, stored};
 use crate::store::{self, Page, PageRequest};
 
+/// Items of a page when neither `first` nor `last` is given.
 const DEFAULT: u64 = 25;
-/// Items of a page, at most.
-pub const MAX: u64 = 100;
 
-/// The four arguments of every connection.
+/// The four arguments of every connection, and the setting that bounds them.
 pub struct PageArgs {
-    pub first: Option<i32>,
-    pub after: Option<String>,
-    pub last: Option<i32>,
-    pub before: Option<String>,
+    first: Option<i32>,
+    after: Option<String>,
+    last: Option<i32>,
+    before: Option<String>,
+    /// Items of a page, at most.
+    max: u64,
 }
 
 impl PageArgs {
-    /// Checks the arguments: one of `first` and `last`, from 0 to 100; cursors of this API.
-    pub fn request(self) -> async_graphql::Result<PageRequest> {
+    /// The arguments of a field of this request.
+    pub fn of(
+        ctx: &Context<'_>,
+        first: Option<i32>,
+        after: Option<String>,
+        last: Option<i32>,
+        before: Option<String>,
+    ) -> Self {
+        let max = ctx.data_opt::<api::Context>().map(|context| context.config.live.borrow().page_max);
+        Self { first, after, last, before, max: max.unwrap_or_else(|| api::Live::default().page_max) }
+    }
+
+    /// Checks the arguments: one of `first` and `last`, from 1 to the most; cursors of this API.
+    fn request(self) -> async_graphql::Result<PageRequest> {
+        let max = self.max;
         let (size, backward) = match (self.first, self.last) {
             (Some(_), Some(_)) => {
                 return Err(coded(Code::BadRequest, "give `first` or `last`, not both"));
@@ -33,14 +48,14 @@ impl PageArgs {
             (None, last) => (last, true),
         };
         let limit = match size {
-            None => DEFAULT,
+            None => DEFAULT.min(max),
             Some(size) => u64::try_from(size)
                 .ok()
                 .filter(|size| *size > 0)
-                .ok_or_else(|| coded(Code::BadRequest, format!("a page has 1 to {MAX} items, not {size}")))?,
+                .ok_or_else(|| coded(Code::BadRequest, format!("a page has 1 to {max} items, not {size}")))?,
         };
-        if limit > MAX {
-            let message = format!("a page has at most {MAX} items, not {limit}; follow `pageInfo.endCursor` for more");
+        if limit > max {
+            let message = format!("a page has at most {max} items, not {limit}; follow `pageInfo.endCursor` for more");
             return Err(coded(Code::PageLimitExceeded, message));
         }
         Ok(PageRequest { after: decode(self.after)?, before: decode(self.before)?, limit, backward })
@@ -187,7 +202,7 @@ mod tests {
     use super::*;
 
     fn args(first: Option<i32>, after: Option<&str>, last: Option<i32>, before: Option<&str>) -> PageArgs {
-        PageArgs { first, after: after.map(encode), last, before: before.map(encode) }
+        PageArgs { first, after: after.map(encode), last, before: before.map(encode), max: 100 }
     }
 
     fn page(args: PageArgs) -> (String, bool, bool) {
@@ -222,8 +237,11 @@ mod tests {
         {
             assert_eq!(code(wrong).as_deref(), Some("\"BAD_REQUEST\""));
         }
-        let garbled = PageArgs { first: None, after: Some("é".into()), last: None, before: None };
+        let garbled = PageArgs { after: Some("é".into()), ..args(None, None, None, None) };
         assert_eq!(code(garbled).as_deref(), Some("\"BAD_REQUEST\""));
         assert_eq!(args(Some(100), None, None, None).request().map(|r| r.limit).ok(), Some(100));
+        let narrow = |first| PageArgs { max: 10, ..args(first, None, None, None) };
+        assert_eq!(code(narrow(Some(11))).as_deref(), Some("\"PAGE_LIMIT_EXCEEDED\""));
+        assert_eq!(narrow(None).request().map(|r| r.limit).ok(), Some(10));
     }
 }

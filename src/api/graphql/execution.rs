@@ -316,9 +316,12 @@ impl ExecutionQuery {
         &self,
         ctx: &Context<'_>,
         #[graphql(desc = "Which ones.")] filter: Option<ExecutionFilter>,
-        #[graphql(desc = "How many items from the start of the range: 1 to 100, 25 when absent.")] first: Option<i32>,
+        #[graphql(
+            desc = "How many items from the start of the range; 25 when absent, at most 100 unless the server is set otherwise."
+        )]
+        first: Option<i32>,
         #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "How many items from the end of the range instead: 1 to 100.")] last: Option<i32>,
+        #[graphql(desc = "How many items from the end of the range instead, within the same bound.")] last: Option<i32>,
         #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
     ) -> Result<Connection<Execution>> {
         let session = session(ctx)?;
@@ -331,7 +334,7 @@ impl ExecutionQuery {
         if let Some(pipeline) = filter.pipeline {
             wanted.pipeline = Some(session.select_pipeline(pipeline).await.map_err(in_query)?.id);
         }
-        PageArgs { first, after, last, before }
+        PageArgs::of(ctx, first, after, last, before)
             .read(async |page| session.api.store.executions(&wanted, &page).await)
             .await
     }

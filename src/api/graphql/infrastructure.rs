@@ -130,15 +130,18 @@ impl Cluster {
     async fn server_groups(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "How many items from the start of the range: 1 to 100, 25 when absent.")] first: Option<i32>,
+        #[graphql(
+            desc = "How many items from the start of the range; 25 when absent, at most 100 unless the server is set otherwise."
+        )]
+        first: Option<i32>,
         #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "How many items from the end of the range instead: 1 to 100.")] last: Option<i32>,
+        #[graphql(desc = "How many items from the end of the range instead, within the same bound.")] last: Option<i32>,
         #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
     ) -> Result<Connection<ServerGroup>> {
         let session = session(ctx)?;
         let mut all = ServerGroup::all(&session, |name| names::cluster_of(name).as_deref() == Some(&self.name));
         all.retain(|(_, group)| group.0.spec.place == self.place);
-        PageArgs { first, after, last, before }.slice(all)
+        PageArgs::of(ctx, first, after, last, before).slice(all)
     }
 }
 
@@ -788,12 +791,15 @@ impl InfrastructureQuery {
     async fn clusters(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "How many items from the start of the range: 1 to 100, 25 when absent.")] first: Option<i32>,
+        #[graphql(
+            desc = "How many items from the start of the range; 25 when absent, at most 100 unless the server is set otherwise."
+        )]
+        first: Option<i32>,
         #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "How many items from the end of the range instead: 1 to 100.")] last: Option<i32>,
+        #[graphql(desc = "How many items from the end of the range instead, within the same bound.")] last: Option<i32>,
         #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
     ) -> Result<Connection<Cluster>> {
-        PageArgs { first, after, last, before }.slice(Cluster::all(&session(ctx)?, |_| true))
+        PageArgs::of(ctx, first, after, last, before).slice(Cluster::all(&session(ctx)?, |_| true))
     }
     /// The server group of that name at that place.
     async fn server_group(
@@ -812,12 +818,15 @@ impl InfrastructureQuery {
     async fn server_groups(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "How many items from the start of the range: 1 to 100, 25 when absent.")] first: Option<i32>,
+        #[graphql(
+            desc = "How many items from the start of the range; 25 when absent, at most 100 unless the server is set otherwise."
+        )]
+        first: Option<i32>,
         #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "How many items from the end of the range instead: 1 to 100.")] last: Option<i32>,
+        #[graphql(desc = "How many items from the end of the range instead, within the same bound.")] last: Option<i32>,
         #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
     ) -> Result<Connection<ServerGroup>> {
-        PageArgs { first, after, last, before }.slice(ServerGroup::all(&session(ctx)?, |_| true))
+        PageArgs::of(ctx, first, after, last, before).slice(ServerGroup::all(&session(ctx)?, |_| true))
     }
     /// The instance of that name at that place.
     async fn instance(
@@ -847,12 +856,15 @@ impl InfrastructureQuery {
     async fn load_balancers(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "How many items from the start of the range: 1 to 100, 25 when absent.")] first: Option<i32>,
+        #[graphql(
+            desc = "How many items from the start of the range; 25 when absent, at most 100 unless the server is set otherwise."
+        )]
+        first: Option<i32>,
         #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "How many items from the end of the range instead: 1 to 100.")] last: Option<i32>,
+        #[graphql(desc = "How many items from the end of the range instead, within the same bound.")] last: Option<i32>,
         #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
     ) -> Result<Connection<LoadBalancer>> {
-        PageArgs { first, after, last, before }.slice(LoadBalancer::all(&session(ctx)?, |_| true))
+        PageArgs::of(ctx, first, after, last, before).slice(LoadBalancer::all(&session(ctx)?, |_| true))
     }
     /// The security group of that name at that place.
     async fn security_group(
@@ -871,12 +883,15 @@ impl InfrastructureQuery {
     async fn security_groups(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "How many items from the start of the range: 1 to 100, 25 when absent.")] first: Option<i32>,
+        #[graphql(
+            desc = "How many items from the start of the range; 25 when absent, at most 100 unless the server is set otherwise."
+        )]
+        first: Option<i32>,
         #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "How many items from the end of the range instead: 1 to 100.")] last: Option<i32>,
+        #[graphql(desc = "How many items from the end of the range instead, within the same bound.")] last: Option<i32>,
         #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
     ) -> Result<Connection<SecurityGroup>> {
-        PageArgs { first, after, last, before }.slice(SecurityGroup::all(&session(ctx)?, |_| true))
+        PageArgs::of(ctx, first, after, last, before).slice(SecurityGroup::all(&session(ctx)?, |_| true))
     }
 }
 

@@ -70,27 +70,33 @@ impl Pipeline {
     async fn revisions(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "How many items from the start of the range: 1 to 100, 25 when absent.")] first: Option<i32>,
+        #[graphql(
+            desc = "How many items from the start of the range; 25 when absent, at most 100 unless the server is set otherwise."
+        )]
+        first: Option<i32>,
         #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "How many items from the end of the range instead: 1 to 100.")] last: Option<i32>,
+        #[graphql(desc = "How many items from the end of the range instead, within the same bound.")] last: Option<i32>,
         #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
     ) -> Result<Connection<PipelineRevision>> {
         let store = &session(ctx)?.api.store;
-        PageArgs { first, after, last, before }.read(async |page| store.revisions(self.0.id, &page).await).await
+        PageArgs::of(ctx, first, after, last, before).read(async |page| store.revisions(self.0.id, &page).await).await
     }
     /// Its executions, the newest first.
     async fn executions(
         &self,
         ctx: &Context<'_>,
         #[graphql(desc = "Which executions.")] filter: Option<ExecutionFilter>,
-        #[graphql(desc = "How many items from the start of the range: 1 to 100, 25 when absent.")] first: Option<i32>,
+        #[graphql(
+            desc = "How many items from the start of the range; 25 when absent, at most 100 unless the server is set otherwise."
+        )]
+        first: Option<i32>,
         #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "How many items from the end of the range instead: 1 to 100.")] last: Option<i32>,
+        #[graphql(desc = "How many items from the end of the range instead, within the same bound.")] last: Option<i32>,
         #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
     ) -> Result<Connection<Execution>> {
         let store = &session(ctx)?.api.store;
         let filter = filter.unwrap_or_default().with_pipeline(self.0.application, self.0.id);
-        PageArgs { first, after, last, before }.read(async |page| store.executions(&filter, &page).await).await
+        PageArgs::of(ctx, first, after, last, before).read(async |page| store.executions(&filter, &page).await).await
     }
 }
 
@@ -163,14 +169,19 @@ impl PipelineQuery {
     async fn pipelines(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "How many items from the start of the range: 1 to 100, 25 when absent.")] first: Option<i32>,
+        #[graphql(
+            desc = "How many items from the start of the range; 25 when absent, at most 100 unless the server is set otherwise."
+        )]
+        first: Option<i32>,
         #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "How many items from the end of the range instead: 1 to 100.")] last: Option<i32>,
+        #[graphql(desc = "How many items from the end of the range instead, within the same bound.")] last: Option<i32>,
         #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
     ) -> Result<Connection<Pipeline>> {
         let session = session(ctx)?;
         session.may(model::Action::Read, &model::Resource::Server)?;
-        PageArgs { first, after, last, before }.read(async |page| session.api.store.pipelines(None, &page).await).await
+        PageArgs::of(ctx, first, after, last, before)
+            .read(async |page| session.api.store.pipelines(None, &page).await)
+            .await
     }
 }
 
