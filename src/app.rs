@@ -49,6 +49,8 @@ const LOCAL: &str = "system";
 const FIRST_LOOK: Duration = Duration::from_secs(5);
 /// Open requests may go on for this long after the steps under way have ended.
 const GRACE: Duration = Duration::from_secs(5);
+/// From the end of the last step to the close of sockets and streams, so that it is still told.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 /// From one look for old executions to the next.
 const RETENTION_EVERY: Duration = Duration::from_secs(60 * 60);
 /// Executions deleted in one go, so that other commits get between.
@@ -335,6 +337,7 @@ async fn serve(
 ) {
     let closing = async {
         stop.cancelled().await;
+        tokio::time::sleep(LAST_WORDS).await;
         lifecycle.closing.cancel();
         lifecycle.sockets.close();
         lifecycle.sockets.wait().await;

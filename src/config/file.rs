@@ -129,6 +129,7 @@ impl File {
         if reader.faults.is_empty() {
             reader.table("", table.get_ref());
         }
+        reader.faults.sort_by_key(|fault| fault.line);
         (reader.file, reader.faults)
     }
 
@@ -256,7 +257,7 @@ impl Reader<'_> {
     fn unknown(&mut self, at: usize, prefix: &str, name: &str, written: &str) {
         let near = known(self.command)
             .map(|(known, _)| (strsim::damerau_levenshtein(name, known), known))
-            .filter(|(distance, known)| *distance <= known.len().max(name.len()) / 2)
+            .filter(|(distance, known)| *distance <= known.len().max(name.len()) / 3)
             .min();
         let place = if prefix.is_empty() { String::new() } else { format!(" in [{prefix}]") };
         let hint = match near {

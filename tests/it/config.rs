@@ -251,7 +251,7 @@ async fn reload() -> Outcome {
 
     dir.write(
         "g.toml",
-        "max-page = 9\nretention-days = 4\nlog-filter = \"gennaker=debug,info\"\nmax-concurrent-steps = 5\n",
+        "max-page = 9\nretention-days = 4\nlog-filter = \"warn,gennaker=info\"\nmax-concurrent-steps = 5\n",
     )?;
     server.signal(Signal::SIGHUP)?;
     wait_for("pages of 9", MAX, || async { page(&server, 9).await.ok() }).await?;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use gennaker::cli::client::{Client, Error};
+use gennaker::cli::client::{Client, Error, Subscription};
 use gennaker::cli::demo::setup::{self, FOLLOW};
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
@@ -90,8 +90,7 @@ async fn start(client: &Client, target: &Target, method: &str) -> anyhow::Result
 }
 
 /// The events until the connection ends, and how it ended.
-async fn watch(client: Client, execution: String) -> anyhow::Result<(Vec<Value>, Error)> {
-    let mut subscription = client.subscribe(FOLLOW, &json!({ "id": execution, "after": null })).await?;
+async fn watch(mut subscription: Subscription) -> anyhow::Result<(Vec<Value>, Error)> {
     let mut events = Vec::new();
     loop {
         match tokio::time::timeout(MAX, subscription.next()).await? {
@@ -122,7 +121,7 @@ async fn finishes() -> Outcome {
     let mut server = server(30).await?;
     let client = server.client();
     let execution = start(&client, &target, "POST").await?;
-    let watching = tokio::spawn(watch(client.clone(), execution.clone()));
+    let watching = tokio::spawn(watch(client.subscribe(FOLLOW, &json!({ "id": execution, "after": null })).await?));
     let streaming = stream(&server, &execution).await?;
     target.called(1).await?;
 

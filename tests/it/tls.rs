@@ -153,6 +153,7 @@ async fn renewed() -> Outcome {
     pair.put("second")?;
     wait_for("the second certificate", MAX, || async { ask(&server, "second").await.ok() }).await?;
     anyhow::ensure!(connect(&server, "first").await.is_err(), "the first one is gone");
+    anyhow::ensure!(health().await?.status() == 200, "the open connection goes on");
 
     std::fs::write(pair.certificate(), "no certificate")?;
     let log = wait_for("a word about the bad file", MAX, || async {
