@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::TimeDelta;
+use ipnet::IpNet;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -18,6 +20,7 @@ use crate::engine::contract::INVENTORY_TOPIC;
 use crate::engine::{self, Engine};
 use crate::housekeeping::{self, Job};
 use crate::inventory::Inventory;
+use crate::listener::{self, Certificates};
 use crate::model::{Actor, Principal, PrincipalId, PrincipalKind, Role};
 use crate::notifiers::email::Email;
 use crate::notifiers::{Notifier, Notifiers, deliver};
@@ -51,8 +54,10 @@ const LOCAL: &str = "system";
 
 /// How long an account may take for its first answer at the start.
 const FIRST_LOOK: Duration = Duration::from_secs(5);
-/// Open requests may go on for this long after the server was asked to end.
+/// Open requests may go on for this long after the steps under way have ended.
 const GRACE: Duration = Duration::from_secs(5);
+/// From the end of the last step to the close of sockets and streams, so that it is still told.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 /// From one look for old executions to the next.
 const RETENTION_EVERY: Duration = Duration::from_secs(60 * 60);
 /// From one look for what the triggers' timer missed to the next.
@@ -75,10 +80,36 @@ pub struct App {
     address: SocketAddr,
     first_token: Option<String>,
     store: Store,
+    lifecycle: api::Lifecycle,
+    live: Live,
     /// In the order in which they end.
     tasks: Vec<Task>,
     /// Cancelled when a task has ended that should not have.
     failed: CancellationToken,
+}
+
+/// Where settings are put that change while the server runs.
+struct Live {
+    api: watch::Sender<api::Live>,
+    keep: watch::Sender<Keep>,
+    proxies: watch::Sender<Vec<IpNet>>,
+    /// None: plain HTTP, until the next start.
+    certificates: Option<Certificates>,
+}
+
+impl Live {
+    fn new(config: &Config) -> Self {
+        Self {
+            api: watch::Sender::new(live_api(config)),
+            keep: watch::Sender::new(Keep::of(config)),
+            proxies: watch::Sender::new(config.server.trusted_proxies.clone()),
+            certificates: config.server.tls.as_ref().map(|tls| tls.certificates.clone()),
+        }
+    }
+}
+
+fn live_api(config: &Config) -> api::Live {
+    config.limits.api(api::Live { origins: config.server.allowed_origins.clone(), ..api::Live::default() })
 }
 
 struct Task {
@@ -132,9 +163,12 @@ impl App {
             // The data directory is locked: every owner of an earlier start is gone.
             sole_owner: config.data.database_url.is_none(),
             renewed_by_job: true,
+            stop_grace: config.server.shutdown_grace,
             ..engine::Options::default()
         });
         let engine = Engine::new(options, store.clone(), registry.clone(), clock.clone());
+        let live = Live::new(config);
+        let lifecycle = api::Lifecycle::default();
         let context = api::Context {
             store: store.clone(),
             commands: engine.commands(),
@@ -142,18 +176,31 @@ impl App {
             inventory: inventory.clone(),
             notifiers: notifiers.clone(),
             clock: clock.clone(),
-            config: config.limits.api(api::Options { base_url: url(address), ..api::Options::default() }),
+            config: api::Options {
+                base_url: url(address, config.server.tls.is_some()),
+                live: live.api.subscribe(),
+                lifecycle: lifecycle.clone(),
+                ..api::Options::default()
+            },
         };
-        let mut app =
-            Self { address, first_token, store: store.clone(), tasks: Vec::new(), failed: CancellationToken::new() };
-        let router = api::router(context);
-        app.spawn("api", GRACE, |stop| serve(listener, router, stop));
+        let taking = listener::Options { certificates: live.certificates.clone(), proxies: live.proxies.subscribe() };
+        let keep = live.keep.subscribe();
+        let mut app = Self {
+            address,
+            first_token,
+            store: store.clone(),
+            lifecycle: lifecycle.clone(),
+            live,
+            tasks: Vec::new(),
+            failed: CancellationToken::new(),
+        };
         app.spawn("deliveries", deliver::GRACE + GRACE, {
             let (options, store, clock) = (config.smtp.deliveries.clone(), store.clone(), clock.clone());
             let me = engine.owner();
             move |stop| deliver::run(options, notifiers, store, clock, me, stop)
         });
-        app.spawn("engine", Duration::from_secs(30), {
+        // First to end, so that whoever watches still sees what its last steps did.
+        app.spawn("engine", config.server.shutdown_grace + GRACE, {
             let engine = engine.clone();
             |stop| async move {
                 if let Err(error) = engine.run(stop).await {
@@ -161,13 +208,17 @@ impl App {
                 }
             }
         });
+        let router = api::router(context);
+        app.spawn("api", GRACE, |stop| serve(listener, router, taking, lifecycle, stop));
+        if let Some(tls) = config.server.tls.clone() {
+            app.spawn("certificate", GRACE, move |stop| tls.certificates.watch(tls.check_every, stop));
+        }
         app.spawn("inventory notices", GRACE, {
             let inventory = inventory.clone();
             let engine = engine.clone();
             |stop| forward(inventory, engine, stop)
         });
         app.spawn("inventory", GRACE, |stop| async move { inventory.run(stop).await });
-        let keep = Keep { executions: config.data.retention, audit: config.data.audit_retention };
         let dispatcher = Dispatcher::new(store.clone(), engine.commands(), registry, clock.clone(), engine.slots());
         let jobs = jobs(&store, &clock, keep, &engine, &dispatcher);
         app.spawn("triggers", GRACE, |stop| async move { dispatcher.run(stop).await });
@@ -195,7 +246,23 @@ impl App {
     /// `http://127.0.0.1:7777`
     #[must_use]
     pub fn url(&self) -> String {
-        url(self.address)
+        url(self.address, self.is_secure())
+    }
+
+    /// Whether it speaks TLS.
+    #[must_use]
+    pub const fn is_secure(&self) -> bool {
+        self.live.certificates.is_some()
+    }
+
+    /// Takes over what can change while the server runs (see [`crate::config::LIVE`]).
+    pub fn reload(&self, config: &Config) {
+        self.live.api.send_replace(live_api(config));
+        self.live.keep.send_replace(Keep::of(config));
+        self.live.proxies.send_replace(config.server.trusted_proxies.clone());
+        if let (Some(running), Some(new)) = (&self.live.certificates, &config.server.tls) {
+            running.replace(&new.certificates);
+        }
     }
 
     /// Where the API listens.
@@ -216,12 +283,15 @@ impl App {
     }
 
     /// Ends every part: no new requests, then the engine (steps under way are finished or left to
-    /// the next start), the inventory, the database. The host and its instances go on.
+    /// the next start), open connections (told why), the inventory, the database. The host and its
+    /// instances go on.
     ///
     /// # Errors
     /// When a part had failed before.
     pub async fn stop(mut self) -> Result<(), Failed> {
         let failed = self.failed.is_cancelled();
+        info!("stopping: nothing new is begun, and steps under way may end");
+        self.lifecycle.draining.cancel();
         for mut task in std::mem::take(&mut self.tasks) {
             task.stop.cancel();
             match tokio::time::timeout(task.grace, &mut task.handle).await {
@@ -271,23 +341,32 @@ impl Drop for Watch {
     }
 }
 
-fn url(address: SocketAddr) -> String {
+fn url(address: SocketAddr, secure: bool) -> String {
+    let scheme = if secure { "https" } else { "http" };
     match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => format!("http://127.0.0.1:{}", address.port()),
-        IpAddr::V6(ip) if ip.is_unspecified() => format!("http://[::1]:{}", address.port()),
-        _ => format!("http://{address}"),
+        IpAddr::V4(ip) if ip.is_unspecified() => format!("{scheme}://127.0.0.1:{}", address.port()),
+        IpAddr::V6(ip) if ip.is_unspecified() => format!("{scheme}://[::1]:{}", address.port()),
+        _ => format!("{scheme}://{address}"),
     }
 }
 
-async fn serve(listener: TcpListener, router: axum::Router, stop: CancellationToken) {
-    let service = router.into_make_service_with_connect_info::<SocketAddr>();
-    let graceful = {
-        let stop = stop.clone();
-        async move { stop.cancelled().await }
+/// Serves until asked to stop; then tells WebSockets and event streams, and waits for them and for
+/// open requests.
+async fn serve(
+    listener: TcpListener,
+    router: axum::Router,
+    options: listener::Options,
+    lifecycle: api::Lifecycle,
+    stop: CancellationToken,
+) {
+    let closing = async {
+        stop.cancelled().await;
+        tokio::time::sleep(LAST_WORDS).await;
+        lifecycle.closing.cancel();
+        lifecycle.sockets.close();
+        lifecycle.sockets.wait().await;
     };
-    if let Err(error) = axum::serve(listener, service).with_graceful_shutdown(graceful).await {
-        error!("the API's listener failed: {error}");
-    }
+    tokio::join!(listener::serve(listener, router, options, stop.clone()), closing);
 }
 
 /// Reads every account once before anybody asks: a server that has just started must not say that
@@ -317,7 +396,7 @@ async fn forward(inventory: Inventory, engine: Engine, stop: CancellationToken) 
 }
 
 /// For how long what is kept; None: for good.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Keep {
     /// Finished executions, and messages to people.
     executions: Option<Duration>,
@@ -325,13 +404,25 @@ struct Keep {
     audit: Option<Duration>,
 }
 
+impl Keep {
+    fn of(config: &Config) -> Self {
+        Self { executions: config.data.retention, audit: config.data.audit_retention }
+    }
+}
+
 /// What is done now and then.
-fn jobs(store: &Store, clock: &Clock, keep: Keep, engine: &Engine, dispatcher: &Dispatcher) -> Vec<Job> {
+fn jobs(
+    store: &Store,
+    clock: &Clock,
+    keep: watch::Receiver<Keep>,
+    engine: &Engine,
+    dispatcher: &Dispatcher,
+) -> Vec<Job> {
     let (store, clock, engine, dispatcher) = (store.clone(), clock.clone(), engine.clone(), dispatcher.clone());
     let renew_every = engine.renew_every();
     vec![
         Job::new("retention", RETENTION_EVERY, move || {
-            let (store, clock) = (store.clone(), clock.clone());
+            let (store, clock, keep) = (store.clone(), clock.clone(), *keep.borrow());
             async move { prune(&store, &clock, keep).await.map_err(|error| error.to_string()) }
         }),
         Job::new("sweep for triggers", SWEEP_EVERY, move || {

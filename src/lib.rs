@@ -14,6 +14,7 @@ pub mod engine;
 pub mod expression;
 pub mod housekeeping;
 pub mod inventory;
+pub mod listener;
 pub mod model;
 pub mod notifiers;
 pub mod outbound;

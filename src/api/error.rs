@@ -22,7 +22,7 @@ pub enum Code {
     CostLimitExceeded,
     /// Nested deeper than a request may be.
     DepthLimitExceeded,
-    /// A page has more than 100 items.
+    /// A page has more items than the server gives at a time.
     PageLimitExceeded,
     Unauthenticated,
     Forbidden,

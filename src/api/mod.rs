@@ -9,9 +9,13 @@ mod precheck;
 mod tests;
 
 use axum::Router;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 pub use error::Code;
 pub use graphql::{Schema, sdl};
+pub use http::Origin;
 pub use precheck::Limits;
 
 use crate::auth::Authenticator;
@@ -27,13 +31,43 @@ use crate::store::Store;
 pub struct Options {
     /// What links begin with: `http://127.0.0.1:8080`, without a slash at the end.
     pub base_url: String,
-    /// Bytes of a request's body, at most; more is answered with 413.
-    pub body_max: usize,
+    /// What may change while the server runs.
+    pub live: watch::Receiver<Live>,
+    /// How the API hears that the server is about to end.
+    pub lifecycle: Lifecycle,
     /// From the request's first byte to the answer, at most; subscriptions are not meant.
     pub timeout: std::time::Duration,
     /// What a document may ask for at the most.
     pub limits: Limits,
     pub socket: SocketOptions,
+}
+
+/// Settings that may change while the server runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Live {
+    /// Bytes of a request's body, at most; more is answered with 413.
+    pub body_max: usize,
+    /// Items of a page, at most.
+    pub page_max: u64,
+    /// Pages of these origins may use the API from browsers; pages of this server always may.
+    pub origins: Vec<Origin>,
+}
+
+impl Default for Live {
+    fn default() -> Self {
+        Self { body_max: 1024 * 1024, page_max: 100, origins: Vec::new() }
+    }
+}
+
+/// The end of the server, as the API is told of it. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Lifecycle {
+    /// New requests are refused with 503; what runs goes on.
+    pub draining: CancellationToken,
+    /// WebSockets are closed and event streams end.
+    pub closing: CancellationToken,
+    /// The open WebSockets: they outlive their requests.
+    pub sockets: TaskTracker,
 }
 
 /// Settings of WebSockets and event streams.
@@ -60,7 +94,8 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             base_url: "http://127.0.0.1:8080".into(),
-            body_max: 1024 * 1024,
+            live: watch::channel(Live::default()).1,
+            lifecycle: Lifecycle::default(),
             timeout: std::time::Duration::from_secs(30),
             limits: Limits::default(),
             socket: SocketOptions::default(),

@@ -31,6 +31,8 @@ pub struct Limits {
     pub root_fields: u64,
     /// Fields of the answer when every page is full.
     pub cost: u64,
+    /// Items of a page; a field that asks for more fails when it runs.
+    pub page: u64,
 }
 
 impl Default for Limits {
@@ -45,14 +47,13 @@ impl Default for Limits {
             directives: 50,
             root_fields: 20,
             cost: 200_000,
+            page: 100,
         }
     }
 }
 
 /// The items of a page when neither `first` nor `last` is given.
 const PAGE_DEFAULT: u64 = 25;
-/// The items of a page at the most; a field that asks for more fails when it runs.
-const PAGE_MAX: u64 = 100;
 
 /// The document is not executed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -151,6 +152,8 @@ impl Totals {
 struct Judge<'a> {
     document: &'a ExecutableDocument,
     variables: &'a Variables,
+    /// Items of a page, at most.
+    page_max: u64,
     /// None while the fragment is being visited.
     fragments: HashMap<&'a str, Option<Totals>>,
     /// Selection sets being visited, one within the other: bounds the stack.
@@ -174,7 +177,7 @@ fn check(
         );
     }
     let chosen = choose(&document.operations, operation)?;
-    let mut judge = Judge { document, variables, fragments: HashMap::new(), level: 0 };
+    let mut judge = Judge { document, variables, page_max: limits.page.max(1), fragments: HashMap::new(), level: 0 };
     // Every operation and fragment is judged, the unused too: validation visits them all.
     let mut sum = Totals::default();
     for (_, operation) in document.operations.iter() {
@@ -279,10 +282,10 @@ impl<'a> Judge<'a> {
                 Ok(Value::Number(number)) => number.as_u64(),
                 Ok(_) => None,
                 // A variable that is not given: its default is not looked for; take the most.
-                Err(()) => Some(PAGE_MAX),
+                Err(()) => Some(self.page_max),
             }
         });
-        asked.max().unwrap_or(PAGE_DEFAULT).clamp(1, PAGE_MAX)
+        asked.max().unwrap_or(PAGE_DEFAULT).clamp(1, self.page_max)
     }
 
     fn fragment(&mut self, name: &str) -> Result<Option<Totals>, Refused> {

@@ -4,6 +4,7 @@
 //! any async runtime exists.
 
 pub mod client;
+pub mod config;
 pub mod demo;
 pub mod host;
 pub mod load;
@@ -11,12 +12,17 @@ pub mod migrate;
 pub mod sample_app;
 pub mod schema;
 pub mod serve;
+pub mod settings;
 pub mod shim;
 pub mod token;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use settings::Settings;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -24,6 +30,7 @@ Examples:
   gennaker serve                         the server, on http://127.0.0.1:7777
   gennaker token create --principal bot --role operator
   gennaker host status                   what runs on this machine
+  gennaker config check                  whether the settings hold
   gennaker schema > schema.graphql";
 
 /// A continuous delivery server: pipelines, rollouts under live traffic, and a GraphQL API with
@@ -54,6 +61,8 @@ enum Command {
     Schema(schema::Args),
     /// Bring the database's schema up to date, as `serve` does at its start
     Migrate(migrate::Args),
+    /// Check and show the settings: file, variables and flags together
+    Config(config::Args),
 }
 
 /// A command did not do what it was asked.
@@ -86,8 +95,15 @@ pub type Outcome = Result<ExitCode, Failure>;
 pub fn main() -> ExitCode {
     // An error means that a provider is there already.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let outcome = match Cli::parse().command {
-        Command::Serve(args) => serve::run(args),
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let (command, settings) = match settings::parse::<Cli>(&arguments, config::tolerates) {
+        Ok((cli, settings)) => (cli.command, settings),
+        Err(settings::Error::Line(error)) => error.exit(),
+        Err(error) => return complain(&error.into(), 2),
+    };
+    let outcome = match command {
+        Command::Serve(args) => serve::run(args, settings),
+        Command::Config(args) => config::run(args, settings),
         Command::Demo(args) => demo::run(args),
         Command::Host(args) => host::run(args),
         Command::Shim(args) => shim::run(args),
@@ -125,20 +141,63 @@ pub fn block_on(future: impl Future<Output = Outcome>) -> Outcome {
     outcome
 }
 
+/// The flags of `serve` and where they come from, read once more.
+fn serve_again(arguments: &[OsString]) -> Result<(serve::Args, Settings), settings::Error> {
+    match settings::parse::<Cli>(arguments, |_| false)? {
+        (Cli { command: Command::Serve(args) }, settings) => Ok((args, settings)),
+        _ => Err(clap::Error::new(clap::error::ErrorKind::InvalidSubcommand).into()),
+    }
+}
+
+/// What a signal asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    /// Ctrl-C (SIGINT) or SIGTERM.
+    ToEnd,
+    /// SIGHUP.
+    ToReload,
+}
+
+/// The signals of this process; none is lost while these are there.
+#[derive(Debug)]
+pub struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    /// # Errors
+    /// When the handlers cannot be installed.
+    pub fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// The next one.
+    pub async fn next(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.interrupt.recv() => Asked::ToEnd,
+            _ = self.terminate.recv() => Asked::ToEnd,
+            _ = self.hangup.recv() => Asked::ToReload,
+        }
+    }
+
+    /// The next one that asks to end; others are let pass.
+    pub async fn asked_to_end(&mut self) {
+        while self.next().await != Asked::ToEnd {}
+    }
+}
+
 /// Ends when the process is asked to end: Ctrl-C, SIGTERM or SIGHUP.
 ///
 /// # Errors
 /// When the handlers cannot be installed.
 pub async fn asked_to_end() -> std::io::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-        _ = hangup.recv() => {}
-    }
+    Signals::new()?.next().await;
     Ok(())
 }
 

@@ -1,11 +1,15 @@
 //! `gennaker serve`: the server, until it is asked to end.
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
-use super::{Failure, Outcome, asked_to_end, block_on};
+use tracing::{error, info, warn};
+
+use super::settings::Settings;
+use super::{Asked, Outcome, Signals, block_on};
 use crate::app::{self, App};
 use crate::clock::Clock;
-use crate::config;
+use crate::config::{self, Setting};
 use crate::telemetry;
 
 /// Flags.
@@ -14,10 +18,15 @@ use crate::telemetry;
 Examples:
   gennaker serve --artifact-root /srv/builds
   gennaker serve --listen 127.0.0.1:0 --data-dir /tmp/try
+  gennaker serve --listen 0.0.0.0:7777 --tls-cert cert.pem --tls-key key.pem
   DATABASE_URL=postgres://gennaker@db/gennaker gennaker serve --log json
 
 The first start makes the principal `admin` and prints a token for it once. Instances and load
-balancers belong to the host daemon, which goes on when the server ends: see `gennaker host`.")]
+balancers belong to the host daemon, which goes on when the server ends: see `gennaker host`.
+
+Signals: SIGTERM and SIGINT let the steps under way end (--shutdown-grace-seconds), close what is
+open and end the server; a second one ends it at once. SIGHUP reads the file of settings again: see
+`gennaker config`.")]
 pub struct Args {
     #[command(flatten)]
     pub config: config::Args,
@@ -27,21 +36,80 @@ pub struct Args {
 ///
 /// # Errors
 /// When a setting does not hold or a part does not start.
-pub fn run(args: Args) -> Outcome {
+pub fn run(args: Args, settings: Settings) -> Outcome {
     telemetry::start(args.config.log.format, telemetry::Target::Stderr);
-    let config = args.config.validate().map_err(Failure::input)?;
+    telemetry::set_filter(args.config.log.filter()).map_err(anyhow::Error::msg)?;
+    let config = args.config.validate().map_err(|errors| settings.failure(&errors))?;
     block_on(async move {
-        let listener = app::listen(config.server.listen).await?;
+        let mut signals = Signals::new()?;
         let data = config.data.describe();
-        let app = App::start(config, listener, Clock::system()).await?;
+        let starting = async {
+            let listener = app::listen(config.server.listen).await?;
+            App::start(config, listener, Clock::system()).await
+        };
+        let app = tokio::select! {
+            app = starting => app?,
+            () = signals.asked_to_end() => return Ok(ExitCode::SUCCESS),
+        };
         announce(&app, &data);
-        tokio::select! {
-            ended = asked_to_end() => ended?,
-            () = app.failed() => {}
+        let mut running = settings.all;
+        loop {
+            tokio::select! {
+                asked = signals.next() => match asked {
+                    Asked::ToEnd => break,
+                    Asked::ToReload => reload(&app, &mut running),
+                },
+                () = app.failed() => break,
+            }
         }
-        app.stop().await?;
+        tokio::select! {
+            stopped = app.stop() => stopped?,
+            () = signals.asked_to_end() => {
+                error!("asked a second time: the server ends at once; the next start goes on where this one was");
+                return Ok(ExitCode::FAILURE);
+            }
+        }
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// Reads the settings again, with the flags and variables of the start.
+fn reload(app: &App, running: &mut Vec<Setting>) {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let (args, settings) = match super::serve_again(&arguments) {
+        Ok(read) => read,
+        Err(error) => return error!("the settings were read again and do not hold; all stays as it is: {error}"),
+    };
+    let filter = args.config.log.filter().to_owned();
+    let config = match args.config.validate() {
+        Ok(config) => config,
+        Err(errors) => {
+            let said = settings.explain(&errors).join("; ");
+            return error!("the settings were read again and do not hold; all stays as it is: {said}");
+        }
+    };
+    let keeps_tls = app.is_secure() == config.server.tls.is_some();
+    let (mut taken, mut left) = (Vec::new(), Vec::new());
+    for new in settings.all {
+        let Some(old) = running.iter_mut().find(|old| old.name == new.name && !old.same(&new)) else { continue };
+        if config::LIVE.contains(&new.name.as_str()) && (keeps_tls || !new.name.starts_with("tls-")) {
+            taken.push(new.name.clone());
+            *old = new;
+        } else {
+            left.push(new.name);
+        }
+    }
+    app.reload(&config);
+    if let Err(error) = telemetry::set_filter(&filter) {
+        error!("the log's filter stays as it is: {error}");
+    }
+    match taken.is_empty() {
+        true => info!("the settings were read again; nothing has changed that could be taken over"),
+        false => info!("the settings were read again; changed: {}", taken.join(", ")),
+    }
+    if !left.is_empty() {
+        warn!("changed in the settings, and needs a restart: {}", left.join(", "));
+    }
 }
 
 fn announce(app: &App, data: &str) {

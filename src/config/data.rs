@@ -10,11 +10,17 @@ use crate::store::{Durability, Options};
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Data")]
 pub struct DataArgs {
+    /// File of settings (TOML): below variables, which are below flags; each key is a flag's name
+    /// [default: $XDG_CONFIG_HOME/gennaker/gennaker.toml or ~/.config/gennaker/gennaker.toml, then
+    /// /etc/gennaker/gennaker.toml, if there is one]
+    #[arg(long, env = super::file::VARIABLE, value_name = "FILE", help_heading = "Settings")]
+    pub config: Option<PathBuf>,
     /// Directory of the database and everything else that is kept
     /// [default: $XDG_DATA_HOME/gennaker or ~/.local/share/gennaker]
     #[arg(long, env = "GENNAKER_DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
-    /// PostgreSQL instead of SQLite: postgres://user@host/database
+    /// PostgreSQL instead of SQLite: postgres://user@host/database, or secret://file/… or
+    /// secret://env/… where that is written
     #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
     pub database_url: Option<String>,
     /// What a power cut may take from SQLite: nothing (full), or the last commits (normal)
@@ -37,7 +43,8 @@ impl DataArgs {
     /// # Errors
     /// When no directory is given and none can be derived, or the URL is of no database we know.
     pub fn validate(self) -> Result<DataConfig, Error> {
-        if let Some(url) = &self.database_url
+        let database_url = self.database_url.map(|url| super::revealed("--database-url", url)).transpose()?;
+        if let Some(url) = &database_url
             && !["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme))
         {
             return Err(Error::new(
@@ -52,7 +59,7 @@ impl DataArgs {
         };
         Ok(DataConfig {
             dir,
-            database_url: self.database_url,
+            database_url,
             durability: self.durability,
             retention: days(self.retention_days),
             audit_retention: days(self.audit_retention_days),
@@ -63,6 +70,7 @@ impl DataArgs {
 impl Default for DataArgs {
     fn default() -> Self {
         Self {
+            config: None,
             data_dir: None,
             database_url: None,
             durability: Durability::Full,
@@ -77,9 +85,10 @@ fn days(days: u32) -> Option<Duration> {
     (days > 0).then(|| Duration::from_secs(u64::from(days) * 24 * 60 * 60))
 }
 
-/// The data directory of a server that is told nothing but by its environment.
-pub(super) fn of_environment() -> Result<PathBuf, Error> {
+/// The data directory of a server that is told nothing but by its environment and the file.
+pub(super) fn of_environment(file: Option<&super::File>) -> Result<PathBuf, Error> {
     let data_dir = std::env::var_os("GENNAKER_DATA_DIR").map(PathBuf::from);
+    let data_dir = data_dir.or_else(|| file.and_then(|file| file.text("data-dir")).map(PathBuf::from));
     Ok(DataArgs { data_dir, ..DataArgs::default() }.validate()?.dir)
 }
 

@@ -23,6 +23,9 @@ pub struct LimitsArgs {
     /// Bytes of a request's body
     #[arg(long, env = "GENNAKER_MAX_BODY_BYTES", value_name = "BYTES", default_value_t = 1024 * 1024)]
     pub max_body_bytes: usize,
+    /// Items of a page of a list; clients that ask for more get an error
+    #[arg(long, env = "GENNAKER_MAX_PAGE", value_name = "COUNT", default_value_t = 100)]
+    pub max_page: u64,
     /// Steps of stages under way at once
     #[arg(long, env = "GENNAKER_MAX_CONCURRENT_STEPS", value_name = "COUNT", default_value_t = 1_000)]
     pub max_concurrent_steps: usize,
@@ -30,13 +33,14 @@ pub struct LimitsArgs {
 
 impl Default for LimitsArgs {
     fn default() -> Self {
-        let (engine, api) = (engine::Options::default(), api::Options::default());
+        let (engine, api) = (engine::Options::default(), api::Live::default());
         Self {
             max_config_bytes: engine.config_max,
             max_outputs_bytes: engine.outputs_max,
             max_execution_outputs_bytes: engine.execution_outputs_max,
             max_event_bytes: engine.event_max,
             max_body_bytes: api.body_max,
+            max_page: api.page_max,
             max_concurrent_steps: engine.concurrency,
         }
     }
@@ -59,6 +63,9 @@ impl LimitsArgs {
         within("--max-execution-outputs-bytes", self.max_execution_outputs_bytes, self.max_outputs_bytes, 256 * MIB)?;
         within("--max-event-bytes", self.max_event_bytes, 4 * KIB, MIB)?;
         within("--max-body-bytes", self.max_body_bytes, self.max_config_bytes, 64 * MIB)?;
+        if !(1..=1_000).contains(&self.max_page) {
+            return Err(Error::new("--max-page", format!("{} is not within 1 to 1000", self.max_page)));
+        }
         within("--max-concurrent-steps", self.max_concurrent_steps, 1, 100_000)?;
         Ok(LimitsConfig(self))
     }
@@ -84,8 +91,8 @@ impl LimitsConfig {
 
     /// The API's settings with these limits.
     #[must_use]
-    pub fn api(&self, options: api::Options) -> api::Options {
-        api::Options { body_max: self.0.max_body_bytes, ..options }
+    pub fn api(&self, live: api::Live) -> api::Live {
+        api::Live { body_max: self.0.max_body_bytes, page_max: self.0.max_page, ..live }
     }
 }
 
@@ -109,12 +116,12 @@ mod tests {
     #[test]
     fn without_flags_the_defaults_of_the_parts_hold() {
         let given = limits(&[]).expect("the defaults hold");
-        let (engine, api) = (engine::Options::default(), api::Options::default());
+        let (engine, api) = (engine::Options::default(), api::Live::default());
         let with = given.engine(engine::Options { config_max: 1, event_max: 1, ..engine::Options::default() });
         assert_eq!((with.config_max, with.event_max), (engine.config_max, engine.event_max));
         assert_eq!((with.outputs_max, with.concurrency), (engine.outputs_max, engine.concurrency));
         assert_eq!(with.execution_outputs_max, engine.execution_outputs_max);
-        assert_eq!(given.api(api::Options { body_max: 1, ..api::Options::default() }).body_max, api.body_max);
+        assert_eq!(given.api(api::Live { body_max: 1, page_max: 1, origins: Vec::new() }), api);
     }
 
     #[test]
@@ -123,6 +130,7 @@ mod tests {
         for (flag, value) in [
             ("--max-event-bytes", "1"),
             ("--max-concurrent-steps", "0"),
+            ("--max-page", "0"),
             ("--max-execution-outputs-bytes", "2048"),
             ("--max-body-bytes", "99999999999"),
         ] {

@@ -4,9 +4,30 @@
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Log")]
 pub struct LogArgs {
-    /// Form of the log on standard error; GENNAKER_LOG_FILTER says what is in it (`info`, `gennaker=debug`)
+    /// Form of the log on standard error
     #[arg(long = "log", env = "GENNAKER_LOG", value_enum, default_value_t = LogFormat::Text)]
     pub format: LogFormat,
+    /// What is in the log: a level, and levels of single parts (`info`, `warn,gennaker::engine=debug`)
+    /// [default: info, with less of the database]
+    #[arg(long, env = "GENNAKER_LOG_FILTER", value_name = "FILTER", value_parser = filter)]
+    pub log_filter: Option<String>,
+}
+
+impl LogArgs {
+    /// What is in the log unless something else is wanted: statements of the database and each
+    /// connection's life are of use to few.
+    pub const FILTER: &'static str = "info,sqlx=warn,sea_orm=warn,sea_orm_migration=warn";
+
+    /// What is in the log.
+    #[must_use]
+    pub fn filter(&self) -> &str {
+        self.log_filter.as_deref().unwrap_or(Self::FILTER)
+    }
+}
+
+fn filter(text: &str) -> Result<String, String> {
+    let read = tracing_subscriber::EnvFilter::try_new(text);
+    read.map(|_| text.to_owned()).map_err(|error| format!("{error}; write such as `info` or `warn,gennaker=debug`"))
 }
 
 /// Form of the log.

@@ -1,28 +1,62 @@
-//! Settings: flags and `GENNAKER_*` variables, validated once at start. One file per section; a
-//! flag stands before its variable, and the unit is part of the name.
+//! Settings: flags, `GENNAKER_*` variables and one file, each below the one before; validated at
+//! start. One file per section; the unit is part of the name. A setting is a flag, defined once: its
+//! variable and its key in the file follow from that ([`file`]).
 
 mod data;
+mod effective;
+mod file;
 mod host;
 mod limits;
 mod log;
 mod security;
 mod server;
 mod smtp;
+mod tls;
 
 pub use data::{DataArgs, DataConfig};
+pub use effective::{LIVE, Setting, Source, effective, limits_table};
+pub use file::{Fault, File};
 pub use host::{HostArgs, HostConfig, PortRange};
 pub use limits::{LimitsArgs, LimitsConfig};
 pub use log::{LogArgs, LogFormat};
 pub use security::{SecurityArgs, SecurityConfig};
 pub use server::{ServerArgs, ServerConfig};
 pub use smtp::{SmtpArgs, SmtpConfig};
+pub use tls::{TlsArgs, TlsConfig};
+
+use crate::secrets::{self, Secrets};
 
 /// The directory of the host that a server without flags uses.
 ///
 /// # Errors
-/// When neither a directory nor a home is given by the environment.
+/// When neither a directory nor a home is given by the environment, or the file of settings has
+/// faults.
 pub fn default_host_dir() -> Result<std::path::PathBuf, Error> {
-    Ok(data::of_environment()?.join("host"))
+    let file = match File::path_by_environment() {
+        Some(path) => {
+            let (file, faults) = File::read(&path);
+            if let Some(fault) = faults.first() {
+                return Err(Error::new("--config", fault.to_string()));
+            }
+            Some(file)
+        }
+        None => None,
+    };
+    if let Some(dir) = file.as_ref().and_then(|file| file.text("host-dir")) {
+        let failed = |error| Error::new("--host-dir", format!("{dir}: {error}"));
+        return std::path::absolute(dir).map_err(failed);
+    }
+    Ok(data::of_environment(file.as_ref())?.join("host"))
+}
+
+/// The value behind a setting that is a `secret://` reference, else the setting itself. Whoever
+/// writes the settings runs the server, so any file may be named.
+fn revealed(setting: &'static str, text: String) -> Result<String, Error> {
+    if !text.starts_with(secrets::SCHEME) {
+        return Ok(text);
+    }
+    let secret = Secrets::new([std::path::PathBuf::from("/")]).resolve(&text);
+    secret.map(|secret| secret.expose().to_owned()).map_err(|error| Error::new(setting, error.to_string()))
 }
 
 /// A setting does not hold.
@@ -72,16 +106,45 @@ pub struct Config {
     pub smtp: SmtpConfig,
 }
 
+/// Settings that do not hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Errors(pub Vec<Error>);
+
+impl std::fmt::Display for Errors {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let lines: Vec<_> = self.0.iter().map(ToString::to_string).collect();
+        f.write_str(&lines.join("\n"))
+    }
+}
+
+impl std::error::Error for Errors {}
+
+impl Errors {
+    /// What holds; what does not is kept for later.
+    fn keep<T>(&mut self, outcome: Result<T, Error>) -> Option<T> {
+        outcome.map_err(|error| self.0.push(error)).ok()
+    }
+}
+
 impl Args {
-    /// Checks every setting; touches nothing.
+    /// Checks every setting; changes nothing.
     ///
     /// # Errors
-    /// The first setting that does not hold.
-    pub fn validate(self) -> Result<Config, Error> {
-        let data = self.data.validate()?;
-        let host = self.host.validate(&data.dir)?;
-        let (server, security) = (self.server.validate()?, self.security.validate()?);
-        let (limits, smtp) = (self.limits.validate()?, self.smtp.validate()?);
-        Ok(Config { server, security, limits, smtp, data, host })
+    /// All settings that do not hold.
+    pub fn validate(self) -> Result<Config, Errors> {
+        let mut errors = Errors(Vec::new());
+        let data = errors.keep(self.data.validate());
+        let dir = data.as_ref().map(|data| data.dir.clone()).unwrap_or_default();
+        let host = errors.keep(self.host.validate(&dir));
+        let server = errors.keep(self.server.validate());
+        let security = errors.keep(self.security.validate());
+        let limits = errors.keep(self.limits.validate());
+        let smtp = errors.keep(self.smtp.validate());
+        match (server, data, host, security, limits, smtp) {
+            (Some(server), Some(data), Some(host), Some(security), Some(limits), Some(smtp)) => {
+                Ok(Config { server, data, host, security, limits, smtp })
+            }
+            _ => Err(errors),
+        }
     }
 }

@@ -6,6 +6,8 @@
 
 mod access;
 mod api_errors;
+mod config;
+mod cors;
 mod crash;
 mod demo;
 mod deploy;
@@ -19,8 +21,10 @@ mod notify;
 mod postgres;
 mod schema;
 mod shim;
+mod shutdown;
 mod store;
 mod subscription;
+mod tls;
 mod triggers;
 
 use libtest_mimic::{Arguments, Trial};
@@ -35,6 +39,8 @@ fn main() {
     let trials: Vec<Trial> = [
         access::trials(),
         api_errors::trials(),
+        config::trials(),
+        cors::trials(),
         crash::trials(),
         demo::trials(),
         deploy::trials(),
@@ -48,7 +54,9 @@ fn main() {
         schema::trials(),
         store::trials(),
         shim::trials(),
+        shutdown::trials(),
         subscription::trials(),
+        tls::trials(),
         triggers::trials(),
     ]
     .into_iter()

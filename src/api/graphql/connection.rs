@@ -3,17 +3,17 @@
 use std::borrow::Cow;
 use std::future::Future;
 
-use async_graphql::{Object, OutputType, SimpleObject, TypeName};
+use async_graphql::{Context, Object, OutputType, SimpleObject, TypeName};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest as _, Sha256};
 
+use crate::api;
 use crate::api::error::{Code, coded, stored};
 use crate::store::{self, Page, PageRequest};
 
+/// Items of a page when neither `first` nor `last` is given.
 const DEFAULT: u64 = 25;
-/// Items of a page, at most.
-pub const MAX: u64 = 100;
 
 /// The lists of an object: fields that take the four arguments of every connection. GraphQL wants
 /// the arguments at each field; here they stand once. The object takes the lists in with
@@ -46,16 +46,16 @@ macro_rules! lists {
                     &self,
                     ctx: &async_graphql::Context<'_>,
                     $($(#[$about])* $arg: $kind,)?
-                    #[graphql(desc = "How many items from the start of the range: 1 to 100, 25 when absent.")]
+                    #[graphql(desc = "How many items from the start of the range; 25 when absent, at most 100 unless the server is set otherwise.")]
                     first: Option<i32>,
                     #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
-                    #[graphql(desc = "How many items from the end of the range instead: 1 to 100.")]
+                    #[graphql(desc = "How many items from the end of the range instead, within the same bound.")]
                     last: Option<i32>,
                     #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
                 ) -> async_graphql::Result<$crate::api::graphql::connection::Connection<$node>> {
                     let mut list = self.list(stringify!($name));
                     list.extend(Vec::<String>::from([$(async_graphql::InputType::to_value(&$arg).to_string())?]));
-                    let $page = $crate::api::graphql::connection::PageArgs { first, after, last, before }.of(&list);
+                    let $page = $crate::api::graphql::connection::PageArgs { first, after, last, before }.of(ctx, &list);
                     let ($this, $session) = (self.0, $crate::api::graphql::session::session(ctx)?);
                     let _ = $this;
                     $body
@@ -81,22 +81,29 @@ type Mark = [u8; 6];
 pub struct Paging {
     args: PageArgs,
     mark: Mark,
+    /// Items of a page, at most.
+    max: u64,
 }
 
 impl PageArgs {
     /// A page of the list that these texts name together. A cursor holds for its own list only.
-    pub fn of(self, list: &[String]) -> Paging {
+    pub fn of(self, ctx: &Context<'_>, list: &[String]) -> Paging {
+        let max = ctx.data_opt::<api::Context>().map(|context| context.config.live.borrow().page_max);
+        self.at_most(max.unwrap_or_else(|| api::Live::default().page_max), list)
+    }
+
+    fn at_most(self, max: u64, list: &[String]) -> Paging {
         let digest = Sha256::digest(list.join("\0"));
         let mut mark = Mark::default();
         mark.copy_from_slice(&digest[..size_of::<Mark>()]);
-        Paging { args: self, mark }
+        Paging { args: self, mark, max }
     }
 }
 
 impl Paging {
-    /// Checks the arguments: one of `first` and `last`, from 1 to 100; cursors of this list.
+    /// Checks the arguments: one of `first` and `last`, from 1 to the most; cursors of this list.
     fn request(&self) -> async_graphql::Result<PageRequest> {
-        let args = &self.args;
+        let (args, max) = (&self.args, self.max);
         let (name, size, backward) = match (args.first, args.last) {
             (Some(_), Some(_)) => {
                 return Err(coded(Code::BadRequest, "give `first` or `last`, not both"));
@@ -105,14 +112,14 @@ impl Paging {
             (None, last) => ("last", last, true),
         };
         let limit = match size {
-            None => DEFAULT,
+            None => DEFAULT.min(max),
             Some(size) => u64::try_from(size).ok().filter(|size| *size > 0).ok_or_else(|| {
-                coded(Code::BadRequest, format!("`{name}` is {size}, and a page has 1 to {MAX} items"))
+                coded(Code::BadRequest, format!("`{name}` is {size}, and a page has 1 to {max} items"))
             })?,
         };
-        if limit > MAX {
+        if limit > max {
             let message = format!(
-                "`{name}` is {limit}, and a page has at most {MAX} items; follow `pageInfo.endCursor` for more"
+                "`{name}` is {limit}, and a page has at most {max} items; follow `pageInfo.endCursor` for more"
             );
             return Err(coded(Code::PageLimitExceeded, message));
         }
@@ -262,9 +269,9 @@ mod tests {
     use super::*;
 
     fn list(name: &str, first: Option<i32>, after: Option<&str>, last: Option<i32>, before: Option<&str>) -> Paging {
-        let blank = PageArgs { first: None, after: None, last: None, before: None }.of(&[name.to_owned()]);
+        let blank = PageArgs { first: None, after: None, last: None, before: None }.at_most(100, &[name.to_owned()]);
         let cursor = |key: &str| blank.edge(key, ()).cursor;
-        PageArgs { first, after: after.map(cursor), last, before: before.map(cursor) }.of(&[name.to_owned()])
+        PageArgs { first, after: after.map(cursor), last, before: before.map(cursor) }.at_most(100, &[name.to_owned()])
     }
 
     fn args(first: Option<i32>, after: Option<&str>, last: Option<i32>, before: Option<&str>) -> Paging {
@@ -315,12 +322,12 @@ mod tests {
         let ours = args(None, Some("b"), None, None);
         assert_eq!(ours.request().expect("a request").after.as_deref(), Some("b"));
         let others = list("numbers", None, Some("b"), None, None).args;
-        let (code, message) = refusal(&others.of(&["letters".to_owned()]));
+        let (code, message) = refusal(&others.at_most(100, &["letters".to_owned()]));
         assert_eq!(code, "\"BAD_REQUEST\"");
         assert!(message.starts_with("`after`: ") && message.contains("not a cursor of this list"), "{message}");
         for garbled in ["é", "", "YQ", &"A".repeat(4_000)] {
             let args = PageArgs { first: None, after: None, last: None, before: Some(garbled.to_owned()) };
-            let (code, message) = refusal(&args.of(&["letters".to_owned()]));
+            let (code, message) = refusal(&args.at_most(100, &["letters".to_owned()]));
             assert_eq!(code, "\"BAD_REQUEST\"");
             assert!(message.starts_with("`before`: ") && message.contains("is not a cursor"), "{message}");
         }

@@ -8,7 +8,7 @@ use async_graphql::{Context, Enum, ID, InputObject, Object, Result, SimpleObject
 use chrono::{DateTime, Utc};
 
 use super::command::{CommandError, Refused, payload, settle};
-use super::connection::{Connection, PageArgs};
+use super::connection::lists;
 use super::ids::{self, Key};
 use super::notification::Notification;
 use super::session::session;
@@ -124,25 +124,22 @@ pub struct DeliveryQuery;
 
 #[Object]
 impl DeliveryQuery {
+    #[graphql(flatten)]
+    async fn lists(&self) -> DeliveryQueryLists<'_> {
+        DeliveryQueryLists(self)
+    }
+}
+
+lists!(
+    DeliveryQueryLists of DeliveryQuery;
     /// Messages on their way, the newest first. Those that were given up: `filter: {state: DEAD}`.
-    async fn deliveries(
-        &self,
-        ctx: &Context<'_>,
-        #[graphql(desc = "Which ones; all when absent.")] filter: Option<DeliveryFilter>,
-        #[graphql(desc = "How many items from the start of the range: 1 to 100, 25 when absent.")] first: Option<i32>,
-        #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "How many items from the end of the range instead: 1 to 100.")] last: Option<i32>,
-        #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
-    ) -> Result<Connection<Delivery>> {
-        let session = session(ctx)?;
+    fn deliveries(this, session, page, #[graphql(desc = "Which ones; all when absent.")] filter: Option<DeliveryFilter>) -> Delivery {
         session.may(Action::Read, &Resource::Server)?;
         let filter = filter.unwrap_or_default();
         let filter = store::DeliveryFilter { state: filter.state.map(Into::into), channel: filter.channel };
-        PageArgs { first, after, last, before }
-            .read(async |page| session.api.store.deliveries(&filter, &page).await)
-            .await
+        page.read(async |page| session.api.store.deliveries(&filter, &page).await).await
     }
-}
+);
 
 /// A delivery to try again.
 #[derive(InputObject)]

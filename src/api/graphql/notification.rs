@@ -90,14 +90,17 @@ impl NotificationQuery {
     async fn notifications(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "How many items from the start of the range: 1 to 100, 25 when absent.")] first: Option<i32>,
+        #[graphql(
+            desc = "How many items from the start of the range; 25 when absent, at most 100 unless the server is set otherwise."
+        )]
+        first: Option<i32>,
         #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "How many items from the end of the range instead: 1 to 100.")] last: Option<i32>,
+        #[graphql(desc = "How many items from the end of the range instead, within the same bound.")] last: Option<i32>,
         #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
     ) -> Result<Connection<Notification>> {
         let session = session(ctx)?;
         session.may(Action::Read, &Resource::Server)?;
-        let page = PageArgs { first, after, last, before }.of(&["notifications".to_owned()]);
+        let page = PageArgs { first, after, last, before }.of(ctx, &["notifications".to_owned()]);
         page.read(async |page| session.api.store.notifications(&page).await).await
     }
 }

@@ -95,7 +95,7 @@ fn content_type(headers: &HeaderMap) -> Result<(), Fault> {
 }
 
 async fn read(app: &App, body: Body) -> Result<bytes::Bytes, Fault> {
-    let max = app.options.body_max;
+    let max = app.options.live.borrow().body_max;
     let body = Limited::new(body, max).collect();
     match tokio::time::timeout(app.options.timeout, body).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),

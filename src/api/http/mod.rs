@@ -4,6 +4,7 @@
 mod assets;
 mod graphql;
 mod media;
+mod origin;
 mod reply;
 mod request;
 mod sse;
@@ -12,6 +13,7 @@ mod websocket;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::{Request, State};
 use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::{self, Next};
 use axum::response::Response;
@@ -22,7 +24,10 @@ use super::{Context, Options, Schema};
 use crate::auth::{Authenticator, Unauthenticated};
 use crate::clock::Clock;
 use crate::model::Actor;
+use media::Media;
 use reply::Fault;
+
+pub use origin::Origin;
 
 /// What the handlers share.
 pub(super) struct App {
@@ -36,18 +41,34 @@ pub(super) struct App {
 
 /// All routes.
 pub(super) fn routes(app: Arc<App>) -> Router {
+    let cors = middleware::from_fn_with_state(Arc::clone(&app), origin::cors);
+    let draining = middleware::from_fn_with_state(Arc::clone(&app), draining);
     Router::new()
-        .route("/healthz", get("ok\n"))
-        .route("/graphql", any(graphql::serve))
+        .route("/graphql", any(graphql::serve).layer(cors))
         .route("/graphql/ws", any(websocket::upgrade))
         .merge(assets::routes())
         .fallback(reply::no_such_page)
+        .layer(draining)
+        // Below here: what answers until the very end.
+        .route("/healthz", get("ok\n"))
         .layer(middleware::from_fn(headers))
         .with_state(app)
 }
 
+/// Begins nothing new when the server is about to end; what has begun goes on.
+async fn draining(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    if !app.options.lifecycle.draining.is_cancelled() {
+        return next.run(request).await;
+    }
+    let mut response = Fault::stopping().reply(Media::Json);
+    let headers = response.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    headers.insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
+    response
+}
+
 /// What every answer says to browsers; the explorer's page has a policy of its own.
-async fn headers(request: axum::extract::Request, next: Next) -> Response {
+async fn headers(request: Request, next: Next) -> Response {
     const ALWAYS: [(HeaderName, HeaderValue); 5] = [
         (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
         (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),

@@ -34,6 +34,12 @@ impl Fault {
         Self::new(StatusCode::BAD_REQUEST, Code::BadRequest, message)
     }
 
+    /// The server is about to end and begins nothing new.
+    pub fn stopping() -> Self {
+        let message = "the server is stopping; try again in a moment, here or at another server";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable, message)
+    }
+
     /// The `errors` of the answer.
     pub fn errors(&self) -> Json {
         json!([{"message": self.message, "extensions": {"code": self.code.as_str()}}])

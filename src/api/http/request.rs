@@ -76,7 +76,8 @@ impl Parameters {
     /// Judges the document and puts everything together.
     pub fn ready(self, app: &App, actor: Actor, after: Option<String>) -> Result<Ready, Fault> {
         let variables = Variables::from_json(Value::Object(self.variables));
-        let (document, ty) = precheck::read(&self.query, self.operation.as_deref(), &variables, &app.options.limits)?;
+        let limits = precheck::Limits { page: app.options.live.borrow().page_max, ..app.options.limits };
+        let (document, ty) = precheck::read(&self.query, self.operation.as_deref(), &variables, &limits)?;
         let last = LastCursor::default();
         if let Some(after) = after {
             last.set(&after);

@@ -1,7 +1,8 @@
 //! Server-sent events ("distinct connections" of GraphQL over SSE): `next` for each result with
 //! the cursor as its `id:`, `complete` at the end, a comment now and then so that nothing between
 //! takes the connection for dead. A client that comes back with `Last-Event-ID` goes on behind
-//! that event. Nothing is queued: a slow client reads more slowly from the table.
+//! that event. A server that stops ends its streams without `complete`: there is more to come. Nothing
+//! is queued: a slow client reads more slowly from the table.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -55,8 +56,14 @@ struct Running {
 
 fn events(running: Running) -> impl Stream<Item = Result<String, Infallible>> + Send {
     stream::unfold(Some(Box::new(running)), async |running| {
-        let mut running = running?;
-        Some(match running.next().await {
+        let mut running: Box<Running> = running?;
+        let closing = running.app.options.lifecycle.closing.clone();
+        let event = tokio::select! {
+            biased;
+            () = closing.cancelled() => return Some((Ok(": the server is stopping\n\n".to_owned()), None)),
+            event = running.next() => event,
+        };
+        Some(match event {
             Some(event) => (Ok(event), Some(running)),
             // The empty data is there because browsers take no notice of an event without any.
             None => (Ok("event: complete\ndata: \n\n".to_owned()), None),

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use gennaker::cli::client::Client;
+use nix::sys::signal::Signal;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Child;
 
@@ -26,6 +27,8 @@ pub struct Options {
     /// Further flags.
     pub flags: Vec<String>,
     pub environment: Vec<(String, String)>,
+    /// The flags make it speak TLS.
+    pub tls: bool,
 }
 
 /// A server, and the directory with its data and host.
@@ -104,6 +107,10 @@ impl Server {
         anyhow::ensure!(shown, "the server ended at its start\n{}", self.log());
         // What comes later is read away, so that the server never writes to a closed pipe.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        if self.options.tls {
+            // The trial has the certificate.
+            return Ok(token);
+        }
         let client = self.client();
         wait_for("the first answer", START_MAX, || {
             let client = client.clone();
@@ -120,6 +127,8 @@ impl Server {
         command
             .env("GENNAKER_DATA_DIR", self.data_dir())
             .env("GENNAKER_HOST_DIR", self.host_dir())
+            // Not the settings of whoever runs the trials.
+            .env("GENNAKER_CONFIG", "/dev/null")
             .env_remove("DATABASE_URL")
             .envs(self.options.environment.iter().map(|(name, value)| (name, value)));
         if let Some(url) = &self.options.database_url {
@@ -129,7 +138,8 @@ impl Server {
     }
 
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.ports.server())
+        let scheme = if self.options.tls { "https" } else { "http" };
+        format!("{scheme}://127.0.0.1:{}", self.ports.server())
     }
 
     /// A client with the token of `admin`.
@@ -192,12 +202,21 @@ impl Server {
 
     /// Asks it to end, as Ctrl-C does; its exit status.
     pub async fn stop(&mut self) -> anyhow::Result<std::process::ExitStatus> {
+        self.signal(Signal::SIGINT)?;
+        self.ended(Duration::from_secs(60)).await
+    }
+
+    /// Sends the process a signal.
+    pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        let pid = self.child.as_ref().and_then(Child::id).context("the server runs")?;
+        Ok(nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(pid)?), signal)?)
+    }
+
+    /// The exit status of a process that was asked to end.
+    pub async fn ended(&mut self, within: Duration) -> anyhow::Result<std::process::ExitStatus> {
         let mut child = self.child.take().context("the server runs")?;
-        let pid = child.id().context("the server runs")?;
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(pid)?), nix::sys::signal::Signal::SIGINT)?;
-        Ok(tokio::time::timeout(Duration::from_secs(60), child.wait())
-            .await
-            .context("the server ends when asked")??)
+        let ended = tokio::time::timeout(within, child.wait()).await;
+        Ok(ended.with_context(|| format!("the server has not ended within {within:?}\n{}", self.log()))??)
     }
 
     /// Processes whose command line or working directory names this server's directory.

@@ -1,0 +1,120 @@
+//! The command line together with the file of settings. A command reads the file if it takes
+//! `--config`: the file's values become the defaults of that command's flags.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{ArgMatches, Command, CommandFactory, FromArgMatches};
+
+use super::Failure;
+use crate::config::{self, Errors, Fault, File, Setting};
+
+/// Where the settings of this start came from.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    file: Option<File>,
+    /// What did not hold in the file; none unless the command is there to tell.
+    pub faults: Vec<Fault>,
+    /// All that the command takes, with values and where they come from.
+    pub all: Vec<Setting>,
+}
+
+impl Settings {
+    /// What does not hold, with the line of the file where it comes from there.
+    #[must_use]
+    pub fn explain(&self, errors: &Errors) -> Vec<String> {
+        let explain = |error: &config::Error| {
+            let name = error.setting.trim_start_matches('-');
+            match self.all.iter().find(|setting| setting.name == name).map(|setting| &setting.source) {
+                Some(config::Source::File { path, line }) => {
+                    format!("{}:{line}: `{name}`: {}", path.display(), error.message)
+                }
+                Some(config::Source::Variable(variable)) => format!("{variable} ({error})"),
+                _ => error.to_string(),
+            }
+        };
+        errors.0.iter().map(explain).collect()
+    }
+
+    /// The same as a reason to end.
+    #[must_use]
+    pub fn failure(&self, errors: &Errors) -> Failure {
+        Failure::Input(anyhow::anyhow!(self.explain(errors).join("\n")))
+    }
+
+    /// The file's path, if one is read.
+    #[must_use]
+    pub fn path(&self) -> Option<&std::path::Path> {
+        self.file.as_ref().map(File::path)
+    }
+}
+
+/// A command line that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Also the help that was asked for.
+    #[error(transparent)]
+    Line(#[from] clap::Error),
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    File(Vec<Fault>),
+}
+
+/// Reads the command line, and the file where the command takes one. `tolerant` says whether the
+/// command is to be run although the file has faults.
+///
+/// # Errors
+/// When the line or the file does not hold, and when help is asked for.
+pub fn parse<C: CommandFactory + FromArgMatches>(
+    arguments: &[OsString],
+    tolerant: impl Fn(&[String]) -> bool,
+) -> Result<(C, Settings), Error> {
+    let command = C::command();
+    let matches = command.clone().try_get_matches_from(arguments)?;
+    let path = chosen(&matches);
+    let (leaf, inner) = leaf(&command, &matches);
+    if !leaf.get_arguments().any(|arg| arg.get_id() == "config") {
+        return Ok((C::from_arg_matches(&matches)?, Settings::default()));
+    }
+    let file = inner.get_one::<PathBuf>("config").cloned().or_else(File::usual_path);
+    let (file, faults) = match file.map(|path| File::read(&path)) {
+        Some((file, faults)) => (Some(file), faults),
+        None => (None, Vec::new()),
+    };
+    if !faults.is_empty() && !tolerant(&path) {
+        return Err(Error::File(faults));
+    }
+    let command = match &file {
+        Some(file) => at(command, &path, &|command| file.apply(command)),
+        None => command,
+    };
+    let matches = command.clone().try_get_matches_from(arguments)?;
+    let (leaf, inner) = self::leaf(&command, &matches);
+    let all = config::effective(leaf, inner, file.as_ref());
+    Ok((C::from_arg_matches(&matches)?, Settings { file, faults, all }))
+}
+
+/// The names of the commands within each other that were chosen.
+fn chosen(matches: &ArgMatches) -> Vec<String> {
+    let mut path = Vec::new();
+    let mut here = matches;
+    while let Some((name, inner)) = here.subcommand() {
+        path.push(name.to_owned());
+        here = inner;
+    }
+    path
+}
+
+fn leaf<'a>(command: &'a Command, matches: &'a ArgMatches) -> (&'a Command, &'a ArgMatches) {
+    match matches.subcommand().and_then(|(name, inner)| Some((command.find_subcommand(name)?, inner))) {
+        Some((command, inner)) => leaf(command, inner),
+        None => (command, matches),
+    }
+}
+
+/// Changes the command at the end of the path.
+fn at(command: Command, path: &[String], change: &dyn Fn(Command) -> Command) -> Command {
+    match path.split_first() {
+        Some((name, rest)) => command.mut_subcommand(name, |inner| at(inner, rest, change)),
+        None => change(command),
+    }
+}

@@ -1,0 +1,297 @@
+//! Settings: the file below variables below flags, what is told of faults, what a signal changes in
+//! a running server, and that no secret is shown.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use libtest_mimic::Trial;
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::harness::{Options, Outcome, Server, gennaker, trial, wait_for};
+
+pub fn trials() -> Vec<Trial> {
+    vec![
+        trial("config", "a_flag_stands_above_a_variable_above_the_file_above_what_is_built_in", precedence),
+        trial("config", "the_file_is_found_in_its_usual_place", usual_place),
+        trial("config", "check_tells_every_fault_with_its_line_and_touches_nothing", check),
+        trial("config", "secrets_are_masked_and_a_readable_file_with_one_is_refused", secrets),
+        trial("config", "a_server_and_the_other_commands_take_their_settings_from_the_file", from_the_file),
+        trial("config", "sighup_takes_over_what_can_change_and_names_what_cannot", reload),
+        trial("config", "the_readme_lists_every_limit_with_its_default", readme),
+    ]
+}
+
+const MAX: Duration = Duration::from_secs(30);
+
+/// A directory that is gone with the trial.
+struct Dir(PathBuf);
+
+impl Dir {
+    fn new() -> anyhow::Result<Self> {
+        let name = format!("gennaker-it-config-{}", &uuid::Uuid::new_v4().simple().to_string()[..12]);
+        let dir = std::env::temp_dir().canonicalize()?.join(name);
+        std::fs::create_dir(&dir)?;
+        Ok(Self(dir))
+    }
+
+    fn write(&self, name: &str, text: &str) -> anyhow::Result<PathBuf> {
+        let path = self.0.join(name);
+        std::fs::create_dir_all(path.parent().unwrap_or(&self.0))?;
+        std::fs::write(&path, text)?;
+        Ok(path)
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// `gennaker config …` without the settings of whoever runs the trials.
+fn config(dir: &Dir) -> Command {
+    let mut command = Command::new(gennaker());
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("GENNAKER_") || name == "DATABASE_URL" {
+            command.env_remove(name);
+        }
+    }
+    command.env("HOME", &dir.0).env("XDG_CONFIG_HOME", dir.0.join("config")).env_remove("XDG_DATA_HOME").arg("config");
+    command
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// The settings by name, as `config show --json` has them.
+fn shown(mut command: Command) -> anyhow::Result<Value> {
+    let output = command.output()?;
+    anyhow::ensure!(output.status.success(), "{}: {}", output.status, stderr(&output));
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+fn setting<'a>(shown: &'a Value, name: &str) -> &'a Value {
+    let all = shown["settings"].as_array().map(Vec::as_slice).unwrap_or_default();
+    all.iter().find(|setting| setting["name"] == name).unwrap_or(&Value::Null)
+}
+
+async fn precedence() -> Outcome {
+    let dir = Dir::new()?;
+    let file = dir.write(
+        "g.toml",
+        "retention-days = 5\naudit-retention-days = 6\ninsecure = true\n\n[max]\npage = 50\nbody-bytes = 2_000_000\n\n\
+         [outbound]\nallow = [\"10.0.0.0/8\", \"::1\"]\n",
+    )?;
+    let mut command = config(&dir);
+    command
+        .args(["show", "--json", "--max-page", "70", "--config"])
+        .arg(&file)
+        .env("GENNAKER_MAX_PAGE", "60")
+        .env("GENNAKER_RETENTION_DAYS", "7");
+    let shown = shown(command)?;
+    let from_file = |line: u64| json!({ "kind": "file", "path": file, "line": line });
+    for (name, value, source) in [
+        ("max-page", json!(70), json!({ "kind": "flag", "name": "--max-page" })),
+        ("retention-days", json!(7), json!({ "kind": "variable", "name": "GENNAKER_RETENTION_DAYS" })),
+        ("audit-retention-days", json!(6), from_file(2)),
+        ("insecure", json!(true), from_file(3)),
+        ("max-body-bytes", json!(2_000_000), from_file(7)),
+        ("outbound-allow", json!(["10.0.0.0/8", "::1"]), from_file(10)),
+        ("max-event-bytes", json!(65_536), json!({ "kind": "default" })),
+        ("listen", json!("127.0.0.1:7777"), json!({ "kind": "default" })),
+        ("data-dir", json!(dir.0.join(".local/share/gennaker")), json!({ "kind": "default" })),
+        ("tls-cert", Value::Null, json!({ "kind": "default" })),
+    ] {
+        let setting = setting(&shown, name);
+        anyhow::ensure!(setting["value"] == value && setting["source"] == source, "{name}: {setting}");
+    }
+    // One line each, which can be copied into a file.
+    let mut command = config(&dir);
+    let output = command.args(["show", "--config"]).arg(&file).output()?;
+    let text = String::from_utf8(output.stdout)?;
+    anyhow::ensure!(text.contains(&format!("max-page = 50  # file {}:6\n", file.display())), "{text}");
+    anyhow::ensure!(text.lines().count() == shown["settings"].as_array().map_or(0, Vec::len), "{text}");
+    let copy = dir.write("copy.toml", &text)?;
+    let output = config(&dir).args(["check", "--config"]).arg(copy).output()?;
+    anyhow::ensure!(output.status.success(), "{}", stderr(&output));
+    Ok(())
+}
+
+async fn usual_place() -> Outcome {
+    let dir = Dir::new()?;
+    let mut command = config(&dir);
+    command.args(["show", "--json"]);
+    anyhow::ensure!(setting(&shown(command)?, "max-page")["value"] == 100, "no file, no fault");
+    let usual = dir.write("config/gennaker/gennaker.toml", "max-page = 11\n")?;
+    let mut command = config(&dir);
+    command.args(["show", "--json"]);
+    let all = shown(command)?;
+    anyhow::ensure!(all["file"] == json!(usual) && setting(&all, "max-page")["value"] == 11, "{all}");
+    // A file that is named stands for all usual places, and has to be there.
+    let named = dir.write("named.toml", "max-page = 12\n")?;
+    let mut command = config(&dir);
+    command.args(["show", "--json"]).env("GENNAKER_CONFIG", &named);
+    anyhow::ensure!(setting(&shown(command)?, "max-page")["value"] == 12);
+    let output = config(&dir).args(["check", "--config", "/does/not/exist.toml"]).output()?;
+    anyhow::ensure!(output.status.code() == Some(2) && stderr(&output).contains("/does/not/exist.toml"));
+    Ok(())
+}
+
+async fn check() -> Outcome {
+    let dir = Dir::new()?;
+    let file = dir.write(
+        "g.toml",
+        "lisen = \"127.0.0.1:1\"\ndata-dir = \"data\"\nmax-page = 5000\n\n[tls]\ncert = \"/does/not/exist\"\n\n[cors]\nallowedOrigins = [\"*\"]\n",
+    )?;
+    let output = config(&dir).args(["check", "--shutdown-grace-seconds", "99999", "--config"]).arg(&file).output()?;
+    let text = stderr(&output);
+    anyhow::ensure!(output.status.code() == Some(2), "{}: {text}", output.status);
+    let file = file.display();
+    for words in [
+        format!("{file}:1: there is no setting `lisen`; did you mean `listen`?"),
+        format!("{file}:9: `cors-allowed-origins` does not hold"),
+        format!("{file}:3: `max-page`: 5000 is not within 1 to 1000"),
+        "--tls-key: is missing".to_owned(),
+    ] {
+        anyhow::ensure!(text.contains(&words), "{words} is not in {text}");
+    }
+    // A server with such a file does not start.
+    let output = config(&dir).args(["check", "--config", &file.to_string()]).output()?;
+    anyhow::ensure!(output.status.code() == Some(2));
+    let output = Command::new(gennaker())
+        .args(["serve", "--config", &file.to_string(), "--data-dir"])
+        .arg(dir.0.join("data"))
+        .output()?;
+    anyhow::ensure!(output.status.code() == Some(2) && stderr(&output).contains("did you mean `listen`"));
+
+    let good = dir.write("good.toml", "listen = \"127.0.0.1:0\"\n")?;
+    let output =
+        config(&dir).args(["check", "--config"]).arg(good).arg("--data-dir").arg(dir.0.join("data")).output()?;
+    anyhow::ensure!(output.status.success(), "{}", stderr(&output));
+    anyhow::ensure!(!dir.0.join("data").exists(), "nothing is made");
+    Ok(())
+}
+
+async fn secrets() -> Outcome {
+    let dir = Dir::new()?;
+    let url = "postgres://g:hidden-one@db.example/g";
+    for form in [&["show"][..], &["show", "--json"]] {
+        let mut command = config(&dir);
+        let output = command.args(form).env("DATABASE_URL", url).output()?;
+        let text = String::from_utf8(output.stdout)?;
+        anyhow::ensure!(text.contains("postgres://g:***@db.example/g") && !text.contains("hidden-one"), "{text}");
+    }
+    let file = dir.write("g.toml", &format!("database-url = \"{url}\"\n"))?;
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644))?;
+    let output = config(&dir).args(["check", "--config"]).arg(&file).output()?;
+    let text = stderr(&output);
+    anyhow::ensure!(output.status.code() == Some(2) && text.contains("chmod"), "{}: {text}", output.status);
+    anyhow::ensure!(!text.contains("hidden-one"), "{text}");
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600))?;
+    let output = config(&dir).args(["check", "--config"]).arg(&file).output()?;
+    anyhow::ensure!(output.status.success(), "{}", stderr(&output));
+    // Nor does the help of a command show what the file holds.
+    let output = Command::new(gennaker()).args(["serve", "--help"]).env("GENNAKER_CONFIG", &file).output()?;
+    anyhow::ensure!(!String::from_utf8_lossy(&output.stdout).contains("hidden-one"));
+
+    // A reference is resolved, and what is behind it is judged.
+    let secret = dir.write("db-url", "mysql://g:hidden-two@db/g\n")?;
+    let file = dir.write("r.toml", &format!("[database]\nurl = \"secret://file{}\"\n", secret.display()))?;
+    let output = config(&dir).args(["check", "--config"]).arg(&file).output()?;
+    let text = stderr(&output);
+    anyhow::ensure!(output.status.code() == Some(2) && text.contains("postgres://"), "{}: {text}", output.status);
+    anyhow::ensure!(!text.contains("hidden-two"), "{text}");
+    Ok(())
+}
+
+const PAGE: &str = "query Page($first: Int!) { applications(first: $first) { totalCount } }";
+
+/// Whether the server gives pages of that size.
+async fn page(server: &Server, first: u32) -> Result<(), String> {
+    match server.client().query(PAGE, json!({ "first": first })).await {
+        Ok(_) => Ok(()),
+        Err(error) => Err(error.code().unwrap_or_default().to_owned()),
+    }
+}
+
+fn with_file(file: &Path) -> Options {
+    Options { flags: vec!["--config".to_owned(), file.display().to_string()], ..Options::default() }
+}
+
+async fn from_the_file() -> Outcome {
+    let dir = Dir::new()?;
+    let file = dir.write("g.toml", "[max]\npage = 7\n")?;
+    let server = Server::start_with(with_file(&file)).await?;
+    anyhow::ensure!(page(&server, 7).await == Ok(()));
+    anyhow::ensure!(page(&server, 8).await == Err("PAGE_LIMIT_EXCEEDED".to_owned()));
+    // Another command finds the same data by the same file alone.
+    let same = dir.write("same.toml", &format!("[data]\ndir = \"{}\"\n", server.data_dir().display()))?;
+    let output = server
+        .command()
+        .env_remove("GENNAKER_DATA_DIR")
+        .env("HOME", &dir.0)
+        .env_remove("XDG_DATA_HOME")
+        .args(["token", "list", "--config"])
+        .arg(&same)
+        .output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    anyhow::ensure!(output.status.success() && text.contains("admin"), "{text}{}", stderr(&output));
+    Ok(())
+}
+
+async fn reload() -> Outcome {
+    let dir = Dir::new()?;
+    let file = dir.write("g.toml", "max-page = 7\nretention-days = 3\n")?;
+    let mut server = Server::start_with(with_file(&file)).await?;
+    anyhow::ensure!(page(&server, 8).await.is_err());
+
+    dir.write(
+        "g.toml",
+        "max-page = 9\nretention-days = 4\nlog-filter = \"warn,gennaker=info\"\nmax-concurrent-steps = 5\n",
+    )?;
+    server.signal(Signal::SIGHUP)?;
+    wait_for("pages of 9", MAX, || async { page(&server, 9).await.ok() }).await?;
+    let log = wait_for("a word about the restart", MAX, || async {
+        Some(server.log()).filter(|log| log.contains("needs a restart"))
+    })
+    .await?;
+    let line = |log: &str, word: &str| log.lines().find(|line| line.contains(word)).unwrap_or_default().to_owned();
+    let changed = line(&log, "changed: ");
+    for name in ["max-page", "retention-days", "log-filter"] {
+        anyhow::ensure!(changed.contains(name), "{changed}");
+    }
+    let left = line(&log, "needs a restart");
+    anyhow::ensure!(left.contains("max-concurrent-steps") && !left.contains("max-page"), "{left}");
+
+    // A file that does not hold leaves everything as it is.
+    dir.write("g.toml", "max-page = 11\nmax-pages = 12\n")?;
+    server.signal(Signal::SIGHUP)?;
+    let log = wait_for("a word about the faulty file", MAX, || async {
+        Some(server.log()).filter(|log| log.contains("all stays as it is"))
+    })
+    .await?;
+    anyhow::ensure!(log.contains("g.toml:2") && log.contains("did you mean `max-page`"), "{log}");
+    anyhow::ensure!(page(&server, 9).await.is_ok() && page(&server, 10).await.is_err());
+
+    // And back, with what needs a restart as it was at the start: nothing is left to say.
+    dir.write("g.toml", "max-page = 20\nretention-days = 4\n")?;
+    server.signal(Signal::SIGHUP)?;
+    wait_for("pages of 20", MAX, || async { page(&server, 20).await.ok() }).await?;
+    let restarts = server.log().lines().filter(|line| line.contains("needs a restart")).count();
+    anyhow::ensure!(restarts == 1, "{}", server.log());
+    let status = server.stop().await?;
+    anyhow::ensure!(status.success(), "{status}");
+    Ok(())
+}
+
+async fn readme() -> Outcome {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md"))?;
+    let table = gennaker::config::limits_table();
+    anyhow::ensure!(table.lines().count() > 8, "{table}");
+    anyhow::ensure!(readme.contains(&table), "the table of limits in README.md has to be\n\n{table}");
+    Ok(())
+}

@@ -1,0 +1,217 @@
+//! The end of a server: steps under way are finished or left to the next start, whoever is connected
+//! is told, and a second word ends it at once.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use gennaker::cli::client::{Client, Error, Subscription};
+use gennaker::cli::demo::setup::{self, FOLLOW};
+use libtest_mimic::Trial;
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+
+use crate::harness::{Options, Outcome, Server, follow, trial, wait_for};
+
+pub fn trials() -> Vec<Trial> {
+    vec![
+        trial("shutdown", "steps_under_way_end_and_the_next_start_goes_on", finishes),
+        trial("shutdown", "what_takes_longer_than_the_grace_is_left_to_the_next_start", too_long),
+        trial("shutdown", "a_second_signal_ends_the_server_at_once", second_signal),
+        trial("shutdown", "a_refused_websocket_says_why", refused),
+    ]
+}
+
+const MAX: Duration = Duration::from_secs(60);
+
+/// Something that a pipeline calls, and that answers when it is let.
+struct Target {
+    address: String,
+    calls: Arc<AtomicUsize>,
+    answers: Arc<AtomicBool>,
+}
+
+impl Target {
+    async fn start() -> anyhow::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?.to_string();
+        let (calls, answers) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+        let target = Self { address, calls: Arc::clone(&calls), answers: Arc::clone(&answers) };
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let (calls, answers) = (Arc::clone(&calls), Arc::clone(&answers));
+                tokio::spawn(async move {
+                    let mut request = [0; 4096];
+                    if !matches!(stream.read(&mut request).await, Ok(1..)) {
+                        return;
+                    }
+                    calls.fetch_add(1, Ordering::SeqCst);
+                    while !answers.load(Ordering::SeqCst) {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
+                    let _ = stream.write_all(answer).await;
+                });
+            }
+        });
+        Ok(target)
+    }
+
+    fn let_go(&self) {
+        self.answers.store(true, Ordering::SeqCst);
+    }
+
+    async fn called(&self, times: usize) -> anyhow::Result<()> {
+        wait_for("the call", MAX, || async { (self.calls.load(Ordering::SeqCst) >= times).then_some(()) }).await
+    }
+}
+
+async fn server(grace_seconds: u32) -> anyhow::Result<Server> {
+    let grace = grace_seconds.to_string();
+    let flags = ["--outbound-allow", "127.0.0.1", "--shutdown-grace-seconds", &grace].map(str::to_owned).to_vec();
+    Server::start_with(Options { flags, ..Options::default() }).await
+}
+
+/// Starts a pipeline that calls the target and then waits a second; the execution's id.
+async fn start(client: &Client, target: &Target, method: &str) -> anyhow::Result<String> {
+    setup::create_application(client).await?;
+    let url = format!("http://{}/", target.address);
+    let definition = json!({ "stages": [
+        { "key": "call", "kind": "webhook", "config": { "url": url, "method": method, "timeoutSeconds": 60 } },
+        { "key": "after", "kind": "wait", "config": { "seconds": 1 }, "requires": ["call"] },
+    ] });
+    client.mutate(SAVE, setup::saving("calls", definition)).await?;
+    let input = json!({ "pipeline": { "name": { "application": setup::APPLICATION, "name": "calls" } } });
+    let payload = client.mutate(START, input).await?;
+    Ok(payload["execution"]["id"].as_str().context("an id")?.to_owned())
+}
+
+/// The events until the connection ends, and how it ended.
+async fn watch(mut subscription: Subscription) -> anyhow::Result<(Vec<Value>, Error)> {
+    let mut events = Vec::new();
+    loop {
+        match tokio::time::timeout(MAX, subscription.next()).await? {
+            Ok(Some(mut data)) => events.push(data["executionEvents"].take()),
+            Ok(None) => anyhow::bail!("the subscription was completed: {events:?}"),
+            Err(error) => return Ok((events, error)),
+        }
+    }
+}
+
+/// An event stream to its end.
+async fn stream(server: &Server, execution: &str) -> anyhow::Result<reqwest::Response> {
+    let query = "subscription($id: ID!) { executionEvents(scope: {execution: {id: $id}}) { cursor } }";
+    let client = reqwest::Client::builder().no_proxy().build()?;
+    let answer = client
+        .post(format!("{}/graphql", server.url()))
+        .bearer_auth(server.token())
+        .header("accept", "text/event-stream")
+        .json(&json!({ "query": query, "variables": { "id": execution } }))
+        .send()
+        .await?;
+    anyhow::ensure!(answer.status() == 200, "{answer:?}");
+    Ok(answer)
+}
+
+async fn finishes() -> Outcome {
+    let target = Target::start().await?;
+    let mut server = server(30).await?;
+    let client = server.client();
+    let execution = start(&client, &target, "POST").await?;
+    let watching = tokio::spawn(watch(client.subscribe(FOLLOW, &json!({ "id": execution, "after": null })).await?));
+    let streaming = stream(&server, &execution).await?;
+    target.called(1).await?;
+
+    server.signal(Signal::SIGTERM)?;
+    // Nothing new is begun, and it is said so; that it lives is said too.
+    let http = reqwest::Client::builder().no_proxy().build()?;
+    let refusal = wait_for("a refusal", MAX, || async {
+        let ask = http.post(format!("{}/graphql", server.url())).json(&json!({ "query": "{ __typename }" }));
+        ask.send().await.ok().filter(|answer| answer.status() == 503)
+    })
+    .await?;
+    anyhow::ensure!(refusal.headers().get("connection").is_some_and(|value| value == "close"), "{refusal:?}");
+    anyhow::ensure!(refusal.headers().contains_key("retry-after"), "{refusal:?}");
+    let text = refusal.text().await?;
+    anyhow::ensure!(text.contains("stopping") && text.contains("UNAVAILABLE"), "{text}");
+    let health = http.get(format!("{}/healthz", server.url())).send().await?;
+    anyhow::ensure!(health.status() == 200, "{health:?}");
+
+    target.let_go();
+    let status = server.ended(Duration::from_secs(30)).await?;
+    anyhow::ensure!(status.code() == Some(0), "{status}\n{}", server.log());
+    let (events, end) = watching.await??;
+    anyhow::ensure!(
+        end.to_string().contains("closed with 1001: The server is stopping"),
+        "the socket ended with {end}\n{}",
+        server.log()
+    );
+    let seen: Vec<_> = events.iter().map(|event| event["stage"]["status"].clone()).collect();
+    anyhow::ensure!(seen.contains(&json!("SUCCEEDED")), "who watches sees the last step end: {seen:?}");
+    let text = tokio::time::timeout(MAX, streaming.text()).await??;
+    anyhow::ensure!(text.contains("event: next") && text.ends_with(": the server is stopping\n\n"), "{text}");
+    anyhow::ensure!(!text.contains("event: complete"), "there is more to come: {text}");
+
+    server.restart().await?;
+    follow(&client, &execution, MAX).await?.succeeded()?;
+    anyhow::ensure!(target.calls.load(Ordering::SeqCst) == 1, "the finished call is not made again");
+    Ok(())
+}
+
+async fn too_long() -> Outcome {
+    let target = Target::start().await?;
+    let mut server = server(1).await?;
+    let client = server.client();
+    let execution = start(&client, &target, "GET").await?;
+    target.called(1).await?;
+    let asked = Instant::now();
+    server.signal(Signal::SIGTERM)?;
+    let status = server.ended(Duration::from_secs(15)).await?;
+    anyhow::ensure!(status.code() == Some(0), "{status}\n{}", server.log());
+    anyhow::ensure!(asked.elapsed() >= Duration::from_millis(900), "the step had its grace: {:?}", asked.elapsed());
+    anyhow::ensure!(server.log().contains("taken up again at the next start"), "{}", server.log());
+    target.let_go();
+    server.restart().await?;
+    follow(&client, &execution, MAX).await?.succeeded()?;
+    Ok(())
+}
+
+async fn second_signal() -> Outcome {
+    let target = Target::start().await?;
+    let mut server = server(300).await?;
+    let client = server.client();
+    let execution = start(&client, &target, "GET").await?;
+    target.called(1).await?;
+    server.signal(Signal::SIGTERM)?;
+    wait_for("the end to begin", MAX, || async { server.log().contains("stopping:").then_some(()) }).await?;
+    server.signal(Signal::SIGINT)?;
+    let status = server.ended(Duration::from_secs(10)).await?;
+    anyhow::ensure!(status.code() == Some(1), "{status}\n{}", server.log());
+    target.let_go();
+    server.restart().await?;
+    follow(&client, &execution, MAX).await?.succeeded()?;
+    Ok(())
+}
+
+async fn refused() -> Outcome {
+    let server = Server::start().await?;
+    let stranger = Client::new(&server.url(), Some("gnk_nonsense"))?;
+    let Err(error) = stranger.subscribe(FOLLOW, &json!({ "id": "x", "after": null })).await else {
+        anyhow::bail!("a stranger was let in");
+    };
+    anyhow::ensure!(error.to_string().contains("closed with 4403: Forbidden"), "{error}");
+    Ok(())
+}
+
+const SAVE: &str = "
+mutation Save($input: SavePipelineInput!) {
+  savePipeline(input: $input) { pipeline { id } userErrors { message field code } }
+}";
+
+const START: &str = "
+mutation Start($input: StartPipelineInput!) {
+  startPipeline(input: $input) { execution { id } userErrors { message field code } }
+}";

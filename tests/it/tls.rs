@@ -1,0 +1,227 @@
+//! TLS: requests and WebSockets over it, a certificate that changes while the server runs, and who
+//! may listen beyond loopback.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{SinkExt as _, StreamExt as _};
+use libtest_mimic::Trial;
+use nix::sys::signal::Signal;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use serde_json::{Value, json};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+
+use crate::harness::{Options, Outcome, Server, gennaker, trial, wait_for};
+
+pub fn trials() -> Vec<Trial> {
+    vec![
+        trial("tls", "requests_and_websockets_are_served_with_the_certificate", served),
+        trial("tls", "a_new_certificate_is_used_without_a_restart_and_a_bad_one_never", renewed),
+        trial("tls", "beyond_loopback_the_server_needs_tls_or_known_proxies_or_a_word", beyond_loopback),
+        trial("tls", "requests_of_others_than_the_trusted_proxies_are_refused", proxies_only),
+        trial("tls", "a_client_that_does_not_shake_hands_is_let_go", silent),
+    ]
+}
+
+const MAX: Duration = Duration::from_secs(30);
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/fixtures").join(name)
+}
+
+/// A pair of files that a trial may change.
+struct Pair {
+    dir: PathBuf,
+}
+
+impl Pair {
+    fn new() -> anyhow::Result<Self> {
+        let name = format!("gennaker-it-tls-{}", &uuid::Uuid::new_v4().simple().to_string()[..12]);
+        let pair = Self { dir: std::env::temp_dir().canonicalize()?.join(name) };
+        std::fs::create_dir(&pair.dir)?;
+        pair.put("first")?;
+        Ok(pair)
+    }
+
+    fn certificate(&self) -> PathBuf {
+        self.dir.join("cert.pem")
+    }
+
+    fn key(&self) -> PathBuf {
+        self.dir.join("key.pem")
+    }
+
+    fn put(&self, which: &str) -> anyhow::Result<()> {
+        std::fs::copy(fixture(&format!("tls-{which}.pem")), self.certificate())?;
+        std::fs::copy(fixture(&format!("tls-{which}.key")), self.key())?;
+        Ok(())
+    }
+
+    async fn server(&self) -> anyhow::Result<Server> {
+        let text = |path: PathBuf| path.display().to_string();
+        let flags =
+            ["--tls-cert", &text(self.certificate()), "--tls-key", &text(self.key()), "--tls-check-seconds", "1"];
+        let flags = flags.map(str::to_owned).to_vec();
+        Server::start_with(Options { flags, tls: true, ..Options::default() }).await
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// A connection by TLS that trusts that certificate only.
+async fn connect(server: &Server, which: &str) -> anyhow::Result<TlsStream<TcpStream>> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(fixture(&format!("tls-{which}.pem")))?)?;
+    let config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    let address = server.url().trim_start_matches("https://").to_owned();
+    let stream = TcpStream::connect(address).await?;
+    let name = ServerName::try_from("localhost")?;
+    Ok(tokio::time::timeout(MAX, TlsConnector::from(Arc::new(config)).connect(name, stream)).await??)
+}
+
+fn client(which: &str) -> anyhow::Result<reqwest::Client> {
+    let root = reqwest::Certificate::from_pem(&std::fs::read(fixture(&format!("tls-{which}.pem")))?)?;
+    Ok(reqwest::Client::builder().no_proxy().tls_certs_only([root]).build()?)
+}
+
+async fn ask(server: &Server, which: &str) -> anyhow::Result<Value> {
+    let answer = client(which)?
+        .post(format!("{}/graphql", server.url()))
+        .bearer_auth(server.token())
+        .json(&json!({ "query": "{ __typename }" }))
+        .send()
+        .await?;
+    Ok(serde_json::from_slice(&answer.bytes().await?)?)
+}
+
+async fn served() -> Outcome {
+    let pair = Pair::new()?;
+    let server = pair.server().await?;
+    let answer = ask(&server, "first").await?;
+    anyhow::ensure!(answer["data"]["__typename"] == "Query", "{answer}");
+    anyhow::ensure!(server.log().contains("https://127.0.0.1"), "{}", server.log());
+    anyhow::ensure!(ask(&server, "second").await.is_err(), "another certificate is not trusted");
+
+    let stream = connect(&server, "first").await?;
+    anyhow::ensure!(stream.get_ref().1.alpn_protocol().is_none_or(|protocol| protocol == b"http/1.1"));
+    let mut request = format!("{}/graphql/ws", server.url().replacen("http", "ws", 1)).into_client_request()?;
+    request.headers_mut().insert("sec-websocket-protocol", "graphql-transport-ws".parse()?);
+    request.headers_mut().insert("origin", server.url().parse()?);
+    let (mut socket, _) = tokio_tungstenite::client_async(request, stream).await?;
+    let authorization = format!("Bearer {}", server.token());
+    let init = json!({ "type": "connection_init", "payload": { "authorization": authorization } });
+    socket.send(Message::text(init.to_string())).await?;
+    let subscribe = json!({ "id": "1", "type": "subscribe", "payload": { "query": "{ __typename }" } });
+    socket.send(Message::text(subscribe.to_string())).await?;
+    let mut came = Vec::new();
+    while came.len() < 3 {
+        let message = tokio::time::timeout(MAX, socket.next()).await?.ok_or_else(|| anyhow::anyhow!("closed"))??;
+        if let Message::Text(text) = message {
+            came.push(serde_json::from_str::<Value>(&text)?["type"].as_str().unwrap_or_default().to_owned());
+        }
+    }
+    anyhow::ensure!(came == ["connection_ack", "next", "complete"], "{came:?}");
+
+    // Who speaks no TLS gets no answer, and disturbs nobody.
+    let plain = reqwest::Client::builder().no_proxy().build()?;
+    anyhow::ensure!(plain.get(server.url().replacen("https", "http", 1)).send().await.is_err());
+    ask(&server, "first").await?;
+    Ok(())
+}
+
+async fn renewed() -> Outcome {
+    let pair = Pair::new()?;
+    let server = pair.server().await?;
+    ask(&server, "first").await?;
+    // An open connection outlives the change.
+    let kept = client("first")?;
+    let health = || kept.get(format!("{}/healthz", server.url())).send();
+    health().await?;
+    pair.put("second")?;
+    wait_for("the second certificate", MAX, || async { ask(&server, "second").await.ok() }).await?;
+    anyhow::ensure!(connect(&server, "first").await.is_err(), "the first one is gone");
+    anyhow::ensure!(health().await?.status() == 200, "the open connection goes on");
+
+    std::fs::write(pair.certificate(), "no certificate")?;
+    let log = wait_for("a word about the bad file", MAX, || async {
+        Some(server.log()).filter(|log| log.contains("cannot be used; the one before stays"))
+    })
+    .await?;
+    anyhow::ensure!(log.contains("cert.pem"), "{log}");
+    ask(&server, "second").await?;
+    server.signal(Signal::SIGHUP)?;
+    wait_for("a word about the settings", MAX, || async {
+        Some(server.log()).filter(|log| log.contains("all stays as it is"))
+    })
+    .await?;
+    ask(&server, "second").await?;
+
+    pair.put("first")?;
+    server.signal(Signal::SIGHUP)?;
+    wait_for("the first certificate again", MAX, || async { ask(&server, "first").await.ok() }).await?;
+    Ok(())
+}
+
+async fn beyond_loopback() -> Outcome {
+    let check = |flags: &[&str]| {
+        let mut command = Command::new(gennaker());
+        command.env_remove("DATABASE_URL").env("GENNAKER_CONFIG", "/dev/null");
+        command.args(["config", "check", "--listen", "0.0.0.0:7777"]).args(flags).output()
+    };
+    let output = check(&[])?;
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    anyhow::ensure!(output.status.code() == Some(2), "{}: {text}", output.status);
+    for way in ["--tls-cert", "--trusted-proxies", "--insecure"] {
+        anyhow::ensure!(text.contains(way), "{text}");
+    }
+    let (certificate, key) = (fixture("tls-first.pem"), fixture("tls-first.key"));
+    let (certificate, key) = (certificate.display().to_string(), key.display().to_string());
+    for flags in
+        [&["--insecure"][..], &["--trusted-proxies", "10.0.0.0/8"], &["--tls-cert", &certificate, "--tls-key", &key]]
+    {
+        let output = check(flags)?;
+        anyhow::ensure!(output.status.success(), "{flags:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    let other = fixture("tls-second.key").display().to_string();
+    for flags in [&["--tls-cert", certificate.as_str()][..], &["--tls-cert", &certificate, "--tls-key", &other]] {
+        let output = check(flags)?;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        anyhow::ensure!(output.status.code() == Some(2) && text.contains("--tls-key"), "{flags:?}: {text}");
+    }
+    Ok(())
+}
+
+async fn proxies_only() -> Outcome {
+    let flags = ["--trusted-proxies", "192.0.2.0/24"].map(str::to_owned).to_vec();
+    let server = Server::start_with(Options { flags, ..Options::default() }).await?;
+    let (status, answer) = server.client().post("{ __typename }", &json!({})).await?;
+    anyhow::ensure!(status == 403 && answer.to_string().contains("trusted-proxies"), "{status} {answer}");
+    let flags = ["--trusted-proxies", "192.0.2.0/24,127.0.0.1"].map(str::to_owned).to_vec();
+    let server = Server::start_with(Options { flags, ..Options::default() }).await?;
+    server.client().query("{ __typename }", json!({})).await?;
+    Ok(())
+}
+
+async fn silent() -> Outcome {
+    let pair = Pair::new()?;
+    let server = pair.server().await?;
+    let mut silent = TcpStream::connect(server.url().trim_start_matches("https://")).await?;
+    // Others are served meanwhile.
+    ask(&server, "first").await?;
+    let mut rest = Vec::new();
+    tokio::time::timeout(MAX, silent.read_to_end(&mut rest)).await??;
+    Ok(())
+}
