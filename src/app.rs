@@ -1,5 +1,7 @@
 //! The composition: every part is made here, once, from the settings; and ended here, in order.
 
+mod watch;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +18,7 @@ use crate::config::Config;
 use crate::engine::contract::INVENTORY_TOPIC;
 use crate::engine::{self, Engine};
 use crate::inventory::Inventory;
+use crate::measure::{self, Invariant};
 use crate::model::{Actor, Principal, PrincipalId, PrincipalKind, Role};
 use crate::outbound::{self, Outbound};
 use crate::providers::Provider;
@@ -23,6 +26,8 @@ use crate::providers::host::client::{self, HostProvider};
 use crate::secrets::Secrets;
 use crate::stages;
 use crate::store::{self, Commit, CommitError, Guard, Store, Write};
+use crate::telemetry::proxy::Proxies;
+use crate::telemetry::traces;
 
 /// The server did not start or did not end well.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +38,8 @@ pub enum Error {
     Store(#[from] store::Error),
     #[error("the host in {directory} cannot be used: {message}")]
     Host { directory: String, message: String },
+    #[error("the collector of traces cannot be used: {0}")]
+    Traces(String),
     #[error("the first principal cannot be made: {0}")]
     FirstPrincipal(String),
 }
@@ -68,6 +75,8 @@ pub struct App {
     tasks: Vec<Task>,
     /// Cancelled when a task has ended that should not have.
     failed: CancellationToken,
+    /// Cancelled when the server has been asked to end.
+    stopping: CancellationToken,
 }
 
 struct Task {
@@ -85,6 +94,8 @@ impl App {
     /// # Errors
     /// When a part does not start; what was started before is stopped.
     pub async fn start(config: Config, listener: TcpListener, clock: Clock) -> Result<Self, Error> {
+        // Before anything counts.
+        let _ = measure::install();
         let address =
             listener.local_addr().map_err(|source| Error::Listen { address: config.server.listen, source })?;
         let store = Store::open(&config.data.store_options(), clock.clone()).await?;
@@ -105,8 +116,9 @@ impl App {
         clock: Clock,
     ) -> Result<Self, Error> {
         let first_token = first_principal(&store, &clock).await?;
-        let host: Arc<dyn Provider> = Arc::new(connect_host(config).await?);
-        let inventory = Inventory::new(vec![host]);
+        let host = connect_host(config).await?;
+        let provider: Arc<dyn Provider> = Arc::new(host.clone());
+        let inventory = Inventory::new(vec![provider]);
         first_look(&inventory).await;
         let outbound = Outbound::new(outbound::Options {
             allow: config.security.outbound_allow.clone(),
@@ -115,12 +127,26 @@ impl App {
         });
         let secrets = Secrets::new(config.security.secret_dirs.clone());
         let registry = stages::registry(stages::Deps { inventory: inventory.clone(), outbound, secrets });
+        let exporter = trace_exporter(config)?;
         let options = config.limits.engine(engine::Options {
             // The data directory is locked: every owner of an earlier start is gone.
             sole_owner: config.data.database_url.is_none(),
+            ended: exporter.as_ref().map(|(hook, _)| hook.clone()),
             ..engine::Options::default()
         });
         let engine = Engine::new(options, store.clone(), registry.clone(), clock.clone());
+        let stopping = CancellationToken::new();
+        let proxies = Proxies::new(inventory.clone(), clock.clone());
+        let log = config.data.database_url.is_none().then(|| config.data.dir.join("gennaker.db-wal"));
+        let watched = watch::Watched {
+            store: store.clone(),
+            engine: engine.clone(),
+            host,
+            proxies: proxies.clone(),
+            stopping: stopping.clone(),
+            log,
+            clock: clock.clone(),
+        };
         let context = api::Context {
             store: store.clone(),
             commands: engine.commands(),
@@ -128,9 +154,16 @@ impl App {
             inventory: inventory.clone(),
             clock: clock.clone(),
             config: config.limits.api(api::Options { base_url: url(address), ..api::Options::default() }),
+            probes: watch::probes(watched, config.observe.metrics_public),
         };
-        let mut app =
-            Self { address, first_token, store: store.clone(), tasks: Vec::new(), failed: CancellationToken::new() };
+        let mut app = Self {
+            address,
+            first_token,
+            store: store.clone(),
+            tasks: Vec::new(),
+            failed: CancellationToken::new(),
+            stopping,
+        };
         let router = api::router(context);
         app.spawn("api", GRACE, |stop| serve(listener, router, stop));
         app.spawn("engine", Duration::from_secs(30), {
@@ -147,7 +180,13 @@ impl App {
         });
         app.spawn("inventory", GRACE, |stop| async move { inventory.run(stop).await });
         let keep = Keep { executions: config.data.retention, audit: config.data.audit_retention };
+        app.spawn("proxy counters", GRACE, |stop| proxies.run(stop));
+        app.spawn("metrics", GRACE, upkeep);
         app.spawn("retention", GRACE, |stop| retain(store, clock, keep, stop));
+        if let Some((_, exporter)) = exporter {
+            // The last to end: the engine has told everything by then.
+            app.spawn("traces", GRACE, |stop| exporter.run(stop));
+        }
         info!(address = %address, "serving {}", app.url());
         Ok(app)
     }
@@ -197,6 +236,7 @@ impl App {
     /// # Errors
     /// When a part had failed before.
     pub async fn stop(mut self) -> Result<(), Failed> {
+        self.stopping.cancel();
         let failed = self.failed.is_cancelled();
         for mut task in std::mem::take(&mut self.tasks) {
             task.stop.cancel();
@@ -241,6 +281,7 @@ struct Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         if !self.stop.is_cancelled() {
+            measure::violated(Invariant::PartEnded);
             error!(task = self.name, "task `{}` ended by itself; the server ends", self.name);
             self.failed.cancel();
         }
@@ -252,6 +293,26 @@ fn url(address: SocketAddr) -> String {
         IpAddr::V4(ip) if ip.is_unspecified() => format!("http://127.0.0.1:{}", address.port()),
         IpAddr::V6(ip) if ip.is_unspecified() => format!("http://[::1]:{}", address.port()),
         _ => format!("http://{address}"),
+    }
+}
+
+/// What sends traces, where the settings name a collector.
+fn trace_exporter(config: &Config) -> Result<Option<(engine::EndedHook, traces::Exporter)>, Error> {
+    let Some(endpoint) = config.observe.otlp_endpoint.clone() else { return Ok(None) };
+    let options = traces::Options { endpoint, timeout: config.observe.otlp_timeout };
+    traces::start(&options).map(Some).map_err(Error::Traces)
+}
+
+/// Histograms keep each number until they are added up.
+async fn upkeep(stop: CancellationToken) {
+    const EVERY: Duration = Duration::from_secs(2);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(EVERY) => if let Some(recorder) = measure::install() {
+                recorder.upkeep();
+            }
+        }
     }
 }
 

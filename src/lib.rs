@@ -9,6 +9,7 @@ pub mod config;
 pub mod engine;
 pub mod expression;
 pub mod inventory;
+pub mod measure;
 pub mod model;
 pub mod notifiers;
 pub mod outbound;

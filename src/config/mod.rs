@@ -5,6 +5,7 @@ mod data;
 mod host;
 mod limits;
 mod log;
+mod observe;
 mod security;
 mod server;
 
@@ -12,6 +13,7 @@ pub use data::{DataArgs, DataConfig};
 pub use host::{HostArgs, HostConfig, PortRange};
 pub use limits::{LimitsArgs, LimitsConfig};
 pub use log::{LogArgs, LogFormat};
+pub use observe::{ObserveArgs, ObserveConfig};
 pub use security::{SecurityArgs, SecurityConfig};
 pub use server::{ServerArgs, ServerConfig};
 
@@ -55,6 +57,8 @@ pub struct Args {
     pub limits: LimitsArgs,
     #[command(flatten)]
     pub log: LogArgs,
+    #[command(flatten)]
+    pub observe: ObserveArgs,
 }
 
 /// All settings of a server, checked.
@@ -65,6 +69,7 @@ pub struct Config {
     pub host: HostConfig,
     pub security: SecurityConfig,
     pub limits: LimitsConfig,
+    pub observe: ObserveConfig,
 }
 
 impl Args {
@@ -76,6 +81,6 @@ impl Args {
         let data = self.data.validate()?;
         let host = self.host.validate(&data.dir)?;
         let (server, security) = (self.server.validate()?, self.security.validate()?);
-        Ok(Config { server, security, limits: self.limits.validate()?, data, host })
+        Ok(Config { server, security, limits: self.limits.validate()?, observe: self.observe.validate()?, data, host })
     }
 }

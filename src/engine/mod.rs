@@ -7,10 +7,12 @@ pub mod commands;
 mod context;
 pub mod contract;
 pub mod decide;
+mod ended;
 mod erased;
 mod notices;
 mod recovery;
 mod runner;
+mod sweep;
 mod timers;
 mod topics;
 mod validate;
@@ -29,6 +31,8 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+pub use ended::{Ended, EndedHook};
+pub use sweep::Counts;
 pub use topics::Topics;
 
 use crate::clock::Clock;
@@ -68,6 +72,8 @@ pub struct Options {
     pub execution_outputs_max: usize,
     /// Bytes of an event.
     pub event_max: usize,
+    /// Told what is over, after it is committed.
+    pub ended: Option<EndedHook>,
     /// Tests only: asked at the points where a crash hurts most.
     pub crash: Option<CrashHook>,
 }
@@ -89,6 +95,7 @@ impl Default for Options {
             outputs_max: 1024 * 1024,
             execution_outputs_max: 16 * 1024 * 1024,
             event_max: 64 * 1024,
+            ended: None,
             crash: None,
         }
     }
@@ -165,6 +172,20 @@ impl Engine {
     #[must_use]
     pub fn owner(&self) -> OwnerId {
         self.shared.owner
+    }
+
+    /// Whether it works: registered, not ended, and its search for due executions not overdue.
+    ///
+    /// # Errors
+    /// Why it does not, for people.
+    pub fn is_working(&self) -> Result<(), &'static str> {
+        self.shared.pulse.check(tokio::time::Instant::now(), self.shared.options.scan_every)
+    }
+
+    /// What is in memory.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        sweep::counts(&self.shared)
     }
 
     /// Runs executions until the token is cancelled (steps under way get the grace of

@@ -7,6 +7,7 @@
 
 mod apply;
 mod commit;
+mod health;
 mod leases;
 mod open;
 mod page;
@@ -34,6 +35,7 @@ pub use commit::{
     Write,
 };
 
+pub use health::Fill;
 pub use rows::{event_execution, event_stage};
 
 use crate::clock::Clock;

@@ -15,6 +15,7 @@ mod harness;
 mod host;
 mod idempotency;
 mod layers;
+mod observe;
 mod postgres;
 mod schema;
 mod shim;
@@ -41,6 +42,7 @@ fn main() {
         host::trials(),
         idempotency::trials(),
         layers::trials(),
+        observe::trials(),
         postgres::trials(),
         schema::trials(),
         store::trials(),
