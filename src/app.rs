@@ -1,5 +1,7 @@
 //! The composition: every part is made here, once, from the settings; and ended here, in order.
 
+mod watched;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +23,7 @@ use crate::engine::{self, Engine};
 use crate::housekeeping::{self, Job};
 use crate::inventory::Inventory;
 use crate::listener::{self, Certificates};
+use crate::measure::{self, Invariant};
 use crate::model::{Actor, Principal, PrincipalId, PrincipalKind, Role};
 use crate::notifiers::email::Email;
 use crate::notifiers::{Notifier, Notifiers, deliver};
@@ -31,6 +34,8 @@ use crate::secrets::Secrets;
 use crate::stages;
 use crate::store::{self, Commit, CommitError, Guard, Store, Write};
 use crate::triggers::{self, Dispatcher};
+use crate::telemetry::proxy::Proxies;
+use crate::telemetry::traces;
 
 /// The server did not start or did not end well.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +48,8 @@ pub enum Error {
     Host { directory: String, message: String },
     #[error("mail cannot be set up: {0}")]
     Mail(String),
+    #[error("the collector of traces cannot be used: {0}")]
+    Traces(String),
     #[error("the first principal cannot be made: {0}")]
     FirstPrincipal(String),
 }
@@ -86,6 +93,8 @@ pub struct App {
     tasks: Vec<Task>,
     /// Cancelled when a task has ended that should not have.
     failed: CancellationToken,
+    /// Cancelled when the server has been asked to end.
+    stopping: CancellationToken,
 }
 
 /// Where settings are put that change while the server runs.
@@ -127,6 +136,8 @@ impl App {
     /// # Errors
     /// When a part does not start; what was started before is stopped.
     pub async fn start(config: Config, listener: TcpListener, clock: Clock) -> Result<Self, Error> {
+        // Before anything counts.
+        let _ = measure::install();
         let address =
             listener.local_addr().map_err(|source| Error::Listen { address: config.server.listen, source })?;
         let store = Store::open(&config.data.store_options(), clock.clone()).await?;
@@ -147,8 +158,9 @@ impl App {
         clock: Clock,
     ) -> Result<Self, Error> {
         let first_token = first_principal(&store, &clock).await?;
-        let host: Arc<dyn Provider> = Arc::new(connect_host(config).await?);
-        let inventory = Inventory::new(vec![host]);
+        let host = connect_host(config).await?;
+        let provider: Arc<dyn Provider> = Arc::new(host.clone());
+        let inventory = Inventory::new(vec![provider]);
         first_look(&inventory).await;
         let outbound = Outbound::new(outbound::Options {
             allow: config.security.outbound_allow.clone(),
@@ -159,16 +171,30 @@ impl App {
         let notifiers = notifiers(config, &secrets, &clock)?;
         let registry = stages::registry(stages::Deps { inventory: inventory.clone(), outbound, secrets });
         let registry = triggers::kinds(registry);
+        let exporter = trace_exporter(config)?;
         let options = config.limits.engine(engine::Options {
             // The data directory is locked: every owner of an earlier start is gone.
             sole_owner: config.data.database_url.is_none(),
             renewed_by_job: true,
+            ended: exporter.as_ref().map(|(hook, _)| hook.clone()),
             stop_grace: config.server.shutdown_grace,
             ..engine::Options::default()
         });
         let engine = Engine::new(options, store.clone(), registry.clone(), clock.clone());
         let live = Live::new(config);
         let lifecycle = api::Lifecycle::default();
+        let stopping = CancellationToken::new();
+        let proxies = Proxies::new(inventory.clone(), clock.clone());
+        let log = config.data.database_url.is_none().then(|| config.data.dir.join("gennaker.db-wal"));
+        let watched = watched::Watched {
+            store: store.clone(),
+            engine: engine.clone(),
+            host,
+            proxies: proxies.clone(),
+            stopping: stopping.clone(),
+            log,
+            clock: clock.clone(),
+        };
         let context = api::Context {
             store: store.clone(),
             commands: engine.commands(),
@@ -182,6 +208,7 @@ impl App {
                 lifecycle: lifecycle.clone(),
                 ..api::Options::default()
             },
+            probes: watched::probes(watched, config.observe.metrics_public),
         };
         let taking = listener::Options { certificates: live.certificates.clone(), proxies: live.proxies.subscribe() };
         let keep = live.keep.subscribe();
@@ -193,6 +220,7 @@ impl App {
             live,
             tasks: Vec::new(),
             failed: CancellationToken::new(),
+            stopping,
         };
         app.spawn("deliveries", deliver::GRACE + GRACE, {
             let (options, store, clock) = (config.smtp.deliveries.clone(), store.clone(), clock.clone());
@@ -223,6 +251,12 @@ impl App {
         let jobs = jobs(&store, &clock, keep, &engine, &dispatcher);
         app.spawn("triggers", GRACE, |stop| async move { dispatcher.run(stop).await });
         app.spawn("housekeeping", GRACE, |stop| housekeeping::run(jobs, stop));
+        app.spawn("proxy counters", GRACE, |stop| proxies.run(stop));
+        app.spawn("metrics", GRACE, upkeep);
+        if let Some((_, exporter)) = exporter {
+            // The last to end: the engine has told everything by then.
+            app.spawn("traces", GRACE, |stop| exporter.run(stop));
+        }
         info!(address = %address, "serving {}", app.url());
         Ok(app)
     }
@@ -289,6 +323,7 @@ impl App {
     /// # Errors
     /// When a part had failed before.
     pub async fn stop(mut self) -> Result<(), Failed> {
+        self.stopping.cancel();
         let failed = self.failed.is_cancelled();
         info!("stopping: nothing new is begun, and steps under way may end");
         self.lifecycle.draining.cancel();
@@ -335,6 +370,7 @@ struct Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         if !self.stop.is_cancelled() {
+            measure::violated(Invariant::PartEnded);
             error!(task = self.name, "task `{}` ended by itself; the server ends", self.name);
             self.failed.cancel();
         }
@@ -347,6 +383,26 @@ fn url(address: SocketAddr, secure: bool) -> String {
         IpAddr::V4(ip) if ip.is_unspecified() => format!("{scheme}://127.0.0.1:{}", address.port()),
         IpAddr::V6(ip) if ip.is_unspecified() => format!("{scheme}://[::1]:{}", address.port()),
         _ => format!("{scheme}://{address}"),
+    }
+}
+
+/// What sends traces, where the settings name a collector.
+fn trace_exporter(config: &Config) -> Result<Option<(engine::EndedHook, traces::Exporter)>, Error> {
+    let Some(endpoint) = config.observe.otlp_endpoint.clone() else { return Ok(None) };
+    let options = traces::Options { endpoint, timeout: config.observe.otlp_timeout };
+    traces::start(&options).map(Some).map_err(Error::Traces)
+}
+
+/// Histograms keep each number until they are added up.
+async fn upkeep(stop: CancellationToken) {
+    const EVERY: Duration = Duration::from_secs(2);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(EVERY) => if let Some(recorder) = measure::install() {
+                recorder.upkeep();
+            }
+        }
     }
 }
 

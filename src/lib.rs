@@ -15,6 +15,7 @@ pub mod expression;
 pub mod housekeeping;
 pub mod inventory;
 pub mod listener;
+pub mod measure;
 pub mod model;
 pub mod notifiers;
 pub mod outbound;

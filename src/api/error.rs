@@ -1,11 +1,11 @@
 //! Errors as clients see them: a code from a closed list, a message that says what to do, and
 //! nothing of the inside.
 
-use async_graphql::ErrorExtensions as _;
-use uuid::Uuid;
-
+use super::request_id;
 use crate::auth::Denied;
+use crate::measure::{self, Invariant};
 use crate::store;
+use async_graphql::ErrorExtensions as _;
 
 /// `extensions.code` of every error. Append only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,13 +70,16 @@ pub(super) fn coded(code: Code, message: impl Into<String>) -> async_graphql::Er
 
 /// A fault of the server: logged in full, shown as an id to look for in the log.
 pub(super) fn fault(error: &dyn std::fmt::Display) -> async_graphql::Error {
-    let id = Uuid::new_v4().simple().to_string();
+    let id = request_id::current();
     tracing::error!(request.id = %id, error = %error, "a request failed");
     coded(Code::Internal, format!("the server failed; its log has more under the request id {id}"))
         .extend_with(|_, extensions| extensions.set("requestId", id.as_str()))
 }
 
 pub(super) fn stored(error: store::Error) -> async_graphql::Error {
+    if let store::Error::Corrupt { .. } = error {
+        measure::violated(Invariant::UnreadableRow);
+    }
     fault(&error)
 }
 

@@ -5,6 +5,8 @@ mod error;
 pub mod graphql;
 mod http;
 mod precheck;
+pub mod probes;
+mod request_id;
 #[cfg(test)]
 mod tests;
 
@@ -127,6 +129,7 @@ pub struct Context {
     pub notifiers: Notifiers,
     pub clock: Clock,
     pub config: Options,
+    pub probes: probes::Probes,
 }
 
 /// What executes documents; the caller puts the [`crate::model::Actor`] into each request's data.
@@ -136,7 +139,7 @@ pub fn schema(context: Context) -> Schema {
     graphql::schema(context, authenticator)
 }
 
-/// All routes: `/healthz`, `/graphql`, `/graphql/ws`, and GraphiQL at `/`.
+/// All routes: `/healthz`, `/readyz`, `/metrics`, `/graphql`, `/graphql/ws`, and GraphiQL at `/`.
 pub fn router(context: Context) -> Router {
     http::routes(std::sync::Arc::new(http::App::new(context)))
 }

@@ -8,6 +8,7 @@ mod file;
 mod host;
 mod limits;
 mod log;
+mod observe;
 mod security;
 mod server;
 mod smtp;
@@ -19,6 +20,7 @@ pub use file::{Fault, File};
 pub use host::{HostArgs, HostConfig, PortRange};
 pub use limits::{LimitsArgs, LimitsConfig};
 pub use log::{LogArgs, LogFormat};
+pub use observe::{ObserveArgs, ObserveConfig};
 pub use security::{SecurityArgs, SecurityConfig};
 pub use server::{ServerArgs, ServerConfig};
 pub use smtp::{SmtpArgs, SmtpConfig};
@@ -93,6 +95,8 @@ pub struct Args {
     pub smtp: SmtpArgs,
     #[command(flatten)]
     pub log: LogArgs,
+    #[command(flatten)]
+    pub observe: ObserveArgs,
 }
 
 /// All settings of a server, checked.
@@ -103,6 +107,7 @@ pub struct Config {
     pub host: HostConfig,
     pub security: SecurityConfig,
     pub limits: LimitsConfig,
+    pub observe: ObserveConfig,
     pub smtp: SmtpConfig,
 }
 
@@ -139,10 +144,11 @@ impl Args {
         let server = errors.keep(self.server.validate());
         let security = errors.keep(self.security.validate());
         let limits = errors.keep(self.limits.validate());
+        let observe = errors.keep(self.observe.validate());
         let smtp = errors.keep(self.smtp.validate());
-        match (server, data, host, security, limits, smtp) {
-            (Some(server), Some(data), Some(host), Some(security), Some(limits), Some(smtp)) => {
-                Ok(Config { server, data, host, security, limits, smtp })
+        match (server, data, host, security, limits, smtp, observe) {
+            (Some(server), Some(data), Some(host), Some(security), Some(limits), Some(smtp), Some(observe)) => {
+                Ok(Config { server, data, host, security, limits, smtp, observe })
             }
             _ => Err(errors),
         }

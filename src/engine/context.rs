@@ -16,6 +16,7 @@ use super::decide::topmost;
 use super::runner::Shared;
 use super::worker::Message;
 use super::{CrashPoint, Moment};
+use crate::measure::engine::{self as measure, EffectOutcome};
 use crate::model::{Execution, ExecutionId, IntentId, Phase, Place, Progress, Stage as StageRow, Wake};
 use crate::store::{ClusterClaim, ClusterKey, Commit, CommitError, Guard, Intent, IntentOutcome, Lease, Write};
 
@@ -232,6 +233,8 @@ impl StepContext {
         if let Some(found) = &found {
             // Whatever comes next, the old call's outcome stays unknown.
             self.state.kept().intents.push((found.id, IntentOutcome::Unknown));
+            measure::effect(EffectOutcome::Unknown, None);
+            self.tell(found.clone(), IntentOutcome::Unknown);
             if effect.repeat == Repeat::Blind {
                 return Err(EffectError::Unknown { what: effect.what, since: found.created_at });
             }
@@ -246,7 +249,9 @@ impl StepContext {
             deadline: intent.deadline,
         };
         let (id, deadline) = (intent.id, intent.deadline);
+        let told = self.shared.options.ended.is_some().then(|| intent.clone());
         self.record(intent, cluster).await?;
+        let since = tokio::time::Instant::now();
         self.crash(Moment::AfterIntent, effect.key).await;
 
         let answer = tokio::select! {
@@ -260,11 +265,27 @@ impl StepContext {
             Some(Err(error)) => IntentOutcome::Failed { message: cut(&error.to_string()) },
             None => IntentOutcome::Unknown,
         };
+        let counted = match &outcome {
+            IntentOutcome::Done => EffectOutcome::Done,
+            IntentOutcome::Failed { .. } => EffectOutcome::Failed,
+            IntentOutcome::Unknown => EffectOutcome::Unknown,
+        };
+        measure::effect(counted, Some(since.elapsed()));
+        if let Some(intent) = told {
+            self.tell(intent, outcome.clone());
+        }
         self.state.kept().intents.push((id, outcome));
         match answer {
             Some(Ok(value)) => Ok(value),
             Some(Err(error)) => Err(EffectError::Call(error)),
             None => Err(EffectError::Unknown { what: effect.what, since: now }),
+        }
+    }
+
+    /// Tells that a call is over, to those who trace.
+    fn tell(&self, intent: Intent, outcome: IntentOutcome) {
+        if let Some(hook) = &self.shared.options.ended {
+            hook.effect(Intent { closed_at: Some(self.now()), outcome: Some(outcome), ..intent });
         }
     }
 
@@ -319,6 +340,7 @@ impl StepContext {
     }
 
     fn not_made<E>(&self, why: String) -> EffectError<E> {
+        measure::effect(EffectOutcome::NotMade, None);
         self.state.not_made.store(true, Ordering::Release);
         EffectError::NotMade(why)
     }

@@ -306,6 +306,10 @@ impl Registry {
     pub fn get(&self, kind: &str) -> Option<&Arc<dyn DynStage>> {
         self.kinds.get(kind)
     }
+    /// Names of all kinds.
+    pub fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.kinds.keys().copied()
+    }
     /// All, by name.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<dyn DynStage>> {
         self.kinds.values()

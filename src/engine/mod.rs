@@ -7,10 +7,12 @@ pub mod commands;
 mod context;
 pub mod contract;
 pub mod decide;
+mod ended;
 mod erased;
 mod notices;
 mod recovery;
 mod runner;
+mod sweep;
 mod timers;
 mod topics;
 mod trigger;
@@ -30,6 +32,8 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+pub use ended::{Ended, EndedHook};
+pub use sweep::Counts;
 pub use topics::Topics;
 
 use crate::clock::Clock;
@@ -72,6 +76,8 @@ pub struct Options {
     pub execution_outputs_max: usize,
     /// Bytes of an event.
     pub event_max: usize,
+    /// Told what is over, after it is committed.
+    pub ended: Option<EndedHook>,
     /// Tests only: asked at the points where a crash hurts most.
     pub crash: Option<CrashHook>,
 }
@@ -94,6 +100,7 @@ impl Default for Options {
             outputs_max: 1024 * 1024,
             execution_outputs_max: 16 * 1024 * 1024,
             event_max: 64 * 1024,
+            ended: None,
             crash: None,
         }
     }
@@ -194,6 +201,18 @@ impl Engine {
     /// When the database cannot do it.
     pub async fn renew(&self) -> Result<(), crate::store::Error> {
         recovery::renew(&self.shared).await
+    /// Whether it works: registered, not ended, and its search for due executions not overdue.
+    ///
+    /// # Errors
+    /// Why it does not, for people.
+    pub fn is_working(&self) -> Result<(), &'static str> {
+        self.shared.pulse.check(tokio::time::Instant::now(), self.shared.options.scan_every)
+    }
+
+    /// What is in memory.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        sweep::counts(&self.shared)
     }
 
     /// Runs executions until the token is cancelled (steps under way get the grace of

@@ -12,12 +12,15 @@ use tokio::sync::mpsc;
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use super::contract::Registry;
+use super::sweep::{self, Pulse};
 use super::timers::Timers;
 use super::worker::{self, Message, Sender};
-use super::{Options, Topics, recovery};
+use super::{Options, Topics, ended, recovery};
 use crate::clock::Clock;
+use crate::measure;
 use crate::model::{ExecutionId, OwnerId};
 use crate::store::{Error, Store};
 
@@ -46,6 +49,7 @@ pub(super) struct Shared {
     pub owners: tokio::sync::Mutex<Option<recovery::Owners>>,
     /// A crash hook has spoken: nothing is written or called any more.
     pub dead: CancellationToken,
+    pub pulse: Arc<Pulse>,
     active: Mutex<HashMap<ExecutionId, Handle>>,
     serial: AtomicU64,
 }
@@ -86,6 +90,7 @@ impl Shared {
             stopping: CancellationToken::new(),
             owners: tokio::sync::Mutex::default(),
             dead: CancellationToken::new(),
+            pulse: Arc::default(),
             active: Mutex::default(),
             serial: AtomicU64::new(0),
         }
@@ -123,6 +128,18 @@ pub(super) async fn run(shared: &Arc<Shared>, stop: CancellationToken) -> Result
     shared.store.owner_register(shared.owner).await?;
     recovery::at_start(shared).await?;
     *shared.owners.lock().await = Some(recovery::Owners::default());
+    measure::engine::kinds(shared.registry.names());
+    let _beating = shared.pulse.begin();
+    let mut watchers = JoinSet::new();
+    watchers.spawn(sweep::run(Arc::clone(shared)));
+    watchers.spawn({
+        let shared = Arc::clone(shared);
+        async move {
+            if let Err(error) = ended::tell_again(&shared).await {
+                tracing::warn!("what ended before the start cannot be told again: {error}");
+            }
+        }
+    });
 
     let mut runner = Runner {
         shared: Arc::clone(shared),
@@ -232,7 +249,13 @@ impl Runner {
         let handle = Handle { serial, sender, wake: Arc::new(AtomicI64::new(i64::MIN)) };
         active.insert(id, handle.clone());
         drop(active);
-        let work = worker::run(shared, id, handle, inbox);
+        let span = tracing::error_span!(
+            "execution",
+            execution.id = %id,
+            execution.number = tracing::field::Empty,
+            application = tracing::field::Empty,
+        );
+        let work = worker::run(shared, id, handle, inbox).instrument(span);
         let task = self.workers.spawn(async move { (id, work.await) });
         self.tasks.insert(task.id(), (id, serial));
     }
@@ -240,6 +263,7 @@ impl Runner {
     /// Takes up what is due, until nothing new is found or the memory is full.
     async fn scan(&mut self) {
         let shared = Arc::clone(&self.shared);
+        let since = tokio::time::Instant::now();
         loop {
             let active = shared.active().len();
             let limit = active + SCAN;
@@ -251,7 +275,8 @@ impl Runner {
             let full = due.len() >= limit;
             due.into_iter().for_each(|id| self.wake(id, true));
             if !full || shared.active().len() <= active {
-                return;
+                shared.pulse.scanned();
+                return measure::engine::scanned(since.elapsed());
             }
         }
     }

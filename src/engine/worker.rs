@@ -12,17 +12,19 @@ use futures_util::FutureExt;
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::task::JoinSet;
+use tracing::Instrument as _;
 
 use super::apply::{self, Changes, Later, Report, Seen, Setting, StepEnd, cut};
 use super::commands::trigger_variables;
 use super::context::{StepContext, StepState};
-use super::contract::{DynStage, Next, cluster_topic};
+use super::contract::{DynStage, NOT_MADE, Next, StepError, cluster_topic};
 use super::decide::{Decision, Facts, decide, failure};
 use super::runner::{Handle, Shared};
-use super::{CrashPoint, Moment, notices, timers};
+use super::{CrashPoint, Moment, ended, notices, timers};
 use crate::expression;
+use crate::measure::{self, Invariant, engine::StepOutcome};
 use crate::model::{Execution, ExecutionId, Failure, Progress, Stage, StageId, Status, StreamId, Wake};
-use crate::store::{ClusterKey, Commit, CommitError, Guard, Intent, Lease, NewEvent, Write};
+use crate::store::{ClusterKey, Commit, CommitError, Guard, Intent, IntentOutcome, Lease, NewEvent, Write};
 
 /// What a worker is told from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +82,7 @@ pub(super) struct Worker {
     marks: HashMap<StageId, u64>,
     /// It was begun by an earlier owner, or left memory since.
     resumed: bool,
+    claimed_at: DateTime<Utc>,
     synced: tokio::time::Instant,
 }
 
@@ -102,6 +105,7 @@ pub(super) async fn run(
         Ok(claimed) => claimed,
         Err(error) => {
             tracing::warn!(execution.id = %id, "execution could not be claimed: {error}");
+            shared.pulse.claim_failed();
             None
         }
     };
@@ -110,6 +114,10 @@ pub(super) async fn run(
         return None;
     };
     let resumed = execution.status != Status::NotStarted;
+    let span = tracing::Span::current();
+    span.record("execution.number", execution.number);
+    span.record("application", &execution.application_name);
+    let claimed_at = shared.clock.now();
     let mut worker = Worker {
         shared: Arc::clone(&shared),
         handle,
@@ -125,6 +133,7 @@ pub(super) async fn run(
         topics: HashMap::new(),
         marks: HashMap::new(),
         resumed,
+        claimed_at,
         synced: tokio::time::Instant::now(),
     };
     let left = worker.work().await;
@@ -133,6 +142,7 @@ pub(super) async fn run(
         Ok(at) => at, // it has taken itself off the list
         Err(gone) => {
             if gone == Gone::Lost {
+                measure::engine::lease_lost();
                 tracing::debug!(execution.id = %id, "execution is another's now, or over");
             }
             shared.forget(id, serial);
@@ -180,6 +190,10 @@ impl Worker {
         let shared = Arc::clone(&self.shared);
         if shared.stopping.is_cancelled() && self.steps.is_empty() {
             return Err(Gone::Stopped);
+        }
+        if next.is_none() && self.steps.is_empty() && self.topics.is_empty() {
+            measure::violated(Invariant::RunningWithoutWake);
+            tracing::error!(execution.id = %self.execution.id, "the execution waits for nothing and is not over");
         }
         let mut reports = Vec::new();
         let mut changed = false;
@@ -248,6 +262,7 @@ impl Worker {
             let mut changes = Changes::default();
             self.apply(&reports, now, &mut changes);
             let decisions = self.decide(now, &mut changes).await;
+            self.close_left_open(&mut changes);
             if changes.is_empty() {
                 break (decisions, now);
             }
@@ -262,7 +277,7 @@ impl Worker {
         if !self.shared.stopping.is_cancelled() {
             for decision in &decisions {
                 if let Decision::Step(stage) = decision {
-                    self.begin(*stage);
+                    self.begin(*stage, now);
                 }
             }
         }
@@ -356,6 +371,7 @@ impl Worker {
                 return decisions;
             }
         }
+        measure::violated(Invariant::EndlessDecisions);
         tracing::error!(execution.id = %self.execution.id, "decisions of this execution do not come to an end");
         vec![Decision::WaitUntil(now + TimeDelta::seconds(30))]
     }
@@ -494,6 +510,7 @@ impl Worker {
     }
 
     fn saved(&mut self, changes: &Changes, now: DateTime<Utc>) {
+        self.tell(changes, now);
         let execution = &self.execution;
         if changes.execution {
             tracing::info!(
@@ -531,6 +548,50 @@ impl Worker {
         }
     }
 
+    /// Counts what began and ended with this commit, and tells those who trace.
+    fn tell(&self, changes: &Changes, now: DateTime<Utc>) {
+        let execution = &self.execution;
+        let hook = self.shared.options.ended.as_ref();
+        let over = changes.execution && execution.status.is_complete();
+        if changes.execution && execution.started_at == Some(now) {
+            measure::engine::execution_started();
+        }
+        for stage in changes.stages.keys().map(|index| &execution.stages[*index]) {
+            if stage.status.is_complete() {
+                measure::engine::stage_ended(&stage.kind, stage.status.as_str());
+                if let Some(hook) = hook {
+                    hook.stage(stage);
+                }
+            }
+        }
+        if over {
+            measure::engine::execution_ended(execution.status.as_str());
+        }
+        if let (true, Some(hook)) = (over, hook) {
+            hook.execution(execution);
+            if self.lease.number > 1 {
+                // An owner before may have died with what it had not handed on yet.
+                let (shared, whole, before) = (Arc::clone(&self.shared), (**execution).clone(), self.claimed_at);
+                tokio::spawn(async move {
+                    if let Err(error) = ended::tell_before(&shared, whole, before).await {
+                        tracing::warn!("what ended before this owner's time cannot be told again: {error}");
+                    }
+                });
+            }
+        }
+    }
+
+    /// A call whose outcome nobody knows, of a stage that ended before it was looked into, stays
+    /// unknown: no step will ask any more.
+    fn close_left_open(&self, changes: &mut Changes) {
+        for index in changes.stages.keys() {
+            let stage = &self.execution.stages[*index];
+            if let (true, Some(open)) = (stage.status.is_complete(), self.open.get(&(stage.id, stage.attempt))) {
+                changes.intents.extend(open.values().map(|intent| (intent.id, IntentOutcome::Unknown)));
+            }
+        }
+    }
+
     /// Reads the execution again; keeps trying while the database is away.
     async fn reload(&mut self) -> Result<(), Gone> {
         let mut pause = Duration::from_millis(20);
@@ -564,15 +625,21 @@ impl Worker {
     }
 
     /// Begins the stage's step in a task of its own.
-    fn begin(&mut self, id: StageId) {
+    fn begin(&mut self, id: StageId, turn: DateTime<Utc>) {
         let Some(index) = self.execution.stages.iter().position(|stage| stage.id == id) else { return };
         let stage = &self.execution.stages[index];
         let Some(kind) = self.shared.registry.get(&stage.kind).cloned() else { return };
         if !self.facts.busy.insert(id) {
             return;
         }
-        self.facts.noticed.remove(&id);
-        self.facts.not_before.remove(&id);
+        let noticed = self.facts.noticed.remove(&id);
+        let not_before = self.facts.not_before.remove(&id);
+        // By a timer: since its instant; by anything else: since the turn that found it out began.
+        let due = match &stage.wake {
+            Wake::At { at, .. } if !noticed => not_before.unwrap_or(*at),
+            _ => not_before.unwrap_or(turn),
+        };
+        measure::engine::lag((self.shared.clock.now() - due).to_std().unwrap_or_default());
         if let Some(topic) = self.topics.remove(&id) {
             self.shared.topics.leave(&topic, self.execution.id, id);
         }
@@ -590,7 +657,14 @@ impl Worker {
             state,
             worker: self.handle.sender.clone(),
         };
-        self.steps.spawn(step(context, kind));
+        let span = tracing::error_span!(
+            "step",
+            stage.id = %id,
+            stage.key = context.stage().key,
+            stage.kind = context.stage().kind,
+            stage.attempt = context.stage().attempt,
+        );
+        self.steps.spawn(step(context, kind).instrument(span));
     }
 
     /// Hears the topics that stages wait on. True: a notice has come already.
@@ -678,6 +752,7 @@ async fn step(context: StepContext, kind: Arc<dyn DynStage>) -> Report {
     let id = stage.id;
     let config = stage.resolved.as_ref().unwrap_or(&Value::Null);
     let state = Arc::clone(&context.state);
+    let since = tokio::time::Instant::now();
     let run = async {
         let _permit = context.shared.permits.acquire().await;
         kind.step(&context, config, before.cursor.clone()).await
@@ -696,6 +771,7 @@ async fn step(context: StepContext, kind: Arc<dyn DynStage>) -> Report {
         } => StepEnd::Interrupted,
     };
     let mut kept = state.kept();
+    measure::engine::step(&stage.kind, outcome(&end), since.elapsed());
     Report {
         stage: id,
         before,
@@ -703,6 +779,24 @@ async fn step(context: StepContext, kind: Arc<dyn DynStage>) -> Report {
         progress: kept.progress.take(),
         outputs: std::mem::take(&mut kept.outputs),
         intents: std::mem::take(&mut kept.intents),
+    }
+}
+
+fn outcome(end: &StepEnd) -> StepOutcome {
+    match end {
+        StepEnd::NotMade => StepOutcome::NotMade,
+        StepEnd::Interrupted => StepOutcome::Interrupted,
+        StepEnd::Panicked(_) => StepOutcome::Panicked,
+        StepEnd::Returned(Ok(next)) => match next {
+            Next::Goto(_) => StepOutcome::Goto,
+            Next::Poll { .. } => StepOutcome::Poll,
+            Next::Wait { .. } => StepOutcome::Wait,
+            Next::Spawn { .. } => StepOutcome::Spawn,
+            Next::Done(_) => StepOutcome::Done,
+        },
+        StepEnd::Returned(Err(StepError::Retry(cause))) if cause.code == NOT_MADE => StepOutcome::NotMade,
+        StepEnd::Returned(Err(StepError::Retry(_))) => StepOutcome::Retry,
+        StepEnd::Returned(Err(StepError::Fail(_))) => StepOutcome::Fail,
     }
 }
 

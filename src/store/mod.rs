@@ -8,6 +8,7 @@
 mod apply;
 mod commit;
 mod deliveries;
+mod health;
 mod leases;
 mod open;
 mod page;
@@ -38,6 +39,7 @@ pub use commit::{
 };
 
 pub use deliveries::{Claimed, DeliveryFilter, Tried};
+pub use health::Fill;
 pub use rows::{event_execution, event_stage};
 pub use triggers::Edge;
 

@@ -228,14 +228,14 @@ async fn migrate_postgres(db: &DatabaseConnection) -> Result<(), Error> {
 // --- both ------------------------------------------------------------------------------------------
 
 #[derive(Debug, PartialEq, Eq)]
-enum State {
+pub(super) enum State {
     Empty,
     Behind,
     Current,
 }
 
 /// Refuses a schema with steps that this binary does not know.
-async fn check_version<C: ConnectionTrait>(db: &C) -> Result<State, Error> {
+pub(super) async fn check_version<C: ConnectionTrait>(db: &C) -> Result<State, Error> {
     let applied = Migrator::get_migration_models(db).await?;
     let known = Migrator::migrations();
     if let Some(found) = applied.iter().rfind(|step| known.iter().all(|known| known.name() != step.version)) {

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::apply::{Batch, Memory, Outcome};
 use super::prepare::Prepared;
-use super::{CommitError, Refusal, postgres, sql};
+use super::{CommitError, Refusal, health, postgres, sql};
 use crate::model::{ExecutionId, StreamId};
 
 /// The most commits in one transaction.
@@ -92,8 +92,13 @@ pub(super) enum Writer {
 impl Writer {
     /// All of it or nothing. Dropping the future does not undo what was handed in.
     pub(super) async fn write(&self, prepared: Prepared) -> Result<Outcome, CommitError> {
+        let since = Instant::now();
+        health::answered(self.hand_in(prepared, since).await, since)
+    }
+
+    async fn hand_in(&self, prepared: Prepared, since: Instant) -> Result<Outcome, CommitError> {
         let (reply, answer) = oneshot::channel();
-        let request = Request { prepared, since: Instant::now(), reply };
+        let request = Request { prepared, since, reply };
         match self {
             Self::Queue(queue) => queue.try_send(request).map_err(|error| match error {
                 mpsc::error::TrySendError::Full(_) => {
@@ -210,6 +215,7 @@ pub(super) async fn run<G>(
         }
         let prepared: Vec<&Prepared> = waiting.iter().map(|request| &request.prepared).collect();
         let count = waiting.len();
+        crate::measure::store::batch(count);
         match write_batch(&db, &prepared, &mut memory).await {
             Ok(outcomes) => {
                 for (request, outcome) in waiting.into_iter().zip(outcomes) {

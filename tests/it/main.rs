@@ -18,6 +18,7 @@ mod host;
 mod idempotency;
 mod layers;
 mod notify;
+mod observe;
 mod postgres;
 mod schema;
 mod shim;
@@ -50,6 +51,7 @@ fn main() {
         idempotency::trials(),
         layers::trials(),
         notify::trials(),
+        observe::trials(),
         postgres::trials(),
         schema::trials(),
         store::trials(),

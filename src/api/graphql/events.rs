@@ -16,6 +16,7 @@ use super::session::{not_found, session};
 use super::stage::{Siblings, Stage};
 use crate::api;
 use crate::api::error::{Code, coded, shown, stored};
+use crate::measure::{self, Invariant};
 use crate::model::{self, Cursor, Event, EventBody, ExecutionId, StreamId};
 
 /// Events read at one time.
@@ -72,9 +73,18 @@ impl Tail {
         }
         let event = self.read.pop_front();
         if let Some(event) = &event {
+            self.expect(event.seq);
             self.seq = event.seq;
         }
         Ok(event)
+    }
+
+    /// The events of an execution go together, so that each is the one after the last.
+    fn expect(&self, seq: i64) {
+        if matches!(self.stream, StreamId::Execution(_)) && seq != self.seq + 1 {
+            measure::violated(Invariant::EventGap);
+            tracing::error!(after = self.seq, seq, "there is a gap in the events of {:?}", self.stream);
+        }
     }
 
     /// Waits until the stream has grown, or for the time given.

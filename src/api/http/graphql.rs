@@ -16,6 +16,7 @@ use super::reply::{self, Fault};
 use super::request::{Parameters, Ready};
 use super::{App, sse};
 use crate::api::error::Code;
+use crate::measure::api::{self as measure, Limit};
 
 /// Any request to `/graphql`.
 pub async fn serve(State(app): State<Arc<App>>, request: Request<Body>) -> Response {
@@ -99,11 +100,11 @@ async fn read(app: &App, body: Body) -> Result<bytes::Bytes, Fault> {
     let body = Limited::new(body, max).collect();
     match tokio::time::timeout(app.options.timeout, body).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.downcast_ref::<LengthLimitError>().is_some() => Err(Fault::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            Code::BadRequest,
-            format!("the request's body has more than {max} bytes"),
-        )),
+        Ok(Err(error)) if error.downcast_ref::<LengthLimitError>().is_some() => {
+            measure::rejected(Limit::Body);
+            let message = format!("the request's body has more than {max} bytes");
+            Err(Fault::new(StatusCode::PAYLOAD_TOO_LARGE, Code::BadRequest, message))
+        }
         Ok(Err(_)) => Err(Fault::bad_request("the request's body ended early")),
         Err(_) => Err(Fault::new(StatusCode::REQUEST_TIMEOUT, Code::Timeout, "the request's body came too slowly")),
     }

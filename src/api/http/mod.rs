@@ -1,9 +1,11 @@
 //! HTTP: routes, headers, and who is let in. Everything under `/graphql` needs a token, from the
-//! first start on; only the explorer's own files and `/healthz` do not.
+//! first start on, and so does `/metrics` unless a setting says otherwise; the explorer's own files,
+//! `/healthz` and `/readyz` do not.
 
 mod assets;
 mod graphql;
 mod media;
+mod observe;
 mod origin;
 mod reply;
 mod request;
@@ -20,6 +22,7 @@ use axum::response::Response;
 use axum::routing::{any, get};
 use tokio::sync::Semaphore;
 
+use super::probes::Probes;
 use super::{Context, Options, Schema};
 use crate::auth::{Authenticator, Unauthenticated};
 use crate::clock::Clock;
@@ -37,6 +40,7 @@ pub(super) struct App {
     options: Options,
     /// WebSockets and event streams that may be open at a time.
     connections: Arc<Semaphore>,
+    probes: Probes,
 }
 
 /// All routes.
@@ -44,6 +48,7 @@ pub(super) fn routes(app: Arc<App>) -> Router {
     let cors = middleware::from_fn_with_state(Arc::clone(&app), origin::cors);
     let draining = middleware::from_fn_with_state(Arc::clone(&app), draining);
     Router::new()
+        .route("/metrics", get(observe::metrics))
         .route("/graphql", any(graphql::serve).layer(cors))
         .route("/graphql/ws", any(websocket::upgrade))
         .merge(assets::routes())
@@ -51,7 +56,9 @@ pub(super) fn routes(app: Arc<App>) -> Router {
         .layer(draining)
         // Below here: what answers until the very end.
         .route("/healthz", get("ok\n"))
+        .route("/readyz", get(observe::ready))
         .layer(middleware::from_fn(headers))
+        .layer(middleware::from_fn(observe::observe))
         .with_state(app)
 }
 
@@ -89,16 +96,18 @@ async fn headers(request: Request, next: Next) -> Response {
 impl App {
     pub(super) fn new(context: Context) -> Self {
         let authenticator = Authenticator::new(context.store.clone(), context.clock.clone());
-        let (clock, options) = (context.clock.clone(), context.config.clone());
+        let (clock, options, probes) = (context.clock.clone(), context.config.clone(), context.probes.clone());
         let connections = Arc::new(Semaphore::new(options.socket.connections_max));
         let schema = super::graphql::schema(context, authenticator.clone());
-        Self { schema, authenticator, clock, options, connections }
+        Self { schema, authenticator, clock, options, connections, probes }
     }
 
     /// Who sends the request, by its `Authorization` header.
     async fn actor(&self, headers: &HeaderMap) -> Result<Actor, Fault> {
         let token = bearer(headers).ok_or(Unauthenticated::Missing)?;
-        Ok(self.authenticator.authenticate(token).await?)
+        let actor = self.authenticator.authenticate(token).await?;
+        tracing::Span::current().record("principal", &actor.name);
+        Ok(actor)
     }
 }
 

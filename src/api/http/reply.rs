@@ -11,6 +11,7 @@ use super::media::Media;
 use crate::api::error::{Code, fault, shown};
 use crate::api::precheck::Refused;
 use crate::auth::Unauthenticated;
+use crate::measure::api::{self as measure, Limit, Outcome};
 
 const ERRORS_MAX: usize = 50;
 const MESSAGE_CHARS_MAX: usize = 500;
@@ -66,6 +67,11 @@ impl Fault {
 
 impl From<Refused> for Fault {
     fn from(refused: Refused) -> Self {
+        match refused.code {
+            Code::DepthLimitExceeded => measure::rejected(Limit::Depth),
+            Code::CostLimitExceeded => measure::rejected(Limit::Complexity),
+            _ => {}
+        }
         Self::new(StatusCode::BAD_REQUEST, refused.code, refused.message)
     }
 }
@@ -131,7 +137,9 @@ pub fn executed(response: async_graphql::Response, media: Media) -> Response {
     }
     let (value, failed) = presentable(response);
     let status = if failed && media != Media::Json { StatusCode::BAD_REQUEST } else { StatusCode::OK };
-    body(status, media, &value)
+    let mut answer = body(status, media, &value);
+    answer.extensions_mut().insert(Outcome::Errors);
+    answer
 }
 
 /// For every path that is none.

@@ -16,6 +16,7 @@ use chrono::{DateTime, Utc};
 use futures_util::stream::{self, BoxStream, Stream, StreamExt as _};
 use serde_json::{Value, json};
 use tokio::sync::OwnedSemaphorePermit;
+use tracing::Instrument as _;
 
 use super::App;
 use super::media::Media;
@@ -23,10 +24,13 @@ use super::reply::{Fault, presentable};
 use super::request::Ready;
 use crate::api::error::Code;
 use crate::api::graphql::LastCursor;
+use crate::api::request_id;
+use crate::measure::api::{self as measure, Limit, Open};
 
 /// Executes the request as a stream of events. A token that is revoked or expires ends it.
 pub fn serve(app: &Arc<App>, ready: Ready, token: String) -> Result<Response, Fault> {
     let Ok(permit) = Arc::clone(&app.connections).try_acquire_owned() else {
+        measure::rejected(Limit::Connections);
         let message = "too many connections are open; try again later";
         return Err(Fault::new(StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable, message));
     };
@@ -37,6 +41,10 @@ pub fn serve(app: &Arc<App>, ready: Ready, token: String) -> Result<Response, Fa
         last: ready.last,
         is_subscription: ready.ty == OperationType::Subscription,
         look_at: app.clock.now() + app.options.socket.ping_every,
+        id: request_id::current(),
+        span: tracing::Span::current(),
+        _open: Open::sse(),
+        _subscription: (ready.ty == OperationType::Subscription).then(Open::subscription),
         _permit: permit,
     };
     let headers = [(header::CONTENT_TYPE, Media::Events.content_type())];
@@ -51,17 +59,23 @@ struct Running {
     is_subscription: bool,
     /// When the token is looked at again.
     look_at: DateTime<Utc>,
+    /// What follows is still a part of the request.
+    id: String,
+    span: tracing::Span,
+    _open: Open,
+    _subscription: Option<Open>,
     _permit: OwnedSemaphorePermit,
 }
 
 fn events(running: Running) -> impl Stream<Item = Result<String, Infallible>> + Send {
     stream::unfold(Some(Box::new(running)), async |running| {
         let mut running: Box<Running> = running?;
+        let (id, span) = (running.id.clone(), running.span.clone());
         let closing = running.app.options.lifecycle.closing.clone();
         let event = tokio::select! {
             biased;
             () = closing.cancelled() => return Some((Ok(": the server is stopping\n\n".to_owned()), None)),
-            event = running.next() => event,
+            event = request_id::within(id, running.next()).instrument(span) => event,
         };
         Some(match event {
             Some(event) => (Ok(event), Some(running)),
@@ -89,6 +103,9 @@ impl Running {
             }
             result = self.results.next() => {
                 let (value, _) = presentable(result?);
+                if self.is_subscription {
+                    measure::event_sent();
+                }
                 Some(self.event(&value))
             }
         }

@@ -22,6 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::JoinHandle;
 use tokio_stream::StreamMap;
 use tokio_stream::wrappers::ReceiverStream;
+use tracing::Instrument as _;
 
 use super::App;
 use super::media::Media;
@@ -29,7 +30,9 @@ use super::origin::Judged;
 use super::reply::{Fault, presentable};
 use super::request::{Parameters, Ready};
 use crate::api::error::Code;
+use crate::api::request_id;
 use crate::auth::Unauthenticated;
+use crate::measure::api::{self as measure, Limit, Open, Outcome, Transport};
 use crate::model::Actor;
 
 const PROTOCOL: &str = "graphql-transport-ws";
@@ -82,17 +85,18 @@ pub async fn upgrade(
         return refuse(StatusCode::BAD_REQUEST, Code::BadRequest, message);
     }
     let Ok(permit) = Arc::clone(&app.connections).try_acquire_owned() else {
+        measure::rejected(Limit::Connections);
         let message = "too many connections are open; try again later";
         return refuse(StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable, message);
     };
     let max = app.options.socket.message_max;
     let token = super::bearer(&headers).map(str::to_owned);
     let sockets = app.options.lifecycle.sockets.clone();
-    upgrade
-        .protocols([PROTOCOL])
-        .max_message_size(max)
-        .max_frame_size(max)
-        .on_upgrade(move |socket| sockets.track_future(Connection::new(app, token, permit).run(socket)))
+    let (id, span) = (request_id::current(), tracing::Span::current());
+    upgrade.protocols([PROTOCOL]).max_message_size(max).max_frame_size(max).on_upgrade(move |socket| {
+        let run = Connection::new(app, token, permit).run(socket);
+        sockets.track_future(request_id::within(id, run).instrument(span))
+    })
 }
 
 /// What an operation's task puts into its queue; the queue's end is told as [`Out::End`].
@@ -123,6 +127,7 @@ struct Connection {
     awaits_pong: bool,
     operations: HashMap<String, Operation>,
     queues: StreamMap<String, BoxStream<'static, Out>>,
+    _open: Open,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -136,6 +141,7 @@ impl Connection {
             awaits_pong: false,
             operations: HashMap::new(),
             queues: StreamMap::new(),
+            _open: Open::websocket(),
             _permit: permit,
         }
     }
@@ -211,7 +217,10 @@ impl Connection {
 
     async fn authenticate(&mut self) -> Result<Actor, Close> {
         match self.app.authenticator.authenticate(self.token.as_deref().unwrap_or_default()).await {
-            Ok(actor) => Ok(actor),
+            Ok(actor) => {
+                tracing::Span::current().record("principal", &actor.name);
+                Ok(actor)
+            }
             Err(Unauthenticated::Missing | Unauthenticated::Invalid) => Err(Close::new(4403, "Forbidden")),
             Err(error @ Unauthenticated::Store(_)) => {
                 // Logged there; the client learns only that it may try again.
@@ -295,6 +304,7 @@ impl Connection {
         let parameters = parameters.map_err(|fault| Close::invalid(&fault.message))?;
         let max = self.app.options.socket.operations_max;
         if self.operations.len() >= max {
+            measure::rejected(Limit::Operations);
             let message = format!("{max} operations run on this connection already; complete one, or open another");
             let fault = Fault::new(StatusCode::TOO_MANY_REQUESTS, Code::CostLimitExceeded, message);
             return Ok(Some(error_frame(&id, &fault.errors())));
@@ -306,7 +316,8 @@ impl Connection {
         let (sender, queue) = mpsc::channel(self.app.options.socket.queue_max);
         let end = Arc::new(OnceLock::new());
         let execution = Execution { app: Arc::clone(&self.app), id: id.clone(), queue: sender, end: Arc::clone(&end) };
-        let task = tokio::spawn(execution.run(ready));
+        let span = tracing::error_span!("operation", operation.id = id);
+        let task = tokio::spawn(request_id::within(request_id::current(), execution.run(ready)).instrument(span));
         let ended = futures_util::stream::once(std::future::ready(Out::End));
         self.queues.insert(id.clone(), ReceiverStream::new(queue).map(Out::Frame).chain(ended).boxed());
         self.operations.insert(id, Operation { task, end });
@@ -333,6 +344,19 @@ fn error_frame(id: &str, errors: &Value) -> String {
     json!({"id": id, "type": "error", "payload": errors}).to_string()
 }
 
+/// Counts an operation when it is over, also when its client ends it.
+struct Counted {
+    outcome: Outcome,
+    /// None: how long it took says nothing of the server.
+    since: Option<tokio::time::Instant>,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        measure::request(Transport::WebSocket, self.outcome, self.since.map(|since| since.elapsed()));
+    }
+}
+
 /// The execution of one operation, in a task of its own.
 struct Execution {
     app: Arc<App>,
@@ -343,7 +367,12 @@ struct Execution {
 
 impl Execution {
     async fn run(self, ready: Ready) {
+        let is_subscription = ready.ty == OperationType::Subscription;
+        let _subscription = is_subscription.then(Open::subscription);
+        let since = (!is_subscription).then(tokio::time::Instant::now);
+        let mut counted = Counted { outcome: Outcome::Ok, since };
         if let Err(errors) = self.follow(ready).await {
+            counted.outcome = Outcome::Errors;
             // Set before the queue closes, which is what makes the connection look.
             let _ = self.end.set(error_frame(&self.id, &errors));
         }
@@ -373,7 +402,12 @@ impl Execution {
             let frame = json!({"id": self.id, "type": "next", "payload": value}).to_string();
             let stall_max = self.app.options.socket.stall_max;
             match self.queue.send_timeout(frame, stall_max).await {
-                Ok(()) => told = last.get(),
+                Ok(()) => {
+                    told = last.get();
+                    if ty == OperationType::Subscription {
+                        measure::event_sent();
+                    }
+                }
                 Err(mpsc::error::SendTimeoutError::Closed(_)) => return Ok(()),
                 Err(mpsc::error::SendTimeoutError::Timeout(_)) => return Err(too_slow(told.as_deref())),
             }
@@ -382,6 +416,7 @@ impl Execution {
 }
 
 fn too_slow(cursor: Option<&str>) -> Value {
+    measure::rejected(Limit::SlowReader);
     json!([{
         "message": "results were not read in time; subscribe again behind the cursor in `extensions`",
         "extensions": {"code": Code::SlowConsumer.as_str(), "cursor": cursor},

@@ -90,6 +90,7 @@ impl Server {
             notifiers: Default::default(),
             clock: clock.clone(),
             config,
+            probes: crate::api::probes::Probes::default(),
         };
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");

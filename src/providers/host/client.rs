@@ -136,6 +136,21 @@ impl HostProvider {
         &self.0.control
     }
 
+    /// Whether the host answers and speaks our version. Starts none.
+    ///
+    /// # Errors
+    /// Why not, for everybody to read.
+    pub async fn reach(&self) -> Result<(), &'static str> {
+        match self.0.control.status().await {
+            Ok(status) if status.protocol == protocol::VERSION => Ok(()),
+            Ok(_) => Err("the host is of another version; run `gennaker host upgrade`"),
+            Err(_) if self.0.starter.stopped().exists() => {
+                Err("the host was stopped with `gennaker host stop`; start it with `gennaker host`")
+            }
+            Err(_) => Err("the host does not answer"),
+        }
+    }
+
     fn check_place(&self, place: &Place) -> Result<(), Error> {
         let options = &self.0.options;
         if place.account == options.account && place.location == options.location {
@@ -199,7 +214,14 @@ impl HostProvider {
                 }
                 Err(error @ control::Error::Broken(_)) if left.is_zero() => return Err(error.into()),
                 Err(control::Error::Broken(_)) => {}
-                other => return other.map_err(Error::from),
+                other => {
+                    return other.map_err(Error::from).inspect_err(|error| {
+                        if error.kind == ErrorKind::Fenced {
+                            crate::measure::violated(crate::measure::Invariant::TwoOwners);
+                            tracing::error!("a late call was refused, since another owner has acted after it: {error}");
+                        }
+                    });
+                }
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }

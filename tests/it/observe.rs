@@ -1,0 +1,393 @@
+//! What operators look at: health, metrics, the log, and traces at a collector.
+
+mod collector;
+mod exposition;
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use libtest_mimic::Trial;
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+
+use crate::harness::{Hello, Options, Outcome, Server, follow, trial, wait_for};
+use collector::Collector;
+use exposition::Exposition;
+
+pub fn trials() -> Vec<Trial> {
+    vec![
+        trial("observe", "readiness_names_what_is_wrong_and_comes_back", readiness),
+        trial("observe", "metrics_need_a_token_unless_they_are_public", metrics_access),
+        trial("observe", "metrics_are_well_formed_and_rise_with_a_deploy", metrics_rise),
+        trial("observe", "no_invariant_is_violated_by_a_deploy_that_is_killed", invariants_hold),
+        trial("observe", "a_row_that_nobody_would_look_at_again_is_found", broken_row),
+        trial("observe", "each_line_of_the_log_carries_its_ids_and_no_secret", log_lines),
+        trial("observe", "an_execution_is_one_trace_although_the_server_was_killed", one_trace),
+        trial("observe", "nothing_is_sent_unless_a_collector_is_set", no_collector),
+    ]
+}
+
+const MAX: Duration = Duration::from_secs(180);
+
+async fn get(server: &Server, path: &str, token: Option<&str>) -> anyhow::Result<(StatusCode, String)> {
+    let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(20)).build()?;
+    let mut request = client.get(format!("{}{path}", server.url()));
+    if let Some(token) = token {
+        request = request.bearer_auth(token);
+    }
+    let answer = request.send().await?;
+    Ok((answer.status(), answer.text().await?))
+}
+
+async fn scrape(server: &Server) -> anyhow::Result<Exposition> {
+    let (status, text) = get(server, "/metrics", Some(server.token())).await?;
+    anyhow::ensure!(status == StatusCode::OK, "{status}: {text}");
+    Exposition::read(&text)
+}
+
+async fn ready(server: &Server) -> anyhow::Result<(StatusCode, Value)> {
+    let (status, text) = get(server, "/readyz", None).await?;
+    Ok((status, serde_json::from_str(&text).context(text)?))
+}
+
+async fn readiness() -> Outcome {
+    let server = Server::start().await?;
+    anyhow::ensure!(get(&server, "/healthz", None).await? == (StatusCode::OK, "ok\n".to_owned()));
+    let (status, all) = ready(&server).await?;
+    anyhow::ensure!(status == StatusCode::OK && all["ready"] == true, "{all}");
+    let names: Vec<_> = all["checks"].as_array().into_iter().flatten().map(|check| check["name"].clone()).collect();
+    anyhow::ensure!(names == ["server", "database", "store", "host", "engine"], "{names:?}");
+
+    let stopped = server.command().args(["host", "stop"]).output()?;
+    anyhow::ensure!(stopped.status.success(), "{stopped:?}");
+    let said = wait_for("the server to be not ready", MAX, || async {
+        let (status, said) = ready(&server).await.ok()?;
+        (status == StatusCode::SERVICE_UNAVAILABLE).then_some(said)
+    })
+    .await?;
+    anyhow::ensure!(said["ready"] == false);
+    let bad: Vec<_> = said["checks"].as_array().into_iter().flatten().filter(|check| check["ok"] == false).collect();
+    anyhow::ensure!(bad.len() == 1 && bad[0]["name"] == "host", "{said}");
+    anyhow::ensure!(bad[0]["why"].as_str().is_some_and(|why| why.contains("gennaker host stop")), "{said}");
+    let directory = server.dir().to_string_lossy().into_owned();
+    anyhow::ensure!(!said.to_string().contains(&directory), "no path is told to everybody: {said}");
+    // It is alive all the same, and says so in what it counts.
+    anyhow::ensure!(get(&server, "/healthz", None).await?.0 == StatusCode::OK);
+
+    let mut host = tokio::process::Command::from(server.command())
+        .arg("host")
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .kill_on_drop(true)
+        .spawn()?;
+    wait_for("the server to be ready again", MAX, || async {
+        (ready(&server).await.ok()?.0 == StatusCode::OK).then_some(())
+    })
+    .await
+    .with_context(|| server.log())?;
+    let _ = server.command().args(["host", "stop", "--instances"]).output()?;
+    host.kill().await?;
+    Ok(())
+}
+
+async fn metrics_access() -> Outcome {
+    let server = Server::start().await?;
+    let (status, text) = get(&server, "/metrics", None).await?;
+    anyhow::ensure!(status == StatusCode::UNAUTHORIZED && !text.contains("gennaker_"), "{status}: {text}");
+    anyhow::ensure!(get(&server, "/metrics", Some("gnk_none")).await?.0 == StatusCode::UNAUTHORIZED);
+    scrape(&server).await?;
+    drop(server);
+    let options = Options { flags: vec!["--metrics-public".to_owned()], ..Options::default() };
+    let server = Server::start_with(options).await?;
+    let (status, text) = get(&server, "/metrics", None).await?;
+    anyhow::ensure!(status == StatusCode::OK, "{status}: {text}");
+    Exposition::read(&text)?;
+    Ok(())
+}
+
+async fn metrics_rise() -> Outcome {
+    let server = Server::start().await?;
+    let before = scrape(&server).await?;
+    for name in [
+        "gennaker_build_info",
+        "gennaker_store_queue_length",
+        "gennaker_store_wal_bytes",
+        "gennaker_store_event_position",
+        "gennaker_executions_active",
+        "process_resident_memory_bytes",
+        "process_open_fds",
+        "process_start_time_seconds",
+        "gennaker_invariant_violations_total",
+        "gennaker_api_rejected_total",
+    ] {
+        anyhow::ensure!(before.has(name), "{name} is there from the start");
+    }
+    anyhow::ensure!(before.sum("gennaker_executions_ended_total", &[]) == 0.0);
+    anyhow::ensure!(before.sum("gennaker_stages_ended_total", &[("kind", "deploy")]) == 0.0, "0 before the first");
+
+    let hello = Hello::create(&server).await?;
+    hello.deploy("1.0.0").await?.succeeded()?;
+    let load = hello.load(100, false);
+    hello.deploy("2.0.0").await?.succeeded()?;
+    let report = load.stop().await;
+    anyhow::ensure!(report.failed == 0, "{:?}", report.failures);
+    // A document that is too deep.
+    let deep = format!("{{ a {} }}", "{ a ".repeat(30) + &"}".repeat(30));
+    let _ = hello.client.post(&deep, &json!({})).await;
+
+    let after = wait_for("the proxy's counters", MAX, || async {
+        let after = scrape(&server).await.ok()?;
+        (after.sum("gennaker_proxy_requests_total", &[("class", "2xx")]) >= 1.0).then_some(after)
+    })
+    .await?;
+    for (name, labels) in [
+        ("gennaker_executions_started_total", &[][..]),
+        ("gennaker_executions_ended_total", &[("status", "SUCCEEDED")][..]),
+        ("gennaker_stage_steps_total", &[("kind", "deploy"), ("outcome", "spawn")][..]),
+        ("gennaker_stage_step_duration_seconds_count", &[("kind", "createServerGroup")][..]),
+        ("gennaker_stages_ended_total", &[("kind", "deploy"), ("status", "SUCCEEDED")][..]),
+        ("gennaker_effects_total", &[("outcome", "done")][..]),
+        ("gennaker_effect_duration_seconds_count", &[][..]),
+        ("gennaker_scan_duration_seconds_count", &[][..]),
+        ("gennaker_step_lag_seconds_count", &[][..]),
+        ("gennaker_store_commits_total", &[("outcome", "ok")][..]),
+        ("gennaker_store_commit_duration_seconds_count", &[][..]),
+        ("gennaker_store_batch_commits_count", &[][..]),
+        ("gennaker_store_event_position", &[][..]),
+        ("gennaker_api_requests_total", &[("transport", "http"), ("outcome", "ok")][..]),
+        ("gennaker_api_requests_total", &[("transport", "probe"), ("outcome", "ok")][..]),
+        ("gennaker_api_events_sent_total", &[][..]),
+        ("gennaker_api_rejected_total", &[("limit", "depth")][..]),
+        ("gennaker_proxy_request_duration_seconds_count", &[("load_balancer", "hello")][..]),
+    ] {
+        let (was, is) = (before.sum(name, labels), after.sum(name, labels));
+        anyhow::ensure!(is > was, "{name}{labels:?} rises: {was} to {is}");
+    }
+    anyhow::ensure!(after.sum("gennaker_executions_ended_total", &[("status", "SUCCEEDED")]) >= 4.0);
+    anyhow::ensure!(after.sum("gennaker_api_subscriptions", &[]) == 0.0, "nobody is subscribed any more");
+    // No id is a label, and names only of what exists.
+    for sample in &after.samples {
+        for (label, value) in &sample.labels {
+            let id =
+                value.len() > 32 && value.contains('_') && value.bytes().rev().take(32).all(|b| b.is_ascii_hexdigit());
+            anyhow::ensure!(!id, "{}: {label}={value}", sample.name);
+        }
+    }
+    only_zero(&after)
+}
+
+fn only_zero(metrics: &Exposition) -> Outcome {
+    let family: Vec<_> = metrics.of("gennaker_invariant_violations_total").collect();
+    anyhow::ensure!(family.len() == 9, "each invariant is there: {family:?}");
+    let violated: Vec<_> = family.into_iter().filter(|sample| sample.value != 0.0).collect();
+    anyhow::ensure!(violated.is_empty(), "{violated:?}");
+    Ok(())
+}
+
+async fn invariants_hold() -> Outcome {
+    let mut server = Server::start().await?;
+    let hello = Hello::create(&server).await?;
+    hello.deploy("1.0.0").await?.succeeded()?;
+    let execution = hello.start("deploy hello", json!({ "version": "2.0.0" })).await?;
+    wait_for("the second group", MAX, || async { (hello.groups().await.ok()?.len() == 2).then_some(()) }).await?;
+    only_zero(&scrape(&server).await?)?;
+    server.kill().await?;
+    server.restart().await?;
+    follow(&hello.client, &execution, MAX).await?.succeeded()?;
+    // The search for violations runs at the start and every 15 seconds: have it run once more.
+    let seen = scrape(&server).await?.sum("gennaker_scan_duration_seconds_count", &[]);
+    wait_for("a while of the engine's work", MAX, || async {
+        let now = scrape(&server).await.ok()?.sum("gennaker_scan_duration_seconds_count", &[]);
+        (now > seen + 16.0).then_some(())
+    })
+    .await?;
+    only_zero(&scrape(&server).await?).with_context(|| server.log())
+}
+
+/// The detector itself: somebody spoils a row behind the server's back.
+async fn broken_row() -> Outcome {
+    use sea_orm::{ConnectionTrait as _, Database};
+
+    let server = Server::start().await?;
+    let hello = Hello::create(&server).await?;
+    let stages = json!({ "stages": [{ "key": "pause", "kind": "wait", "config": { "seconds": 3600 } }] });
+    hello.save("long", &stages).await?;
+    hello.start("long", json!({})).await?;
+    wait_for("the execution to wait", MAX, || async {
+        let metrics = scrape(&server).await.ok()?;
+        let waits = metrics.sum("gennaker_executions_open", &[("state", "waiting")]) == 1.0;
+        (waits && metrics.sum("gennaker_stage_steps_total", &[("kind", "wait")]) >= 1.0).then_some(())
+    })
+    .await?;
+    only_zero(&scrape(&server).await?)?;
+    let file = server.data_dir().join("gennaker.db");
+    let database = Database::connect(format!("sqlite://{}?mode=rw", file.display())).await?;
+    database.execute_unprepared("PRAGMA busy_timeout = 10000").await?;
+    let spoiled =
+        database.execute_unprepared("UPDATE execution SET wake_at = NULL WHERE finished = 0").await?.rows_affected();
+    anyhow::ensure!(spoiled == 1, "{spoiled}");
+    database.close().await?;
+    let found = |metrics: &Exposition| {
+        metrics.sum("gennaker_invariant_violations_total", &[("invariant", "running_without_wake")])
+    };
+    wait_for("the row to be found", MAX, || async {
+        let metrics = scrape(&server).await.ok()?;
+        (found(&metrics) == 1.0).then_some(())
+    })
+    .await?;
+    Ok(())
+}
+
+async fn log_lines() -> Outcome {
+    let secret = "a-very-secret-greeting";
+    let options = Options {
+        flags: vec!["--log".to_owned(), "json".to_owned()],
+        environment: vec![
+            ("GENNAKER_LOG_FILTER".to_owned(), "info,gennaker=debug,sqlx=warn".to_owned()),
+            ("GENNAKER_SECRET_HELLO".to_owned(), secret.to_owned()),
+        ],
+        ..Options::default()
+    };
+    let server = Server::start_with(options).await?;
+    let hello = Hello::create(&server).await?;
+    let mut definition = hello.pipeline();
+    let cluster = definition.pointer_mut("/stages/0/config/clusters/0").context("the pipeline has a cluster")?;
+    cluster["launch"]["environment"] = json!({ "HELLO_KEY": "secret://env/GENNAKER_SECRET_HELLO" });
+    hello.save("secret", &definition).await?;
+    let execution = hello.start("secret", json!({ "version": "1.0.0" })).await?;
+    let followed = follow(&hello.client, &execution, MAX).await?;
+    followed.succeeded()?;
+
+    let client = reqwest::Client::builder().no_proxy().build()?;
+    let request = |id: &'static str| {
+        let request = client.post(format!("{}/graphql", server.url())).bearer_auth(server.token());
+        request.header("x-request-id", id).json(&json!({ "query": "{ __typename }" })).send()
+    };
+    let header = |answer: &reqwest::Response| {
+        answer.headers().get("x-request-id").and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned()
+    };
+    anyhow::ensure!(header(&request("shop-42.a_b").await?) == "shop-42.a_b", "a sane id is taken over");
+    let made = header(&request("not sane").await?);
+    anyhow::ensure!(made.len() == 32, "another is replaced: {made}");
+
+    let text = wait_for("the lines of both requests", MAX, || async {
+        let text = std::fs::read_to_string(server.dir().join("server.log")).ok()?;
+        (text.contains("shop-42.a_b") && text.contains(&made)).then_some(text)
+    })
+    .await?;
+    // The last line may be being written.
+    let whole = &text[..text.rfind('\n').context("a line")?];
+    let lines: Vec<Value> =
+        whole.lines().map(|line| serde_json::from_str(line).context(line.to_owned())).collect::<anyhow::Result<_>>()?;
+    for line in &lines {
+        anyhow::ensure!(line.as_object().is_some_and(|line| line.values().all(|value| !value.is_object())), "{line}");
+        for key in ["timestamp", "level", "target", "message"] {
+            anyhow::ensure!(line[key].is_string(), "{key} in {line}");
+        }
+    }
+    let asked = lines.iter().find(|line| line["request.id"] == "shop-42.a_b").context("the request is in the log")?;
+    anyhow::ensure!(asked["principal"] == "admin" && asked["path"] == "/graphql" && asked["status"] == 200, "{asked}");
+
+    let of_engine = |line: &&Value| line["target"].as_str().is_some_and(|target| target == "gennaker::engine::worker");
+    let workers: Vec<_> = lines.iter().filter(of_engine).collect();
+    anyhow::ensure!(workers.len() > 10, "{workers:?}");
+    for line in workers {
+        let id = line["execution.id"].as_str().unwrap_or_default();
+        anyhow::ensure!(id.starts_with("ex_") && line["execution.number"].is_i64(), "{line}");
+        anyhow::ensure!(line["application"] == "hello", "{line}");
+        if line["message"].as_str().is_some_and(|message| message.starts_with("stage ")) {
+            anyhow::ensure!(line["stage.id"].as_str().is_some_and(|id| id.starts_with("st_")), "{line}");
+            anyhow::ensure!(line["stage.kind"].is_string() && line["stage.key"].is_string(), "{line}");
+        }
+    }
+    anyhow::ensure!(!text.contains(secret), "the secret is in the log");
+    anyhow::ensure!(!text.contains(server.token()), "a token is in the log");
+    let metrics = get(&server, "/metrics", Some(server.token())).await?.1;
+    anyhow::ensure!(!metrics.contains(secret) && !metrics.contains(server.token()), "a secret is in the metrics");
+    Ok(())
+}
+
+async fn one_trace() -> Outcome {
+    let secret = "a-very-secret-greeting";
+    let collector = Collector::start().await?;
+    let options = Options {
+        flags: vec!["--otlp-endpoint".to_owned(), collector.endpoint()],
+        environment: vec![
+            ("OTEL_EXPORTER_OTLP_HEADERS".to_owned(), "x-tenant=blue".to_owned()),
+            ("GENNAKER_SECRET_HELLO".to_owned(), secret.to_owned()),
+        ],
+        ..Options::default()
+    };
+    let mut server = Server::start_with(options).await?;
+    let hello = Hello::create(&server).await?;
+    hello.deploy("1.0.0").await?.succeeded()?;
+    let mut definition = hello.pipeline();
+    let cluster = definition.pointer_mut("/stages/0/config/clusters/0").context("the pipeline has a cluster")?;
+    cluster["launch"]["environment"] = json!({ "HELLO_KEY": "secret://env/GENNAKER_SECRET_HELLO" });
+    hello.save("traced", &definition).await?;
+    let execution = hello.start("traced", json!({ "version": "2.0.0" })).await?;
+    wait_for("the second group", MAX, || async { (hello.groups().await.ok()?.len() == 2).then_some(()) }).await?;
+    server.kill().await?;
+    server.restart().await?;
+    let followed = follow(&hello.client, &execution, MAX).await?;
+    followed.succeeded()?;
+    let begun: Vec<Value> = followed.stages().into_iter().filter(|stage| stage["startedAt"].is_string()).collect();
+
+    let trace = wait_for("the whole trace", MAX, || async {
+        let roots: Vec<_> = collector.named("execution traced");
+        let trace = collector.trace(&roots.first()?.trace_id);
+        let stages = trace.iter().filter(|span| span.name.starts_with("stage ")).count();
+        (stages == begun.len()).then_some(trace)
+    })
+    .await
+    .with_context(|| format!("{} stages began; {:#?}", begun.len(), collector.names()))?;
+    anyhow::ensure!(collector.headers().iter().all(|tenant| tenant == "blue"), "the headers of the setting");
+
+    let root: Vec<_> = trace.iter().filter(|span| span.parent_span_id.is_empty()).collect();
+    anyhow::ensure!(root.len() == 1 && root[0].name == "execution traced", "{root:?}");
+    for span in &trace {
+        let parent = trace.iter().find(|other| other.span_id == span.parent_span_id);
+        let Some(parent) = parent else {
+            anyhow::ensure!(span.parent_span_id.is_empty(), "the parent of {} is in the trace", span.name);
+            continue;
+        };
+        anyhow::ensure!(parent.start_time_unix_nano <= span.start_time_unix_nano, "{} begins in its parent", span.name);
+        if span.name.starts_with("effect ") {
+            anyhow::ensure!(parent.name.starts_with("stage "), "{} is of a stage", span.name);
+        }
+    }
+    let named = |name: &str| trace.iter().find(|span| span.name == name).with_context(|| format!("{name}: {trace:#?}"));
+    let create = named("stage createServerGroup")?;
+    anyhow::ensure!(create.parent_span_id == named("stage deploy")?.span_id, "children hang below their stage");
+    anyhow::ensure!(named("stage deploy")?.parent_span_id == root[0].span_id);
+    anyhow::ensure!(trace.iter().any(|span| span.name.starts_with("effect ") && span.parent_span_id == create.span_id));
+    anyhow::ensure!(!format!("{trace:?}").contains(secret), "the secret is in the trace");
+
+    // What is spooled is sent at the end.
+    let last = hello.start("deploy hello", json!({ "version": "3.0.0" })).await?;
+    follow(&hello.client, &last, MAX).await?.succeeded()?;
+    let status = server.stop().await?;
+    anyhow::ensure!(status.success(), "{status}\n{}", server.log());
+    anyhow::ensure!(collector.named("execution deploy hello").len() == 2, "{:#?}", collector.names());
+    Ok(())
+}
+
+async fn no_collector() -> Outcome {
+    let collector = Collector::start().await?;
+    let options = Options {
+        // The variables of others turn nothing on.
+        environment: vec![
+            ("OTEL_EXPORTER_OTLP_ENDPOINT".to_owned(), collector.base()),
+            ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT".to_owned(), collector.endpoint()),
+        ],
+        ..Options::default()
+    };
+    let mut server = Server::start_with(options).await?;
+    let hello = Hello::create(&server).await?;
+    hello.deploy("1.0.0").await?.succeeded()?;
+    let status = server.stop().await?;
+    anyhow::ensure!(status.success(), "{status}");
+    anyhow::ensure!(collector.requests() == 0, "nothing was asked for");
+    Ok(())
+}
