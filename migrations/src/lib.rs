@@ -7,6 +7,7 @@
 mod ddl;
 mod m20261122_000001_ground;
 mod m20261122_000002_leases;
+mod m20261122_000005_restored;
 
 pub use sea_orm_migration::MigratorTrait;
 use sea_orm_migration::prelude::*;
@@ -17,6 +18,10 @@ pub struct Migrator;
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(m20261122_000001_ground::Migration), Box::new(m20261122_000002_leases::Migration)]
+        vec![
+            Box::new(m20261122_000001_ground::Migration),
+            Box::new(m20261122_000002_leases::Migration),
+            Box::new(m20261122_000005_restored::Migration),
+        ]
     }
 }

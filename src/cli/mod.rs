@@ -3,11 +3,13 @@
 //! `shim` and the host's keeper are processes that must stay small, so they are dispatched before
 //! any async runtime exists.
 
+pub mod backup;
 pub mod client;
 pub mod demo;
 pub mod host;
 pub mod load;
 pub mod migrate;
+pub mod restore;
 pub mod sample_app;
 pub mod schema;
 pub mod serve;
@@ -54,6 +56,10 @@ enum Command {
     Schema(schema::Args),
     /// Bring the database's schema up to date, as `serve` does at its start
     Migrate(migrate::Args),
+    /// Copy the database while the server runs
+    Backup(backup::Args),
+    /// Make the database from a backup
+    Restore(restore::Args),
 }
 
 /// A command did not do what it was asked.
@@ -95,6 +101,8 @@ pub fn main() -> ExitCode {
         Command::Token(args) => token::run(args),
         Command::Schema(args) => schema::run(args),
         Command::Migrate(args) => migrate::run(args),
+        Command::Backup(args) => backup::run(args),
+        Command::Restore(args) => restore::run(args),
     };
     match outcome {
         Ok(code) => code,

@@ -193,7 +193,10 @@ impl StepContext {
         let Some(_entered) = self.state.enter() else {
             return Err(self.not_made("the stage has to end".to_owned()));
         };
-        let found = self.state.kept().open.remove(effect.key);
+        let mut found = self.state.kept().open.remove(effect.key);
+        if found.is_none() && effect.repeat == Repeat::Blind {
+            found = self.lost(&effect).await?;
+        }
         if let Some(found) = &found {
             // Whatever comes next, the old call's outcome stays unknown.
             self.state.kept().intents.push((found.id, IntentOutcome::Unknown));
@@ -206,7 +209,7 @@ impl StepContext {
         let now = self.now();
         let intent = self.intent(&effect, now, now + delta(timeout));
         let ticket = Ticket {
-            operation: format!("{}/{}/{}/{}", intent.execution, intent.stage, intent.attempt, intent.key),
+            operation: self.operation(&intent.key),
             fence: self.lease.number,
             deadline: intent.deadline,
         };
@@ -230,6 +233,28 @@ impl StepContext {
             Some(Ok(value)) => Ok(value),
             Some(Err(error)) => Err(EffectError::Call(error)),
             None => Err(EffectError::Unknown { what: effect.what, since: now }),
+        }
+    }
+
+    /// The key under which the other side knows an effect of this stage and attempt.
+    #[must_use]
+    pub fn operation(&self, effect: &str) -> String {
+        let stage = self.stage();
+        format!("{}/{}/{}/{effect}", self.execution.id, stage.id, stage.attempt)
+    }
+
+    /// The database was restored from a backup while this execution was under way: the call may
+    /// have been made in the time that the backup does not know. Said once for each call.
+    async fn lost<E>(&self, effect: &Effect<'_>) -> Result<Option<Intent>, EffectError<E>> {
+        let now = self.now();
+        let intent = self.intent(effect, now, now);
+        match self.shared.store.made_in_lost_time(&intent).await {
+            Ok(false) => Ok(None),
+            Ok(true) => {
+                self.record(intent.clone()).await?;
+                Ok(Some(intent))
+            }
+            Err(error) => Err(self.not_made(error.to_string())),
         }
     }
 

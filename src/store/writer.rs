@@ -156,6 +156,7 @@ impl From<Broken> for CommitError {
     fn from(broken: Broken) -> Self {
         match broken {
             Broken::AtBegin(error) | Broken::Before(error) => Self::Unavailable(sql::describe(&error)),
+            Broken::AtCommit(error) if sql::full(&error) => Self::Unavailable(sql::describe(&error)),
             Broken::AtCommit(error) => Self::Unknown(sql::describe(&error)),
         }
     }
@@ -267,7 +268,10 @@ impl Log {
         // While commits follow each other without a gap, only their writer can begin the log anew.
         if std::fs::metadata(&self.path).is_ok_and(|log| log.len() > LOG_MAX) {
             let _carrying = self.carrying.lock().await;
+            // A long read (a backup) keeps the log from beginning anew: nobody waits for its end.
+            let _ = sql::one(db, "PRAGMA busy_timeout = 20", Vec::new()).await;
             checkpoint(db, "PRAGMA wal_checkpoint(RESTART)").await;
+            let _ = sql::one(db, "PRAGMA busy_timeout = 10000", Vec::new()).await;
         }
     }
 }

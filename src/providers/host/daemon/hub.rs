@@ -290,6 +290,7 @@ impl Hub {
         ServerGroup {
             spec: cell.record.spec.clone(),
             created_at: cell.record.created_at,
+            operation: Some(cell.record.operation.clone()),
             instances,
             problem: cell.problem.clone().or(looping),
             limits_enforced_by: limits,
