@@ -208,11 +208,8 @@ impl StepContext {
         let timeout = effect.timeout.min(EFFECT_TIMEOUT_MAX);
         let now = self.now();
         let intent = self.intent(&effect, now, now + delta(timeout));
-        let ticket = Ticket {
-            operation: self.operation(&intent.key),
-            fence: self.lease.number,
-            deadline: intent.deadline,
-        };
+        let ticket =
+            Ticket { operation: self.operation(&intent.key), fence: self.lease.number, deadline: intent.deadline };
         let (id, deadline) = (intent.id, intent.deadline);
         self.record(intent).await?;
         self.crash(Moment::AfterIntent, effect.key).await;

@@ -142,11 +142,8 @@ impl Store {
         let sql = "SELECT 1 FROM execution e WHERE e.id = ? AND e.restored_lease IS NOT NULL AND NOT EXISTS (\
                    SELECT 1 FROM intent i WHERE i.execution_id = e.id AND i.stage_id = ? AND i.attempt = ? \
                    AND i.lease_number > e.restored_lease)";
-        let values = vec![
-            rows::id(intent.execution.uuid()),
-            rows::id(intent.stage.uuid()),
-            rows::int(intent.attempt.into()),
-        ];
+        let values =
+            vec![rows::id(intent.execution.uuid()), rows::id(intent.stage.uuid()), rows::int(intent.attempt.into())];
         Ok(one(&self.inner.read, sql, values).await?.is_some())
     }
 

@@ -16,9 +16,9 @@ mod prepare;
 mod read;
 mod rows;
 mod sql;
-mod transfer;
 #[cfg(test)]
 mod tests;
+mod transfer;
 mod writer;
 
 use std::path::PathBuf;

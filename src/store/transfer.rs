@@ -93,7 +93,9 @@ pub async fn transfer(
         let counted = count(&tx, &plan.name).await?;
         if counted != rows {
             let name = &plan.name;
-            return Err(Error::Refused(format!("{rows} rows of {name} were read, but {counted} are there; nothing was kept")));
+            return Err(Error::Refused(format!(
+                "{rows} rows of {name} were read, but {counted} are there; nothing was kept"
+            )));
         }
         tell(&plan.name, rows);
         tables.push(Table { name: plan.name.clone(), rows });
@@ -122,7 +124,8 @@ async fn plan<C: ConnectionTrait>(source: &DatabaseConnection, target: &C) -> Re
     }
     let mut plans = Vec::with_capacity(refers.len());
     while !refers.is_empty() {
-        let next = refers.iter().find(|(_, to)| to.iter().all(|to| !refers.contains_key(to))).map(|(name, _)| name.clone());
+        let next =
+            refers.iter().find(|(_, to)| to.iter().all(|to| !refers.contains_key(to))).map(|(name, _)| name.clone());
         let Some(next) = next else {
             return Err(Error::Refused("tables refer to each other in a circle; they cannot be moved".to_owned()));
         };

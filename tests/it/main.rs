@@ -6,15 +6,18 @@
 
 mod access;
 mod api_errors;
+mod backup;
 mod crash;
 mod demo;
 mod deploy;
+mod disk;
 mod engine;
 mod examples;
 mod harness;
 mod host;
 mod idempotency;
 mod layers;
+mod move_database;
 mod postgres;
 mod schema;
 mod shim;
@@ -33,14 +36,17 @@ fn main() {
     let trials: Vec<Trial> = [
         access::trials(),
         api_errors::trials(),
+        backup::trials(),
         crash::trials(),
         demo::trials(),
         deploy::trials(),
+        disk::trials(),
         engine::trials(),
         examples::trials(),
         host::trials(),
         idempotency::trials(),
         layers::trials(),
+        move_database::trials(),
         postgres::trials(),
         schema::trials(),
         store::trials(),
