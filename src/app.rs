@@ -361,6 +361,7 @@ async fn connect_host(config: &Config) -> Result<HostProvider, Error> {
         artifact_roots: host.artifact_roots.clone(),
         secret_roots: config.security.secret_dirs.clone(),
         ports: host.port_range,
+        max_artifact_bytes: host.max_artifact_bytes,
         ..client::Options::new(&host.dir).map_err(|error| failed(error.to_string()))?
     };
     HostProvider::connect(options).await.map_err(|error| failed(error.message))

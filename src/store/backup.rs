@@ -108,7 +108,7 @@ pub async fn restore(options: &Options, file: &Path, replace: bool, now: DateTim
     }
     let partial = Partial::create(&dir.join(format!("{}.partial-{}", open::FILE, Uuid::new_v4().simple())))?;
     fs::copy(file, &partial.0).map_err(|error| about(file, error))?;
-    let db = connect(&partial.0, false).await?;
+    let db = connect(&partial.0, false).await.map_err(|error| damaged(file, &error.to_string()))?;
     let counted = begin_anew(&db, file, now).await;
     close(db).await;
     let (executions, unfinished) = counted?;
@@ -162,19 +162,22 @@ async fn set_back<C: ConnectionTrait>(db: &C, now: DateTime<Utc>) -> Result<(), 
 /// The file is a whole database of ours that this binary knows; how many executions it has, and
 /// how many of them are unfinished.
 async fn check(db: &DatabaseConnection, file: &Path) -> Result<(i64, i64), Error> {
-    let damaged = |what: String| Error::Refused(format!("{} is not a usable backup: {what}", file.display()));
     let found = one(db, "PRAGMA integrity_check(1)", Vec::new()).await;
-    let found = found.map_err(|error| damaged(super::sql::describe(&error)))?;
+    let found = found.map_err(|error| damaged(file, &super::sql::describe(&error)))?;
     let said = found.map(|row| row.try_get_by_index::<String>(0)).transpose()?.unwrap_or_default();
     if said != "ok" {
-        return Err(damaged(format!("it is damaged ({said})")));
+        return Err(damaged(file, &format!("it is damaged ({said})")));
     }
     if one(db, "SELECT 1 FROM sqlite_master WHERE name = 'seaql_migrations'", Vec::new()).await?.is_none()
         || open::check_version(db).await? == State::Empty
     {
-        return Err(damaged("it has no data of this program".to_owned()));
+        return Err(damaged(file, "it has no data of this program"));
     }
     Ok(count(db).await?)
+}
+
+fn damaged(file: &Path, what: &str) -> Error {
+    Error::Refused(format!("{} is not a usable backup: {what}", file.display()))
 }
 
 async fn count<C: ConnectionTrait>(db: &C) -> Result<(i64, i64), DbErr> {

@@ -2,6 +2,7 @@
 
 mod crash;
 mod deploy;
+mod formats;
 mod kinds;
 pub mod memory;
 mod webhook;
