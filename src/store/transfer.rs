@@ -297,11 +297,13 @@ async fn compare(source: &DatabaseConnection, target: &DatabaseConnection, plans
 }
 
 async fn sum_of_target<C: ConnectionTrait>(target: &C, plan: &Plan) -> Result<Sum, Error> {
-    let declare = format!("DECLARE compared NO SCROLL CURSOR FOR SELECT {} FROM \"{}\"", plan.list(), plan.name);
+    // A name of its own for each table: a statement that is prepared once knows its columns.
+    let cursor = format!("\"compared {}\"", plan.name);
+    let declare = format!("DECLARE {cursor} NO SCROLL CURSOR FOR SELECT {} FROM \"{}\"", plan.list(), plan.name);
     target.execute_unprepared(&declare).await?;
     let mut sum = Sum::default();
     loop {
-        let batch = all(target, &format!("FETCH {BATCH} FROM compared"), Vec::new()).await?;
+        let batch = all(target, &format!("FETCH {BATCH} FROM {cursor}"), Vec::new()).await?;
         if batch.is_empty() {
             break;
         }
@@ -309,7 +311,7 @@ async fn sum_of_target<C: ConnectionTrait>(target: &C, plan: &Plan) -> Result<Su
             sum.add(&read(row, plan)?);
         }
     }
-    target.execute_unprepared("CLOSE compared").await?;
+    target.execute_unprepared(&format!("CLOSE {cursor}")).await?;
     Ok(sum)
 }
 

@@ -104,7 +104,7 @@ async fn server_full() -> Outcome {
             .client
             .query("query($id: ID!) { node(id: $id) { ... on Execution { status } } }", json!({ "id": execution }))
             .await?;
-        anyhow::ensure!(status["node"]["status"] == "RUNNING", "{status}");
+        anyhow::ensure!(["RUNNING", "NOT_STARTED"].iter().any(|open| status["node"]["status"] == *open), "{status}");
         anyhow::ensure!(hello.names().await?.is_empty(), "no intent, no effect");
     }
     let said = lines()? - before;
@@ -154,11 +154,9 @@ async fn host_full() -> Outcome {
     small.free()?;
     follow(&hello.client, &execution, MAX).await?.succeeded().with_context(|| server.log())?;
 
-    let instance =
-        || server.processes().into_iter().filter(|(_, command)| command.contains("0123456789")).collect::<Vec<_>>();
     let running = || instances_of(&host_dir);
     let before = running();
-    anyhow::ensure!(!before.is_empty(), "an instance runs: {:?}", instance());
+    anyhow::ensure!(before.len() == 1, "an instance runs: {before:?}");
     small.fill()?;
     tokio::time::sleep(Duration::from_secs(3)).await;
     anyhow::ensure!(running() == before, "a full disk stops no instance");
@@ -166,7 +164,8 @@ async fn host_full() -> Outcome {
     let group = json!({ "account": "local", "location": "local", "name": "hello-v000" });
     let capacity = json!({ "min": 2, "desired": 2, "max": 2 });
     let resize = "mutation($input: ResizeServerGroupInput!) { resizeServerGroup(input: $input) { execution { id } userErrors { message code } } }";
-    let payload = hello.client.mutate(resize, json!({ "serverGroup": group, "capacity": capacity })).await?;
+    let payload =
+        hello.client.mutate(resize, json!({ "serverGroup": { "name": group }, "capacity": capacity })).await?;
     let execution = payload["execution"]["id"].as_str().context("an execution")?.to_owned();
     tokio::time::sleep(Duration::from_secs(2)).await;
     anyhow::ensure!(running() == before, "nothing half done");
