@@ -312,14 +312,32 @@ async fn write_batch(db: &DatabaseConnection, batch: &[&Prepared]) -> Result<Out
     let tx = db.begin_with_options(options).await.map_err(Broken::AtBegin)?;
     match apply(&tx, batch).await {
         Ok(outcomes) => {
-            tx.commit().await.map_err(Broken::AtCommit)?;
+            if let Err(error) = tx.commit().await {
+                renew(db).await;
+                return Err(Broken::AtCommit(error));
+            }
             Ok(outcomes)
         }
         Err(error) => {
-            // The first error says what happened; a failed rollback ends the same way.
-            let _ = tx.rollback().await;
+            // The first error says what happened.
+            if tx.rollback().await.is_err() {
+                renew(db).await;
+            }
             Err(Broken::Before(error))
         }
+    }
+}
+
+/// Gives up the connection; the next transaction makes another. SQLite rolls some failed
+/// transactions back by itself (a full disk), of which the driver does not know: it would take the
+/// next ones for parts of a transaction that nobody ever commits.
+async fn renew(db: &DatabaseConnection) {
+    let closed = match db.get_sqlite_connection_pool().acquire().await {
+        Ok(connection) => connection.close().await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = closed {
+        tracing::warn!(%error, "the writer's connection did not close");
     }
 }
 
