@@ -33,9 +33,9 @@ use crate::providers::host::client::{self, HostProvider};
 use crate::secrets::Secrets;
 use crate::stages;
 use crate::store::{self, Commit, CommitError, Guard, Store, Write};
-use crate::triggers::{self, Dispatcher};
 use crate::telemetry::proxy::Proxies;
 use crate::telemetry::traces;
+use crate::triggers::{self, Dispatcher};
 
 /// The server did not start or did not end well.
 #[derive(Debug, thiserror::Error)]
@@ -544,6 +544,7 @@ async fn connect_host(config: &Config) -> Result<HostProvider, Error> {
         artifact_roots: host.artifact_roots.clone(),
         secret_roots: config.security.secret_dirs.clone(),
         ports: host.port_range,
+        max_artifact_bytes: host.max_artifact_bytes,
         ..client::Options::new(&host.dir).map_err(|error| failed(error.to_string()))?
     };
     HostProvider::connect(options).await.map_err(|error| failed(error.message))

@@ -9,6 +9,7 @@ mod m20261122_000001_ground;
 mod m20261122_000002_leases;
 mod m20261122_000003_triggers;
 mod m20261122_000004_deliveries;
+mod m20261122_000005_restored;
 
 pub use sea_orm_migration::MigratorTrait;
 use sea_orm_migration::prelude::*;
@@ -24,6 +25,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261122_000002_leases::Migration),
             Box::new(m20261122_000003_triggers::Migration),
             Box::new(m20261122_000004_deliveries::Migration),
+            Box::new(m20261122_000005_restored::Migration),
         ]
     }
 }

@@ -10,7 +10,9 @@ use anyhow::Context;
 use super::{Failure, Outcome, block_on};
 use crate::config;
 use crate::providers::host::control::{Control, Error};
-use crate::providers::host::daemon::{MAX_INSTANCES, Options, PortRange, keeper, worker};
+use crate::providers::host::daemon::{
+    ARTIFACT_KEEP_SECONDS, MAX_ARTIFACT_BYTES, MAX_INSTANCES, Options, PortRange, keeper, worker,
+};
 use crate::providers::host::protocol::{StopHost, Upgrade};
 
 /// What `gennaker host` is given.
@@ -38,6 +40,12 @@ pub struct Args {
     /// Instances on this host, at most.
     #[arg(long, default_value_t = MAX_INSTANCES)]
     pub max_instances: usize,
+    /// Bytes of all unpacked artifacts together, at most.
+    #[arg(long, default_value_t = MAX_ARTIFACT_BYTES, value_name = "BYTES")]
+    pub max_artifact_bytes: u64,
+    /// Seconds for which an artifact stays that no server group uses.
+    #[arg(long, default_value_t = ARTIFACT_KEEP_SECONDS, value_name = "SECONDS")]
+    pub artifact_keep_seconds: u64,
     /// Used by a host for its own parts.
     #[arg(long, hide = true, conflicts_with = "adopt")]
     pub worker: bool,
@@ -145,6 +153,8 @@ fn host(args: Args, directory: &Path) -> Outcome {
         secret_roots: args.secret_roots,
         ports: args.ports,
         max_instances: args.max_instances,
+        max_artifact_bytes: args.max_artifact_bytes,
+        artifact_keep_seconds: args.artifact_keep_seconds,
         ..Options::new(directory)?
     };
     if args.worker {

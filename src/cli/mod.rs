@@ -3,12 +3,14 @@
 //! `shim` and the host's keeper are processes that must stay small, so they are dispatched before
 //! any async runtime exists.
 
+pub mod backup;
 pub mod client;
 pub mod config;
 pub mod demo;
 pub mod host;
 pub mod load;
 pub mod migrate;
+pub mod restore;
 pub mod sample_app;
 pub mod schema;
 pub mod serve;
@@ -63,6 +65,10 @@ enum Command {
     Migrate(migrate::Args),
     /// Check and show the settings: file, variables and flags together
     Config(config::Args),
+    /// Copy the database while the server runs
+    Backup(backup::Args),
+    /// Make the database from a backup
+    Restore(restore::Args),
 }
 
 /// A command did not do what it was asked.
@@ -111,6 +117,8 @@ pub fn main() -> ExitCode {
         Command::Token(args) => token::run(args),
         Command::Schema(args) => schema::run(args),
         Command::Migrate(args) => migrate::run(args),
+        Command::Backup(args) => backup::run(args),
+        Command::Restore(args) => restore::run(args),
     };
     match outcome {
         Ok(code) => code,

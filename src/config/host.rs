@@ -20,11 +20,24 @@ pub struct HostArgs {
     /// Ports for instances; keep it outside the ephemeral range of the system
     #[arg(long, env = "GENNAKER_PORT_RANGE", value_name = "FROM-TO", default_value_t = PortRange::DEFAULT)]
     pub port_range: PortRange,
+    /// Bytes of all unpacked artifacts of the host together; what no server group uses makes room
+    #[arg(long, env = "GENNAKER_MAX_ARTIFACT_BYTES", value_name = "BYTES", default_value_t = HostArgs::MAX_ARTIFACT_BYTES)]
+    pub max_artifact_bytes: u64,
+}
+
+impl HostArgs {
+    /// 10 GiB.
+    const MAX_ARTIFACT_BYTES: u64 = 10 << 30;
 }
 
 impl Default for HostArgs {
     fn default() -> Self {
-        Self { host_dir: None, artifact_root: Vec::new(), port_range: PortRange::DEFAULT }
+        Self {
+            host_dir: None,
+            artifact_root: Vec::new(),
+            port_range: PortRange::DEFAULT,
+            max_artifact_bytes: Self::MAX_ARTIFACT_BYTES,
+        }
     }
 }
 
@@ -78,7 +91,12 @@ impl HostArgs {
                 .map_err(|error| Error::new("--host-dir", format!("{}: {error}", dir.display())))?,
             None => data_dir.join("host"),
         };
-        Ok(HostConfig { dir, artifact_roots, port_range: self.port_range })
+        if self.max_artifact_bytes < 1 << 20 {
+            let message = format!("{} is less than 1 MiB, in which no artifact has room", self.max_artifact_bytes);
+            return Err(Error::new("--max-artifact-bytes", message));
+        }
+        let (port_range, max_artifact_bytes) = (self.port_range, self.max_artifact_bytes);
+        Ok(HostConfig { dir, artifact_roots, port_range, max_artifact_bytes })
     }
 }
 
@@ -90,6 +108,8 @@ pub struct HostConfig {
     /// Absolute, links resolved.
     pub artifact_roots: Vec<PathBuf>,
     pub port_range: PortRange,
+    /// Bytes of all unpacked artifacts of the host together, at most.
+    pub max_artifact_bytes: u64,
 }
 
 #[cfg(test)]

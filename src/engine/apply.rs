@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Map, Value};
+use sha2::{Digest as _, Sha256};
 
 use super::Options;
 use super::contract::{Cause, DynStage, NOT_MADE, Next, Registry, StepError};
@@ -700,8 +701,11 @@ pub(super) fn new_stage(
     attempt: i32,
 ) -> Stage {
     let timeout = spec.timeout_seconds.unwrap_or_else(|| kind.timeout().as_secs()).max(1);
+    // A child's id follows from its parent's: should the database be set back to an earlier state, the
+    // child that is spawned again has the operation keys under which the first one's work is found.
+    let id = parent.map_or_else(StageId::new, |(above, phase)| child_id(above, phase, attempt, &spec.key));
     Stage {
-        id: StageId::new(),
+        id,
         execution: execution.id,
         key: spec.key.clone(),
         parent: parent.map(|(id, _)| id),
@@ -728,6 +732,24 @@ pub(super) fn new_stage(
         started_at: None,
         ended_at: None,
     }
+}
+
+fn child_id(parent: StageId, phase: Phase, attempt: i32, key: &str) -> StageId {
+    let phase = match phase {
+        Phase::Before => 0_u8,
+        Phase::Body => 1,
+        Phase::After => 2,
+        Phase::Unwind => 3,
+    };
+    let mut hash = Sha256::new();
+    hash.update(parent.uuid().as_bytes());
+    hash.update([phase]);
+    hash.update(attempt.to_be_bytes());
+    hash.update(key.as_bytes());
+    let digest = hash.finalize();
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&digest[..16]);
+    uuid::Builder::from_random_bytes(bytes).into_uuid().into()
 }
 
 /// Whether an effect of this stage goes on although the execution is cancelled.

@@ -319,7 +319,10 @@ impl From<CommitError> for Error {
         tracing::warn!("a command could not be done: {error}");
         match error {
             CommitError::Refused(_) => Self::new(Code::Conflict, "it changed meanwhile; read it again and retry"),
-            CommitError::Unavailable(_) => Self::new(Code::Unavailable, "the database cannot save now; try again"),
+            CommitError::Unavailable(why) => match store::advice(&why) {
+                Some(advice) => Self::new(Code::Unavailable, advice),
+                None => Self::new(Code::Unavailable, "the database cannot save now; try again"),
+            },
             CommitError::Unknown(_) => Self::new(
                 Code::Unavailable,
                 "the database did not answer; it may or may not have been done: look before trying again",

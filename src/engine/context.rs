@@ -229,7 +229,10 @@ impl StepContext {
         let Some(_entered) = self.state.enter() else {
             return Err(self.not_made("the stage has to end".to_owned()));
         };
-        let found = self.state.kept().open.remove(effect.key);
+        let mut found = self.state.kept().open.remove(effect.key);
+        if found.is_none() && effect.repeat == Repeat::Blind {
+            found = self.lost(&effect).await?;
+        }
         if let Some(found) = &found {
             // Whatever comes next, the old call's outcome stays unknown.
             self.state.kept().intents.push((found.id, IntentOutcome::Unknown));
@@ -243,11 +246,8 @@ impl StepContext {
         let timeout = effect.timeout.min(EFFECT_TIMEOUT_MAX);
         let now = self.now();
         let intent = self.intent(&effect, now, now + delta(timeout));
-        let ticket = Ticket {
-            operation: format!("{}/{}/{}/{}", intent.execution, intent.stage, intent.attempt, intent.key),
-            fence: self.lease.number,
-            deadline: intent.deadline,
-        };
+        let ticket =
+            Ticket { operation: self.operation(&intent.key), fence: self.lease.number, deadline: intent.deadline };
         let (id, deadline) = (intent.id, intent.deadline);
         let told = self.shared.options.ended.is_some().then(|| intent.clone());
         self.record(intent, cluster).await?;
@@ -286,6 +286,28 @@ impl StepContext {
     fn tell(&self, intent: Intent, outcome: IntentOutcome) {
         if let Some(hook) = &self.shared.options.ended {
             hook.effect(Intent { closed_at: Some(self.now()), outcome: Some(outcome), ..intent });
+        }
+    }
+
+    /// The key under which the other side knows an effect of this stage and attempt.
+    #[must_use]
+    pub fn operation(&self, effect: &str) -> String {
+        let stage = self.stage();
+        format!("{}/{}/{}/{effect}", self.execution.id, stage.id, stage.attempt)
+    }
+
+    /// The database was restored from a backup while this execution was under way: the call may
+    /// have been made in the time that the backup does not know. Said once for each call.
+    async fn lost<E>(&self, effect: &Effect<'_>) -> Result<Option<Intent>, EffectError<E>> {
+        let now = self.now();
+        let intent = self.intent(effect, now, now);
+        match self.shared.store.made_in_lost_time(&intent).await {
+            Ok(false) => Ok(None),
+            Ok(true) => {
+                self.record(intent.clone(), None).await?;
+                Ok(Some(intent))
+            }
+            Err(error) => Err(self.not_made(error.to_string())),
         }
     }
 

@@ -273,6 +273,11 @@ pub trait DynStage: Send + Sync {
     /// What people see where the pipeline gives no name.
     fn title(&self) -> &'static str;
     fn tasks(&self, config: &Value, cursor: &Value) -> (Vec<&'static str>, usize);
+    /// The cursor as this binary reads it and would store it again.
+    ///
+    /// # Errors
+    /// Why it cannot be read.
+    fn reread(&self, cursor: &Value) -> Result<Value, String>;
     fn before(&self, config: &Value) -> Vec<ChildSpec>;
     fn after(&self, config: &Value, outputs: &Value) -> Vec<ChildSpec>;
     fn unwind(&self, execution: &Execution, stage: &StageRow, config: &Value, cursor: &Value) -> Vec<ChildSpec>;

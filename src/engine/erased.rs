@@ -98,6 +98,11 @@ impl<S: Stage> DynStage for Erased<S> {
         }
     }
 
+    fn reread(&self, cursor: &Value) -> Result<Value, String> {
+        let cursor = S::Cursor::deserialize(cursor).map_err(|error| error.to_string())?;
+        serde_json::to_value(cursor).map_err(|error| error.to_string())
+    }
+
     fn before(&self, config: &Value) -> Vec<ChildSpec> {
         Self::config(config).map(|config| self.stage.before(&config)).unwrap_or_default()
     }

@@ -201,6 +201,8 @@ impl Engine {
     /// When the database cannot do it.
     pub async fn renew(&self) -> Result<(), crate::store::Error> {
         recovery::renew(&self.shared).await
+    }
+
     /// Whether it works: registered, not ended, and its search for due executions not overdue.
     ///
     /// # Errors

@@ -219,6 +219,9 @@ pub struct Instance {
 pub struct ServerGroup {
     pub spec: ServerGroupSpec,
     pub created_at: DateTime<Utc>,
+    /// The key of the operation that made it, where the provider keeps it.
+    #[serde(default)]
+    pub operation: Option<String>,
     pub instances: Vec<Instance>,
     /// What the provider says is in the way: an artifact that cannot be fetched, a full port range.
     pub problem: Option<String>,

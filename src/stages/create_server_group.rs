@@ -30,6 +30,8 @@ const CRASHES_MAX: u32 = 3;
 /// What is shown of a failing instance's log, in bytes.
 const LOG_TAIL_BYTES: usize = 4 * 1024;
 const LOG_TAIL_TIMEOUT: Duration = Duration::from_secs(10);
+/// The effect that makes the group.
+const CREATE: &str = "create";
 /// Names that turn out to be taken before this step gives up for now.
 const NAME_TRIES_MAX: usize = 50;
 
@@ -265,7 +267,7 @@ impl CreateServerGroup {
         let spec = config.spec(&chosen);
         let what = format!("create server group `{}`", chosen.name);
         let group = (&config.place(), chosen.name.as_str());
-        cloud::change_group(cx, group, "create", what, |operation| async move {
+        cloud::change_group(cx, group, CREATE, what, |operation| async move {
             provider.ensure_server_group(&operation, &spec).await
         })
         .await?;
@@ -389,6 +391,18 @@ async fn reserve(cx: &StepContext, place: &Place, cluster: &str, snapshot: &Snap
         return Ok(name);
     }
     let members = cloud::members(snapshot, place, cluster);
+    // Made by this very step although nothing here knows of it: the database is a backup from before.
+    let operation = cx.operation(CREATE);
+    if let Some(made) = members.iter().find(|group| group.operation.as_ref() == Some(&operation)) {
+        if cx.reserve_name(place, &made.spec.name).await? {
+            return Ok(made.spec.name.clone());
+        }
+        let cause = Cause::new(
+            "CONFLICT",
+            format!("server group `{}` was made by this stage, but its name is reserved by another", made.spec.name),
+        );
+        return Err(StepError::Fail(cause.hint("destroy that server group or wait for the other, then start again")));
+    }
     let existing: Vec<_> = members.iter().map(|group| (group.spec.name.as_str(), group.created_at)).collect();
     let mut taken = BTreeSet::new();
     for _ in 0..NAME_TRIES_MAX {

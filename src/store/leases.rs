@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::apply::{Answer, Outcome, QUEUE, cluster_values, queue_row};
 use super::prepare::{Op, Prepared};
 use super::sql::{all, one};
-use super::{ClusterClaim, ClusterKey, CommitError, Error, Guard, Lease, Store, rows};
+use super::{ClusterClaim, ClusterKey, CommitError, Error, Guard, Intent, Lease, Store, rows};
 use crate::model::{Execution, ExecutionId, OwnerId, Place, StageId, StreamId};
 
 /// Executions deleted in one transaction, so that nobody waits long behind it.
@@ -34,7 +34,7 @@ impl Store {
             prepared.guards.push(lease.guard());
             prepared.rows.push(lease.execution.uuid());
         }
-        self.inner.write.write(prepared).await
+        self.write(prepared).await
     }
 
     // --- leases ------------------------------------------------------------------------------
@@ -123,13 +123,28 @@ impl Store {
         } else {
             let mut prepared = Prepared { ops: vec![Op::Claim { me, execution: id }], ..Prepared::default() };
             prepared.rows.push(id.uuid());
-            match self.inner.write.write(prepared).await?.answer {
+            match self.write(prepared).await?.answer {
                 Answer::Claimed(Some(number)) => number,
                 _ => return Ok(None),
             }
         };
         let execution = self.execution(id).await?.filter(|execution| !execution.status.is_complete());
         Ok(execution.map(|execution| (Lease { execution: id, owner: me, number }, execution)))
+    }
+
+    /// Whether a call of that stage and attempt may have been made in a time that the database has
+    /// lost: it was restored from a backup while the execution was under way, and no call of theirs
+    /// was recorded since.
+    ///
+    /// # Errors
+    /// When the database cannot say.
+    pub async fn made_in_lost_time(&self, intent: &Intent) -> Result<bool, Error> {
+        let sql = "SELECT 1 FROM execution e WHERE e.id = ? AND e.restored_lease IS NOT NULL AND NOT EXISTS (\
+                   SELECT 1 FROM intent i WHERE i.execution_id = e.id AND i.stage_id = ? AND i.attempt = ? \
+                   AND i.lease_number > e.restored_lease)";
+        let values =
+            vec![rows::id(intent.execution.uuid()), rows::id(intent.stage.uuid()), rows::int(intent.attempt.into())];
+        Ok(one(&self.inner.read, sql, values).await?.is_some())
     }
 
     // --- cluster claims and names ------------------------------------------------------------

@@ -21,14 +21,14 @@ use super::writer::{Latency, Notices, Writer};
 use super::{Durability, Error, Inner, Options, Store, postgres, rows, writer};
 use crate::clock::Clock;
 
-const FILE: &str = "gennaker.db";
+pub(super) const FILE: &str = "gennaker.db";
 const LOCK_FILE: &str = "gennaker.lock";
 /// Connections that only read a SQLite file.
 const SQLITE_READERS: u32 = 4;
 /// Connections to PostgreSQL, one of them for notices.
 const POSTGRES_POOL: u32 = 16;
 /// Key of the advisory lock under which PostgreSQL is migrated: "gennaker" as a number.
-const MIGRATION_LOCK: i64 = 0x6765_6e6e_616b_6572;
+pub(super) const MIGRATION_LOCK: i64 = 0x6765_6e6e_616b_6572;
 
 /// How the database is opened.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -62,7 +62,20 @@ pub(super) async fn open(options: &Options, clock: Clock, role: As) -> Result<St
     let epoch = read_epoch(&read).await?;
     let guard = stop.clone().drop_guard();
     let task = Mutex::new(Some(task));
-    Ok(Store { inner: Arc::new(Inner { write, read, epoch, clock, notices, latency, stop, task, _guard: guard }) })
+    Ok(Store {
+        inner: Arc::new(Inner {
+            write,
+            read,
+            epoch,
+            clock,
+            notices,
+            latency,
+            newest: std::sync::Mutex::default(),
+            stop,
+            task,
+            _guard: guard,
+        }),
+    })
 }
 
 // --- SQLite --------------------------------------------------------------------------------------
@@ -125,7 +138,7 @@ async fn open_sqlite(options: &Options, role: As) -> Result<(writer::File<Option
     Ok((writer::File { db, checkpoints, log, alone: role == As::Server, guard: lock }, read))
 }
 
-fn lock(dir: &Path) -> Result<File, Error> {
+pub(super) fn lock(dir: &Path) -> Result<File, Error> {
     let path = dir.join(LOCK_FILE);
     let fault = |source| Error::Directory { path: path.clone(), source };
     let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(fault)?;
@@ -136,7 +149,7 @@ fn lock(dir: &Path) -> Result<File, Error> {
     }
 }
 
-async fn connect_sqlite(
+pub(super) async fn connect_sqlite(
     connections: u32,
     map: impl Fn(SqliteConnectOptions) -> SqliteConnectOptions + Send + Sync + 'static,
 ) -> Result<DatabaseConnection, Error> {
@@ -173,7 +186,7 @@ async fn copy(db: &DatabaseConnection, path: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-fn beside(path: &Path, suffix: &str) -> PathBuf {
+pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     PathBuf::from(name)
@@ -200,7 +213,7 @@ async fn reach_postgres(url: &str) -> Result<(), Error> {
     )))
 }
 
-async fn connect_postgres(url: &str) -> Result<DatabaseConnection, Error> {
+pub(super) async fn connect_postgres(url: &str) -> Result<DatabaseConnection, Error> {
     reach_postgres(url).await?;
     let mut options = ConnectOptions::new(url);
     options
@@ -214,7 +227,7 @@ async fn connect_postgres(url: &str) -> Result<DatabaseConnection, Error> {
 }
 
 /// In one transaction, under a lock, so that servers that start together do not race.
-async fn migrate_postgres(db: &DatabaseConnection) -> Result<(), Error> {
+pub(super) async fn migrate_postgres(db: &DatabaseConnection) -> Result<(), Error> {
     let tx = db.begin().await?;
     tx.execute_unprepared("SET LOCAL statement_timeout = 0").await?;
     one(&tx, "SELECT 1 FROM (SELECT pg_advisory_xact_lock(?)) AS taken", vec![rows::int(MIGRATION_LOCK)]).await?;

@@ -8,8 +8,8 @@ use uuid::Uuid;
 
 use super::{Error, IdempotencyRecord, Intent};
 use crate::model::{
-    Application, AuditRow, Delivery, Event, EventBody, Execution, Notification, Pipeline, Principal, Revision, Stage,
-    Status, StreamId, Token, Trigger,
+    Application, AuditRow, Delivery, Event, EventBody, Execution, Notification, Pipeline, PipelineDefinition,
+    Principal, Revision, Stage, Status, StreamId, Token, Trigger,
 };
 
 /// The version of the format in which documents (configs, cursors, events …) are written.
@@ -86,6 +86,24 @@ impl<'a> Reader<'a> {
         let at = self.at;
         let text: Option<String> = self.get()?;
         text.map(|text| serde_json::from_str(&text).map_err(|error| self.corrupt(at, &error))).transpose()
+    }
+
+    /// A pipeline's definition; what a later version has written is not guessed at.
+    fn definition(&mut self) -> Result<PipelineDefinition, Error> {
+        #[derive(serde::Deserialize)]
+        struct Version {
+            #[serde(rename = "formatVersion")]
+            number: Option<u32>,
+        }
+        let (at, known) = (self.at, PipelineDefinition::FORMAT_VERSION);
+        let text: String = self.get()?;
+        let version: Version = serde_json::from_str(&text).map_err(|error| self.corrupt(at, &error))?;
+        match version.number {
+            Some(other) if other > known => {
+                Err(self.corrupt(at, &format!("format {other} is not known; this binary knows {known}")))
+            }
+            _ => serde_json::from_str(&text).map_err(|error| self.corrupt(at, &error)),
+        }
     }
 
     fn named<T: DeserializeOwned>(&mut self) -> Result<T, Error> {
@@ -476,7 +494,7 @@ pub(super) fn read_pipeline(row: &QueryResult) -> Result<Pipeline, Error> {
         application_name: reader.get()?,
         name: reader.get()?,
         revision: reader.get()?,
-        definition: reader.json()?,
+        definition: reader.definition()?,
         created_at: reader.time()?,
         updated_at: reader.time()?,
     })
@@ -502,7 +520,7 @@ pub(super) fn read_revision(row: &QueryResult) -> Result<Revision, Error> {
     Ok(Revision {
         pipeline: reader.id()?,
         number: reader.get()?,
-        definition: reader.json()?,
+        definition: reader.definition()?,
         created_at: reader.time()?,
         created_by: reader.id()?,
         created_by_name: reader.get()?,

@@ -103,11 +103,32 @@ pub(super) fn exhausted(error: &DbErr) -> bool {
     matches!(primary, Some(5 | 6 | 8 | 10 | 11 | 13 | 14 | 26))
 }
 
+const BUSY: &str = "the database is busy; try again";
+const FULL: &str = "the disk is full; make room and try again";
+const READ_ONLY: &str = "the database cannot be written to: its disk is mounted read-only or its file is protected; \
+                         make it writable and try again";
+
+/// Of what the writer says, that which is meant for everybody.
+pub(super) fn advice(message: &str) -> Option<&'static str> {
+    [BUSY, FULL, READ_ONLY].into_iter().find(|known| *known == message)
+}
+
+/// SQLite's `READONLY` in its kinds, and PostgreSQL's.
+fn read_only(code: &str) -> bool {
+    code == "25006" || (code.len() < 5 && code.parse::<u32>().is_ok_and(|code| code & 0xff == 8))
+}
+
+/// The disk had no room for the log's last page, so the commit is not in it.
+pub(super) fn full(error: &DbErr) -> bool {
+    code(error).as_deref() == Some("13")
+}
+
 /// In words for people; an overloaded SQLite file says so.
 pub(super) fn describe(error: &DbErr) -> String {
     match code(error).as_deref() {
-        Some("5" | "6" | "261" | "262" | "517") => "the database is busy; try again".to_owned(),
-        Some("13" | "53100") => "the disk is full; make room and try again".to_owned(),
+        Some("5" | "6" | "261" | "262" | "517") => BUSY.to_owned(),
+        Some("13" | "53100") => FULL.to_owned(),
+        Some(code) if read_only(code) => READ_ONLY.to_owned(),
         _ => error.to_string(),
     }
 }

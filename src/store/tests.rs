@@ -2,9 +2,15 @@
 //! else is in `tests/it/store`, on both databases.
 
 use chrono::DateTime;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 
 use super::*;
-use crate::model::{Application, CancelMode, EventBody};
+use crate::model::{
+    Application, Cancel, CancelMode, EventBody, Failure, NotificationRule, Occasion, Phase, Pipeline,
+    PipelineDefinition, PrincipalId, Progress, Revision, Role, Task, Unwinding, Wake,
+};
 
 /// A database of the test's own, gone with it.
 struct Home {
@@ -100,6 +106,160 @@ async fn the_log_does_not_grow_for_ever() {
     home.end().await;
 }
 
+#[tokio::test]
+async fn a_database_that_cannot_be_written_to_says_so() {
+    let home = Home::new().await;
+    let store = &home.store;
+    assert_eq!(store.writable().await, Ok(()));
+    let op = prepare::Op::Run { sql: "PRAGMA query_only = on", values: Vec::new() };
+    let _ = store.write(prepare::Prepared { ops: vec![op], ..Default::default() }).await;
+    let refused = store.commit(write(vec![Write::InsertApplication(application("hello"))])).await;
+    let Err(CommitError::Unavailable(why)) = refused else { panic!("{refused:?}") };
+    assert!(why.contains("read-only") && advice(&why).is_some(), "{why}");
+    let why = store.writable().await.expect_err("still so");
+    assert!(why.contains("read-only"), "{why}");
+    assert_eq!(store.application_names().await.expect("read"), Vec::<String>::new());
+    home.end().await;
+}
+
+#[tokio::test]
+async fn documents_of_a_later_format_are_refused_with_both_versions() {
+    let home = Home::new().await;
+    let store = &home.store;
+    let now = DateTime::from_timestamp(1_800_000_000, 0).expect("an instant");
+    let application = application("hello");
+    let definition = PipelineDefinition { format_version: 1, ..PipelineDefinition::default() };
+    let pipeline = Pipeline {
+        id: PipelineId::new(),
+        application: application.id,
+        application_name: "hello".to_owned(),
+        name: "release".to_owned(),
+        revision: 1,
+        definition: definition.clone(),
+        created_at: now,
+        updated_at: now,
+    };
+    let revision = Revision {
+        pipeline: pipeline.id,
+        number: 1,
+        definition,
+        created_at: now,
+        created_by: PrincipalId::new(),
+        created_by_name: "ann".to_owned(),
+    };
+    let id = pipeline.id;
+    let body = read_all::<EventBody>("eventBody").pop().expect("one");
+    let events = vec![NewEvent { stream: StreamId::Notifications, seq: None, at: now, body }];
+    let writes = vec![
+        Write::InsertApplication(application),
+        Write::InsertPipeline { pipeline: Box::new(pipeline), revision: Box::new(revision) },
+    ];
+    store.commit(Commit { writes, events, ..Commit::default() }).await.expect("committed");
+    assert!(store.pipeline(id).await.expect("read").is_some());
+    assert_eq!(store.events(StreamId::Notifications, 0, 10).await.expect("read").len(), 1);
+    for sql in [
+        "UPDATE event SET format = 2",
+        r#"UPDATE pipeline SET definition = '{"formatVersion":2,"stages":[],"later":true}'"#,
+        r#"UPDATE revision SET definition = '{"formatVersion":2,"stages":[],"later":true}'"#,
+    ] {
+        let op = prepare::Op::Run { sql, values: Vec::new() };
+        store.write(prepare::Prepared { ops: vec![op], ..Default::default() }).await.expect("written");
+    }
+    let said = [
+        store.events(StreamId::Notifications, 0, 10).await.expect_err("later").to_string(),
+        store.pipeline(id).await.expect_err("later").to_string(),
+        store.revision(id, 1).await.expect_err("later").to_string(),
+    ];
+    for said in said {
+        assert!(said.contains("format 2 is not known; this binary knows 1"), "{said}");
+    }
+    home.end().await;
+}
+
+/// What was stored in the first format, by what it is. A file that was released is only added to.
+const DOCUMENTS: &str = include_str!("fixtures/documents-1.json");
+const EVENTS: [&str; 2] =
+    [include_str!("fixtures/event-stage-1.json"), include_str!("fixtures/event-execution-1.json")];
+
+fn documents(what: &str) -> Vec<Value> {
+    let all: Value = serde_json::from_str(DOCUMENTS).expect("an object");
+    let mut found = all[what].as_array().unwrap_or_else(|| panic!("no fixtures of `{what}`")).clone();
+    if what == "eventBody" {
+        found.extend(EVENTS.iter().map(|text| serde_json::from_str::<Value>(text).expect("a document")));
+    }
+    found
+}
+
+/// Reads each as today's type, and sees that nothing of it is lost when it is written again.
+fn read_all<T: Serialize + DeserializeOwned>(what: &str) -> Vec<T> {
+    let read = |document: Value| {
+        let read: T =
+            serde_json::from_value(document.clone()).unwrap_or_else(|error| panic!("{what}: {error}: {document}"));
+        let again = serde_json::to_value(&read).expect("written");
+        assert!(covers(&document, &again), "{what}: {document} came back as {again}");
+        read
+    };
+    documents(what).into_iter().map(read).collect()
+}
+
+/// All that the old one says the new one says too; it may say more.
+fn covers(old: &Value, new: &Value) -> bool {
+    match (old, new) {
+        (Value::Object(old), Value::Object(new)) => {
+            old.iter().all(|(key, value)| new.get(key).map_or(value.is_null(), |new| covers(value, new)))
+        }
+        (Value::Array(old), Value::Array(new)) => {
+            old.len() == new.len() && old.iter().zip(new).all(|(old, new)| covers(old, new))
+        }
+        // The same instant may be written otherwise.
+        (Value::String(one), Value::String(other)) if one != other => {
+            let instant = |text: &str| DateTime::parse_from_rfc3339(text).ok();
+            instant(one).is_some() && instant(one) == instant(other)
+        }
+        _ => old == new,
+    }
+}
+
+/// Every variant of an enum has a fixture. Asked for one that it does not know, serde lists those
+/// that it knows.
+fn every_variant<T: DeserializeOwned>(what: &str, tag: Option<&str>) {
+    let asked = tag.map_or_else(|| json!("?"), |tag| json!({ tag: "?" }));
+    let Err(error) = serde_json::from_value::<T>(asked) else { panic!("`{what}` knows `?`") };
+    let text = error.to_string();
+    let known: Vec<&str> = text.split('`').skip(1).step_by(2).filter(|name| *name != "?").collect();
+    assert!(known.len() > 1, "{what}: {text}");
+    let found = documents(what);
+    for name in known {
+        let has = found.iter().any(|document| tag.map_or(document, |tag| &document[tag]) == name);
+        assert!(has, "`{name}` of `{what}` has no fixture in fixtures/documents-1.json");
+    }
+}
+
+#[test]
+fn documents_of_format_1_are_still_read_and_every_variant_has_one() {
+    read_all::<EventBody>("eventBody");
+    every_variant::<EventBody>("eventBody", Some("type"));
+    read_all::<IntentOutcome>("intentOutcome");
+    every_variant::<IntentOutcome>("intentOutcome", Some("type"));
+    read_all::<Wake>("wake");
+    every_variant::<Wake>("wake", Some("on"));
+    read_all::<PipelineDefinition>("definition");
+    read_all::<Vec<NotificationRule>>("rules");
+    read_all::<Cancel>("cancel");
+    read_all::<Failure>("failure");
+    read_all::<Progress>("progress");
+    read_all::<Vec<Task>>("tasks");
+    read_all::<Unwinding>("unwinding");
+    read_all::<Vec<Role>>("roles");
+    read_all::<Status>("status");
+    every_variant::<Status>("status", None);
+    read_all::<Phase>("phase");
+    every_variant::<Phase>("phase", None);
+    read_all::<ExecutionKind>("executionKind");
+    every_variant::<ExecutionKind>("executionKind", None);
+    read_all::<Occasion>("occasion");
+    every_variant::<Occasion>("occasion", None);
+}
 #[test]
 fn documents_of_format_1_are_still_read() {
     let body: EventBody = serde_json::from_str(include_str!("fixtures/event-stage-1.json")).expect("read");

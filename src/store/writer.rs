@@ -161,6 +161,7 @@ impl From<Broken> for CommitError {
     fn from(broken: Broken) -> Self {
         match broken {
             Broken::AtBegin(error) | Broken::Before(error) => Self::Unavailable(sql::describe(&error)),
+            Broken::AtCommit(error) if sql::full(&error) => Self::Unavailable(sql::describe(&error)),
             Broken::AtCommit(error) => Self::Unknown(sql::describe(&error)),
         }
     }
@@ -313,7 +314,10 @@ impl Log {
             // The first may have been under way already.
             Some(since) if times >= since + 2 => {
                 let _one = self.shared.one.lock().await;
+                // A long read (a backup) keeps the log from beginning anew: nobody waits for its end.
+                let _ = sql::one(db, "PRAGMA busy_timeout = 20", Vec::new()).await;
                 checkpoint(db, "PRAGMA wal_checkpoint(RESTART)").await;
+                let _ = sql::one(db, "PRAGMA busy_timeout = 10000", Vec::new()).await;
                 self.long_since = None;
             }
             Some(_) if self.commits > 0 => self.carry(),
@@ -361,16 +365,34 @@ async fn write_batch(db: &DatabaseConnection, batch: &[&Prepared], memory: &mut 
     let tx = db.begin_with_options(options).await.map_err(Broken::AtBegin)?;
     match apply(&tx, batch, &known).await {
         Ok((outcomes, learned)) => {
-            tx.commit().await.map_err(Broken::AtCommit)?;
+            if let Err(error) = tx.commit().await {
+                renew(db).await;
+                return Err(Broken::AtCommit(error));
+            }
             known.learn(learned);
             *memory = known;
             Ok(outcomes)
         }
         Err(error) => {
-            // The first error says what happened; a failed rollback ends the same way.
-            let _ = tx.rollback().await;
+            // The first error says what happened.
+            if tx.rollback().await.is_err() {
+                renew(db).await;
+            }
             Err(Broken::Before(error))
         }
+    }
+}
+
+/// Gives up the connection; the next transaction makes another. SQLite rolls some failed
+/// transactions back by itself (a full disk), of which the driver does not know: it would take the
+/// next ones for parts of a transaction that nobody ever commits.
+async fn renew(db: &DatabaseConnection) {
+    let closed = match db.get_sqlite_connection_pool().acquire().await {
+        Ok(connection) => connection.close().await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = closed {
+        tracing::warn!(%error, "the writer's connection did not close");
     }
 }
 

@@ -9,6 +9,7 @@ mod survival;
 use std::time::Duration;
 
 use gennaker::model::{Capacity, HealthState};
+use gennaker::providers::host::control::Control;
 use gennaker::providers::host::daemon::files;
 use gennaker::providers::{ErrorKind, Provider as _};
 use libtest_mimic::Trial;
@@ -68,11 +69,10 @@ async fn whole_life() -> Outcome {
     }
     let left = files::names(&host.path().join("host/groups")).expect("listed");
     assert!(left.is_empty(), "{left:?}");
-    let artifacts = host.path().join("host/artifacts");
-    wait_for("the end of its artifact", Duration::from_secs(30), || async {
-        files::names(&artifacts).expect("listed").is_empty().then_some(())
-    })
-    .await?;
+    // Its artifact stays for a while, for a way back, and is told as unused.
+    let status = Control::new(&host.path().join("host")).status().await.expect("the host answers");
+    assert_eq!((status.artifacts.count, status.artifacts.unused), (1, 1), "{status:?}");
+    assert_eq!(status.artifacts.max_bytes, 10 << 30, "{status:?}");
     host.provider()
         .ensure_server_group_destroyed(&host.op("ex/6"), &Host::place(), "web-v000")
         .await

@@ -6,17 +6,20 @@
 
 mod access;
 mod api_errors;
+mod backup;
 mod config;
 mod cors;
 mod crash;
 mod demo;
 mod deploy;
+mod disk;
 mod engine;
 mod examples;
 mod harness;
 mod host;
 mod idempotency;
 mod layers;
+mod move_database;
 mod notify;
 mod observe;
 mod postgres;
@@ -40,16 +43,19 @@ fn main() {
     let trials: Vec<Trial> = [
         access::trials(),
         api_errors::trials(),
+        backup::trials(),
         config::trials(),
         cors::trials(),
         crash::trials(),
         demo::trials(),
         deploy::trials(),
+        disk::trials(),
         engine::trials(),
         examples::trials(),
         host::trials(),
         idempotency::trials(),
         layers::trials(),
+        move_database::trials(),
         notify::trials(),
         observe::trials(),
         postgres::trials(),

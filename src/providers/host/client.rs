@@ -52,6 +52,8 @@ pub struct Options {
     pub artifact_roots: Vec<PathBuf>,
     pub secret_roots: Vec<PathBuf>,
     pub ports: PortRange,
+    /// Of a host that is started: bytes of all its unpacked artifacts, at most.
+    pub max_artifact_bytes: u64,
 }
 
 impl Options {
@@ -69,6 +71,7 @@ impl Options {
             artifact_roots: defaults.artifact_roots,
             secret_roots: defaults.secret_roots,
             ports: defaults.ports,
+            max_artifact_bytes: defaults.max_artifact_bytes,
         })
     }
 }
@@ -256,6 +259,14 @@ fn check(options: &Options, status: &Status) -> Result<(), Error> {
             "the host that runs has other artifact roots; stop it (`gennaker host stop`) for the new ones to hold"
         );
     }
+    // A host of an earlier version says nothing of its quota.
+    if ![0, options.max_artifact_bytes].contains(&status.artifacts.max_bytes) {
+        tracing::warn!(
+            running = status.artifacts.max_bytes,
+            asked = options.max_artifact_bytes,
+            "the host that runs has another --max-artifact-bytes; stop it (`gennaker host stop`) for the new one to hold"
+        );
+    }
     Ok(())
 }
 
@@ -298,6 +309,8 @@ impl Starter {
             secret_roots: options.secret_roots.clone(),
             ports: options.ports,
             max_instances: daemon::MAX_INSTANCES,
+            max_artifact_bytes: options.max_artifact_bytes,
+            artifact_keep_seconds: daemon::ARTIFACT_KEEP_SECONDS,
             program: options.binary.clone(),
         };
         let mut child = std::process::Command::new(&options.binary)

@@ -63,7 +63,22 @@ pub struct Status {
     pub instances: usize,
     pub load_balancers: usize,
     pub security_groups: usize,
+    /// What unpacked artifacts take of the disk.
+    #[serde(default)]
+    pub artifacts: Artifacts,
     pub revision: u64,
+}
+
+/// Unpacked artifacts of a host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Artifacts {
+    pub count: usize,
+    pub bytes: u64,
+    /// How many of them no server group uses; they go when their time is over, or room is needed.
+    pub unused: usize,
+    /// The most bytes that there may be.
+    pub max_bytes: u64,
 }
 
 /// `GET /v1/changes?after=N`: the newest revision, as soon as it is above N or the wait is over.

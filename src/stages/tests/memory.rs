@@ -81,7 +81,14 @@ impl Memory {
             launch: json!({}),
         };
         let created_at = self.clock.now();
-        let mut group = ServerGroup { spec, created_at, instances: vec![], problem: None, limits_enforced_by: None };
+        let mut group = ServerGroup {
+            spec,
+            created_at,
+            operation: None,
+            instances: vec![],
+            problem: None,
+            limits_enforced_by: None,
+        };
         fill(&mut group);
         settle(&mut group);
         self.lock().groups.insert(name.into(), Group { group, operation: format!("given/{name}") });
@@ -362,6 +369,7 @@ impl Provider for Memory {
             let mut group = ServerGroup {
                 spec: spec.clone(),
                 created_at: self.clock.now(),
+                operation: Some(op.key.clone()),
                 instances: vec![],
                 problem: None,
                 limits_enforced_by: None,

@@ -3,6 +3,7 @@
 mod cluster;
 mod crash;
 mod deploy;
+mod formats;
 mod kinds;
 pub mod memory;
 mod provider;

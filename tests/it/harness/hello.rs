@@ -4,13 +4,14 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use gennaker::cli::client::Client;
 use gennaker::cli::demo::setup;
 use gennaker::cli::demo::summary::Group;
 use gennaker::cli::load::{self, Load};
 use serde_json::{Value, json};
 
-use super::{Followed, Server, follow, gennaker};
+use super::{Followed, Server, follow, gennaker, wait_for};
 
 /// The longest that one deploy may take on a busy machine.
 pub const DEPLOY_MAX: Duration = Duration::from_secs(180);
@@ -57,6 +58,36 @@ impl Hello {
         Ok(payload["execution"]["id"].as_str().unwrap_or_default().to_owned())
     }
 
+    /// A pipeline that asks a person first, then does what the demo's does.
+    pub async fn save_gated(&self, name: &str) -> anyhow::Result<()> {
+        let mut definition = self.pipeline();
+        let stages = definition["stages"].as_array_mut().context("it has stages")?;
+        stages[0]["requires"] = json!(["ask"]);
+        stages.insert(0, json!({ "key": "ask", "kind": "manualJudgment", "config": { "instructions": "Go on?" } }));
+        Ok(self.save(name, &definition).await?)
+    }
+
+    /// The id of the execution's first stage once it waits for a person.
+    pub async fn asks(&self, execution: &str) -> anyhow::Result<String> {
+        wait_for("the judgment to be asked", DEPLOY_MAX, || async {
+            let data = self.client.query(FIRST_STAGE, json!({ "id": execution })).await.ok()?;
+            let stage = data.pointer("/node/stages/0")?;
+            // Its question is asked once its deadline stands.
+            (stage["status"] == "RUNNING").then(|| stage["id"].as_str().map(str::to_owned)).flatten()
+        })
+        .await
+    }
+
+    /// Lets it go on.
+    pub async fn approve(&self, execution: &str) -> anyhow::Result<()> {
+        let stage = self.asks(execution).await?;
+        wait_for("the judgment to be taken", DEPLOY_MAX, || async {
+            self.client.mutate(JUDGE, json!({ "stage": { "id": stage }, "proceed": true })).await.ok()
+        })
+        .await?;
+        Ok(())
+    }
+
     /// Starts *deploy hello* with a version and follows it to its end.
     pub async fn deploy(&self, version: &str) -> anyhow::Result<Followed> {
         let execution = self.start(setup::PIPELINE, json!({ "version": version })).await?;
@@ -84,6 +115,14 @@ impl Hello {
         })
     }
 }
+
+const FIRST_STAGE: &str = "
+query FirstStage($id: ID!) { node(id: $id) { ... on Execution { stages { id status } } } }";
+
+const JUDGE: &str = "
+mutation Judge($input: JudgeStageInput!) {
+  judgeStage(input: $input) { execution { id } userErrors { message field code } }
+}";
 
 const SAVE_PIPELINE: &str = "
 mutation SavePipeline($input: SavePipelineInput!) {

@@ -29,6 +29,12 @@ pub struct Options {
     pub environment: Vec<(String, String)>,
     /// The flags make it speak TLS.
     pub tls: bool,
+    /// Instead of one in the server's own directory.
+    pub data_dir: Option<PathBuf>,
+    /// The same for the host: several servers of a machine may share one.
+    pub host_dir: Option<PathBuf>,
+    /// The token of `admin`, where the database has one already.
+    pub token: Option<String>,
 }
 
 /// A server, and the directory with its data and host.
@@ -55,7 +61,8 @@ impl Server {
         let dir = std::env::temp_dir().canonicalize()?.join(name);
         std::fs::create_dir(&dir)?;
         let mut server = Self { dir, ports: Ports::take()?, options, child: None, token: String::new() };
-        server.token = server.up().await?.context("the first start shows a token")?;
+        let shown = server.up().await?;
+        server.token = shown.or_else(|| server.options.token.clone()).context("the first start shows a token")?;
         Ok(server)
     }
 
@@ -68,6 +75,11 @@ impl Server {
         let mut server = Self { dir, ports: Ports::take()?, options: other.options.clone(), child: None, token };
         anyhow::ensure!(server.up().await?.is_none(), "the database has a token already");
         Ok(server)
+    }
+
+    /// From the next start on it serves another database, or from another directory.
+    pub fn options(&mut self) -> &mut Options {
+        &mut self.options
     }
 
     /// Starts the process; the token that it shows, if it does.
@@ -158,11 +170,11 @@ impl Server {
     }
 
     pub fn data_dir(&self) -> PathBuf {
-        self.dir.join("data")
+        self.options.data_dir.clone().unwrap_or_else(|| self.dir.join("data"))
     }
 
     pub fn host_dir(&self) -> PathBuf {
-        self.dir.join("host")
+        self.options.host_dir.clone().unwrap_or_else(|| self.dir.join("host"))
     }
 
     pub const fn load_balancer_ports(&self) -> (u16, u16) {

@@ -67,6 +67,7 @@ impl Host {
             location: "local".to_owned(),
             artifact_roots: vec![self.path().to_path_buf()],
             secret_roots: Vec::new(),
+            max_artifact_bytes: 10 << 30,
             ports: PortRange { last: ports.first + 9, ..ports },
         }
     }

@@ -191,6 +191,8 @@ async fn status(State(control): State<Control>) -> Json<Status> {
     let hub = &control.hub;
     let keeper = control.keeper.load(std::sync::atomic::Ordering::Relaxed);
     let revision = *hub.revision.borrow();
+    let artifacts = hub.artifacts();
+    let artifacts = tokio::task::spawn_blocking(move || artifacts.usage()).await.unwrap_or_default();
     Json(hub.read(|inner| Status {
         protocol: protocol::VERSION,
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -205,6 +207,7 @@ async fn status(State(control): State<Control>) -> Json<Status> {
         instances: inner.instance_count(),
         load_balancers: inner.balancers.len(),
         security_groups: inner.security_groups.len(),
+        artifacts,
         revision,
     }))
 }

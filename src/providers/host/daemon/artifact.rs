@@ -11,10 +11,14 @@ use flate2::read::GzDecoder;
 use sha2::{Digest, Sha256};
 use tar::EntryType;
 
+use chrono::{DateTime, Utc};
+
 use super::files;
 use super::hub::{Reply, refuse, unavailable};
+use super::shelf::{self, Shelf};
 use crate::outbound::{self, Outbound};
 use crate::providers::host::launch::{Artifact, PathArtifact};
+use crate::providers::host::protocol::Artifacts;
 use crate::providers::{Error, ErrorKind};
 
 /// What an artifact may be at most.
@@ -40,6 +44,11 @@ pub struct Store {
     pub bounds: Bounds,
     /// What `https://` is fetched with.
     pub outbound: Outbound,
+    /// What is there, and how much of it there may be.
+    pub shelf: Shelf,
+    /// What server groups use; it is never taken away.
+    pub used: Vec<PathBuf>,
+    pub now: DateTime<Utc>,
 }
 
 impl Store {
@@ -55,6 +64,7 @@ impl Store {
                 let digest = artifact.sha256.to_ascii_lowercase();
                 let ready = self.directory.join(&digest);
                 if ready.is_dir() {
+                    self.shelf.touch(&ready, self.now);
                     return Ok(ready);
                 }
                 if let Some(path) = artifact.url.strip_prefix("file://") {
@@ -68,13 +78,15 @@ impl Store {
         }
     }
 
-    /// Removes what no group uses.
-    pub fn keep_only(&self, used: &[PathBuf]) {
-        for (_, path) in files::names(&self.directory).unwrap_or_default() {
-            if !used.contains(&path) {
-                let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            }
-        }
+    /// Removes what no group uses and nobody has asked for in that time; what was left by a fetch
+    /// that broke off, too. To be called while nothing is being fetched.
+    pub fn sweep(&self, unused_for: Duration) {
+        self.shelf.sweep(&self.directory, &self.used, self.now, unused_for);
+    }
+
+    /// What there is of artifacts.
+    pub fn usage(&self) -> Artifacts {
+        self.shelf.usage(&self.directory, &self.used)
     }
 
     fn temporary(&self) -> Reply<PathBuf> {
@@ -107,8 +119,8 @@ impl Store {
 
     fn copied(&self, artifact: &PathArtifact) -> Reply<PathBuf> {
         let real = self.allowed(&artifact.path)?;
-        let failed = |error: io::Error| refuse(ErrorKind::Invalid, format!("artifact {}: {error}", real.display()));
-        let before = self.fingerprint(&real).map_err(failed)?;
+        let failed = |error: io::Error| refuse(kind_of(&error), format!("artifact {}: {error}", real.display()));
+        let (before, size) = self.fingerprint(&real).map_err(failed)?;
         let target = self.directory.join(&before);
         if let Some(wanted) = &artifact.sha256 {
             if real.is_dir() {
@@ -121,7 +133,12 @@ impl Store {
             check_digest(&mut file, &real.display().to_string(), &wanted.to_ascii_lowercase())?;
         }
         if target.is_dir() {
+            self.shelf.touch(&target, self.now);
             return Ok(target);
+        }
+        let what = real.display().to_string();
+        if size > self.shelf.room(&self.directory, &self.used, self.now) {
+            return Err(self.shelf.refusal(&what, size, &self.directory, &self.used));
         }
         let temporary = self.temporary()?;
         let copied = (|| {
@@ -133,7 +150,7 @@ impl Store {
                 let name = real.file_name().ok_or_else(|| io::Error::other("it has no name"))?;
                 copy_file(&real, &temporary.join(name))?;
             }
-            if self.fingerprint(&real)? != before {
+            if self.fingerprint(&real)?.0 != before {
                 return Err(io::Error::other("it changed while it was copied; deploy again when it is done"));
             }
             Ok(())
@@ -142,11 +159,25 @@ impl Store {
             let _ = fs::remove_dir_all(&temporary);
             return Err(failed(error));
         }
-        publish(&temporary, &target)
+        self.publish(&temporary, &target, &what)
     }
 
-    /// What tells one state of a file or directory from another: names, sizes, times and modes.
-    fn fingerprint(&self, path: &Path) -> io::Result<String> {
+    /// Puts a finished directory in its place, where the quota has or can be made room for it.
+    fn publish(&self, temporary: &Path, target: &Path, what: &str) -> Reply<PathBuf> {
+        let size = shelf::size_of(temporary);
+        let _placing = self.shelf.placing();
+        if !self.shelf.make_room(size, &self.directory, &self.used, self.now) {
+            let _ = fs::remove_dir_all(temporary);
+            return Err(self.shelf.refusal(what, size, &self.directory, &self.used));
+        }
+        let target = publish(temporary, target)?;
+        self.shelf.touch(&target, self.now);
+        Ok(target)
+    }
+
+    /// What tells one state of a file or directory from another: names, sizes, times and modes; and
+    /// how many bytes it has.
+    fn fingerprint(&self, path: &Path) -> io::Result<(String, u64)> {
         let mut hash = Sha256::new();
         hash.update(path.as_os_str().as_encoded_bytes());
         let (mut bytes, mut entries) = (0_u64, 0_usize);
@@ -169,7 +200,7 @@ impl Store {
                 return Err(io::Error::other(too_large(self.bounds)));
             }
         }
-        Ok(hex::encode(hash.finalize()))
+        Ok((hex::encode(hash.finalize()), bytes))
     }
 
     fn unpacked_file(&self, path: &Path, url: &str, digest: &str) -> Reply<PathBuf> {
@@ -192,12 +223,18 @@ impl Store {
         file.rewind().map_err(|error| unavailable(&error))?;
         check_digest(&mut file, url, digest)?;
         file.rewind().map_err(|error| unavailable(&error))?;
+        let room = self.shelf.room(&self.directory, &self.used, self.now);
         let temporary = self.temporary()?;
-        if let Err(error) = unpack(file, &temporary, self.bounds) {
+        // Not much more is unpacked than there is room for.
+        let bounds = Bounds { unpacked: self.bounds.unpacked.min(room), ..self.bounds };
+        if let Err(error) = unpack(file, &temporary, bounds) {
             let _ = fs::remove_dir_all(&temporary);
-            return Err(refuse(ErrorKind::Invalid, format!("artifact {url} cannot be unpacked: {error}")));
+            if error.to_string() == too_large(bounds) && room < self.bounds.unpacked {
+                return Err(self.shelf.refusal(url, room.saturating_add(1), &self.directory, &self.used));
+            }
+            return Err(refuse(kind_of(&error), format!("artifact {url} cannot be unpacked: {error}")));
         }
-        publish(&temporary, &self.directory.join(digest))
+        self.publish(&temporary, &self.directory.join(digest), url)
     }
 
     /// Fetches by the guarded client, which nothing on a private network is open to.
@@ -257,6 +294,14 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Reply<T> + Send + 's
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
         Err(refuse(ErrorKind::Unavailable, format!("fetching the artifact broke off: {error}")))
     })
+}
+
+/// A full disk may have room later; anything else lies in the artifact.
+fn kind_of(error: &io::Error) -> ErrorKind {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::Unavailable,
+        _ => ErrorKind::Invalid,
+    }
 }
 
 fn too_large(bounds: Bounds) -> String {
@@ -508,7 +553,71 @@ mod tests {
         let root = scratch.path().join("root");
         fs::create_dir_all(&root).expect("made");
         let outbound = Outbound::new(outbound::Options::default());
-        Store { directory: scratch.path().join("artifacts"), roots: vec![root], bounds: BOUNDS, outbound }
+        Store {
+            directory: scratch.path().join("artifacts"),
+            roots: vec![root],
+            bounds: BOUNDS,
+            outbound,
+            shelf: Shelf::new(1 << 30),
+            used: Vec::new(),
+            now: crate::clock::Clock::system().now(),
+        }
+    }
+
+    /// A file of so many bytes below the root.
+    fn file(store: &Store, name: &str, bytes: usize) -> Artifact {
+        let path = store.roots[0].join(name);
+        fs::write(&path, vec![1; bytes]).expect("written");
+        by_path(path)
+    }
+
+    #[tokio::test]
+    async fn what_is_unused_makes_room_oldest_first_and_what_is_used_stays() {
+        let scratch = Scratch::new();
+        let mut store = store(&scratch);
+        store.shelf = Shelf::new(100);
+        let start = store.now;
+        let minutes = |minutes: i64| start + chrono::TimeDelta::minutes(minutes);
+        let old = store.fetch(&file(&store, "old", 40), SOON).await.expect("fits");
+        store.now = minutes(1);
+        let newer = store.fetch(&file(&store, "newer", 40), SOON).await.expect("fits");
+        // Asked for again: now it is the newer of the two.
+        store.now = minutes(2);
+        store.fetch(&file_again(&store, "old"), SOON).await.expect("is there");
+        store.now = minutes(8);
+        let third = store.fetch(&file(&store, "third", 40), SOON).await.expect("room is made");
+        assert!(old.is_dir() && third.is_dir() && !newer.exists());
+        assert_eq!((store.usage().count, store.usage().bytes, store.usage().unused), (2, 80, 2));
+        // Both are used: nothing goes, and the new one is refused by name.
+        store.used = vec![old.clone(), third.clone()];
+        store.now = minutes(60);
+        let refused = store.fetch(&file(&store, "fourth", 40), SOON).await.expect_err("no room");
+        assert_eq!(refused.kind, ErrorKind::Exhausted);
+        assert!(refused.message.contains("fourth") && refused.message.contains("--max-artifact-bytes"), "{refused}");
+        let tarball = fetch_tarball(&store, &[("a", EntryType::Regular, &"x".repeat(40))]).await.expect_err("no room");
+        assert_eq!(tarball.kind, ErrorKind::Exhausted, "{tarball}");
+        assert_eq!(files::names(&store.directory).expect("listed").len(), 2, "nothing is left of a refused one");
+        // A group is gone: what it used is kept for a while, and then swept.
+        store.used = vec![old.clone()];
+        store.sweep(Duration::from_secs(3_600));
+        assert!(third.is_dir());
+        store.sweep(Duration::from_secs(600));
+        assert!(old.is_dir() && !third.exists());
+    }
+
+    #[tokio::test]
+    async fn what_was_just_fetched_is_not_taken_away_for_another() {
+        let scratch = Scratch::new();
+        let mut store = store(&scratch);
+        store.shelf = Shelf::new(100);
+        let first = store.fetch(&file(&store, "first", 60), SOON).await.expect("fits");
+        // Its server group is about to be recorded.
+        store.fetch(&file(&store, "second", 60), SOON).await.expect_err("no room yet");
+        assert!(first.is_dir());
+    }
+
+    fn file_again(store: &Store, name: &str) -> Artifact {
+        by_path(store.roots[0].join(name))
     }
 
     fn by_path(path: PathBuf) -> Artifact {

@@ -22,7 +22,11 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
         fs::rename(&temporary, path)?;
         sync_parent(path)
     })();
-    written.map_err(|error| about(path, "cannot write", &error))
+    written.map_err(|error| {
+        // On a full disk the half of it would only be in the way.
+        let _ = fs::remove_file(&temporary);
+        about(path, "cannot write", &error)
+    })
 }
 
 /// The same with a value as JSON.

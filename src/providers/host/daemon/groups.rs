@@ -1,6 +1,7 @@
 //! What the server may ask of server groups.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::artifact;
 use super::files;
@@ -40,7 +41,11 @@ impl Hub {
         files::make_directory(&self.layout.group(&name))
             .and_then(|()| files::sync_parent(&self.layout.group(&name)))
             .and_then(|()| files::write_json(&self.layout.group_spec(&name), &record))
-            .map_err(|error| unavailable(&error))?;
+            .map_err(|error| {
+                // A directory without its file is no server group; it goes if it can.
+                let _ = std::fs::remove_dir(self.layout.group(&name));
+                unavailable(&error)
+            })?;
         let cell = GroupCell::new(record, launch);
         let view = self.group_view(&cell);
         self.update(|inner| inner.groups.insert(name.clone(), cell));
@@ -215,14 +220,16 @@ impl Hub {
             roots: self.options.artifact_roots.clone(),
             bounds: artifact::BOUNDS,
             outbound: self.outbound.clone(),
+            shelf: self.shelf.clone(),
+            used: self.read(|inner| inner.groups.values().map(|cell| cell.record.artifact.clone()).collect()),
+            now: self.clock.now(),
         }
     }
 
-    /// Removes artifacts that no group uses, unless one is just being fetched.
+    /// Removes artifacts that no group has used for a while, unless one is just being fetched.
     pub fn sweep_artifacts(&self) {
         let Ok(_alone) = self.artifacts_in_use.try_write() else { return };
-        let used: Vec<_> = self.read(|inner| inner.groups.values().map(|cell| cell.record.artifact.clone()).collect());
-        self.artifacts().keep_only(&used);
+        self.artifacts().sweep(Duration::from_secs(self.options.artifact_keep_seconds));
     }
 }
 

@@ -16,6 +16,7 @@ use super::fences::Fences;
 use super::handoff::Sockets;
 use super::instance::{self, Observed};
 use super::records::{BalancerRecord, GroupRecord, InstanceRecord, Layout, SecurityRecord};
+use super::shelf::Shelf;
 use crate::clock::Clock;
 use crate::model::{
     HealthSource, HealthState, InboundRule, Instance, InstanceHealth, LoadBalancer, Place, SecurityGroup, ServerGroup,
@@ -47,6 +48,8 @@ pub struct Hub {
     /// Supervision ends; instances run on.
     pub stop: CancellationToken,
     pub tasks: TaskTracker,
+    /// What artifacts take of the disk.
+    pub shelf: Shelf,
     /// Read by who is about to use an artifact, written by who sweeps.
     pub artifacts_in_use: tokio::sync::RwLock<()>,
     inner: Mutex<Inner>,
@@ -188,6 +191,7 @@ impl Hub {
         let revision = u64::try_from(started_at.timestamp_micros()).unwrap_or(1);
         Arc::new(Self {
             layout: Layout(options.directory.clone()),
+            shelf: Shelf::new(options.max_artifact_bytes),
             options,
             clock,
             proxy,
@@ -290,6 +294,7 @@ impl Hub {
         ServerGroup {
             spec: cell.record.spec.clone(),
             created_at: cell.record.created_at,
+            operation: Some(cell.record.operation.clone()),
             instances,
             problem: cell.problem.clone().or(looping),
             limits_enforced_by: limits,

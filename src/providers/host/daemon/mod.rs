@@ -24,6 +24,7 @@ pub mod logs;
 mod ports;
 mod probe;
 pub mod records;
+mod shelf;
 mod sockets;
 mod supervisor;
 pub mod worker;
@@ -34,6 +35,12 @@ pub use crate::config::PortRange;
 
 /// Instances on one host, at most, where nothing else is asked for.
 pub const MAX_INSTANCES: usize = 500;
+
+/// Bytes of all unpacked artifacts of a host, at most, where nothing else is asked for: 10 GiB.
+pub const MAX_ARTIFACT_BYTES: u64 = 10 << 30;
+
+/// How long an unused artifact stays where nothing else is asked for.
+pub const ARTIFACT_KEEP_SECONDS: u64 = 10 * 60;
 
 /// What a host is started with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +57,10 @@ pub struct Options {
     pub ports: PortRange,
     /// Instances on this host, at most.
     pub max_instances: usize,
+    /// Bytes of all unpacked artifacts together, at most.
+    pub max_artifact_bytes: u64,
+    /// For so long an artifact stays that no server group uses.
+    pub artifact_keep_seconds: u64,
     /// The binary that workers and shims are started from.
     pub program: PathBuf,
 }
@@ -68,6 +79,8 @@ impl Options {
             secret_roots: Vec::new(),
             ports: PortRange::DEFAULT,
             max_instances: MAX_INSTANCES,
+            max_artifact_bytes: MAX_ARTIFACT_BYTES,
+            artifact_keep_seconds: ARTIFACT_KEEP_SECONDS,
             program: std::env::current_exe()?,
         })
     }
@@ -90,6 +103,8 @@ impl Options {
         }
         option("--ports", self.ports.to_string().into());
         option("--max-instances", self.max_instances.to_string().into());
+        option("--max-artifact-bytes", self.max_artifact_bytes.to_string().into());
+        option("--artifact-keep-seconds", self.artifact_keep_seconds.to_string().into());
         arguments
     }
 }

@@ -376,7 +376,19 @@ pub async fn begin(hub: &Arc<Hub>) {
     }
     hub.tasks.spawn(reopen(Arc::clone(hub)));
     hub.tasks.spawn(notices(Arc::clone(hub)));
-    hub.sweep_artifacts();
+    hub.tasks.spawn(sweep(Arc::clone(hub)));
+}
+
+/// Takes away artifacts that are not used any more, now and then.
+async fn sweep(hub: Arc<Hub>) {
+    loop {
+        let swept = Arc::clone(&hub);
+        let _ = tokio::task::spawn_blocking(move || swept.sweep_artifacts()).await;
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_secs(60)) => {}
+            () = hub.stop.cancelled() => return,
+        }
+    }
 }
 
 /// Tries the load balancers again whose ports were taken.
