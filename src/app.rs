@@ -1,6 +1,7 @@
 //! The composition: every part is made here, once, from the settings; and ended here, in order.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,6 +64,8 @@ pub async fn listen(address: SocketAddr) -> Result<TcpListener, Error> {
 pub struct App {
     address: SocketAddr,
     first_token: Option<String>,
+    notes: Vec<String>,
+    data_dir: PathBuf,
     store: Store,
     /// In the order in which they end.
     tasks: Vec<Task>,
@@ -105,7 +108,9 @@ impl App {
         clock: Clock,
     ) -> Result<Self, Error> {
         let first_token = first_principal(&store, &clock).await?;
-        let host: Arc<dyn Provider> = Arc::new(connect_host(config).await?);
+        let host = connect_host(config).await?;
+        let notes = notes(config, &host);
+        let host: Arc<dyn Provider> = Arc::new(host);
         let inventory = Inventory::new(vec![host]);
         first_look(&inventory).await;
         let outbound = Outbound::new(outbound::Options {
@@ -129,8 +134,15 @@ impl App {
             clock: clock.clone(),
             config: config.limits.api(api::Options { base_url: url(address), ..api::Options::default() }),
         };
-        let mut app =
-            Self { address, first_token, store: store.clone(), tasks: Vec::new(), failed: CancellationToken::new() };
+        let mut app = Self {
+            address,
+            first_token,
+            notes,
+            data_dir: config.data.dir.clone(),
+            store: store.clone(),
+            tasks: Vec::new(),
+            failed: CancellationToken::new(),
+        };
         let router = api::router(context);
         app.spawn("api", GRACE, |stop| serve(listener, router, stop));
         app.spawn("engine", Duration::from_secs(30), {
@@ -184,6 +196,19 @@ impl App {
     #[must_use]
     pub fn first_token(&self) -> Option<&str> {
         self.first_token.as_deref()
+    }
+
+    /// Where the server's data is.
+    #[must_use]
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    /// What whoever starts the server has to know besides: settings that do not hold, and those that
+    /// hold and may hurt.
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// Returns when a part has ended that should not have.
@@ -361,9 +386,28 @@ async fn connect_host(config: &Config) -> Result<HostProvider, Error> {
         artifact_roots: host.artifact_roots.clone(),
         secret_roots: config.security.secret_dirs.clone(),
         ports: host.port_range,
+        max_instances: host.max_instances,
         ..client::Options::new(&host.dir).map_err(|error| failed(error.to_string()))?
     };
     HostProvider::connect(options).await.map_err(|error| failed(error.message))
+}
+
+/// See [`App::notes`]; each goes to the log too.
+fn notes(config: &Config, host: &HostProvider) -> Vec<String> {
+    let differs = host.differences().iter().map(|difference| {
+        format!(
+            "{} {} does not hold: the host that runs in {} was started with {}. Its instances run on while it is \
+             started anew: `gennaker host stop --dir {}`, then start the server again",
+            difference.setting,
+            difference.asked,
+            config.host.dir.display(),
+            difference.holds,
+            config.host.dir.display(),
+        )
+    });
+    let notes: Vec<String> = config.host.port_range.warning().into_iter().chain(differs).collect();
+    notes.iter().for_each(|note| warn!("{note}"));
+    notes
 }
 
 /// The actor behind commands given on the machine itself: whoever may use the data directory

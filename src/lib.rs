@@ -17,4 +17,5 @@ pub mod secrets;
 pub mod stages;
 pub mod store;
 pub mod strategies;
+pub mod systemd;
 pub mod telemetry;

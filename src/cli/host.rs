@@ -27,16 +27,22 @@ pub struct Args {
     #[arg(long, default_value = "local")]
     pub location: String,
     /// Local artifacts must lie below one of these directories; may be repeated.
-    #[arg(long = "artifact-root", value_name = "DIR")]
+    #[arg(long = "artifact-root", env = "GENNAKER_ARTIFACT_ROOTS", value_name = "DIR", value_delimiter = ':')]
     pub artifact_roots: Vec<PathBuf>,
     /// `secret://file/…` must point below one of these directories; may be repeated.
-    #[arg(long = "secret-root", value_name = "DIR")]
+    #[arg(
+        long = "secret-dir",
+        alias = "secret-root",
+        env = "GENNAKER_SECRET_DIRS",
+        value_name = "DIR",
+        value_delimiter = ':'
+    )]
     pub secret_roots: Vec<PathBuf>,
     /// Ports for instances; keep it outside the ephemeral range of the system.
-    #[arg(long, default_value_t = PortRange::DEFAULT, value_name = "FROM-TO")]
+    #[arg(long = "port-range", alias = "ports", env = "GENNAKER_PORT_RANGE", default_value_t = PortRange::DEFAULT, value_name = "FROM-TO")]
     pub ports: PortRange,
     /// Instances on this host, at most.
-    #[arg(long, default_value_t = MAX_INSTANCES)]
+    #[arg(long, env = "GENNAKER_MAX_INSTANCES", value_name = "COUNT", default_value_t = MAX_INSTANCES)]
     pub max_instances: usize,
     /// Used by a host for its own parts.
     #[arg(long, hide = true, conflicts_with = "adopt")]

@@ -12,6 +12,7 @@ pub mod sample_app;
 pub mod schema;
 pub mod serve;
 pub mod shim;
+pub mod systemd;
 pub mod token;
 
 use std::process::ExitCode;
@@ -54,6 +55,8 @@ enum Command {
     Schema(schema::Args),
     /// Bring the database's schema up to date, as `serve` does at its start
     Migrate(migrate::Args),
+    /// Print or write the units that run server and host under systemd
+    Systemd(systemd::Args),
 }
 
 /// A command did not do what it was asked.
@@ -95,6 +98,7 @@ pub fn main() -> ExitCode {
         Command::Token(args) => token::run(args),
         Command::Schema(args) => schema::run(args),
         Command::Migrate(args) => migrate::run(args),
+        Command::Systemd(args) => systemd::run(args),
     };
     match outcome {
         Ok(code) => code,

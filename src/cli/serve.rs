@@ -6,7 +6,7 @@ use super::{Failure, Outcome, asked_to_end, block_on};
 use crate::app::{self, App};
 use crate::clock::Clock;
 use crate::config;
-use crate::telemetry;
+use crate::{systemd, telemetry};
 
 /// Flags.
 #[derive(Debug, clap::Args)]
@@ -35,19 +35,39 @@ pub fn run(args: Args) -> Outcome {
         let data = config.data.describe();
         let app = App::start(config, listener, Clock::system()).await?;
         announce(&app, &data);
+        systemd::notify(&format!("READY=1\nSTATUS=serves {}", app.url()));
         tokio::select! {
             ended = asked_to_end() => ended?,
             () = app.failed() => {}
+            () = signs_of_life() => {}
         }
+        systemd::notify("STOPPING=1");
         app.stop().await?;
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// Tells systemd that the runtime still turns, where it wants to know; never ends.
+async fn signs_of_life() {
+    let Some(every) = systemd::watchdog() else { return std::future::pending().await };
+    let mut ticks = tokio::time::interval(every);
+    loop {
+        ticks.tick().await;
+        systemd::notify("WATCHDOG=1");
+    }
 }
 
 fn announce(app: &App, data: &str) {
     println!("Gennaker serves {} ({data})", app.url());
     println!("  GraphQL   {}/graphql", app.url());
     match app.first_token() {
+        // What is printed goes to the journal, where a token must not stand.
+        Some(_) if systemd::is_there() => {
+            println!("  Explore   {}/#token=<your token>", app.url());
+            println!();
+            println!("The first start made the principal `admin`. Make a token, as the user that the service runs as:");
+            println!("  gennaker token create --principal admin --data-dir {}", app.data_dir().display());
+        }
         Some(token) => {
             println!("  Explore   {}/#token={token}", app.url());
             println!();
@@ -55,5 +75,9 @@ fn announce(app: &App, data: &str) {
             println!("  {token}");
         }
         None => println!("  Explore   {}/#token=<your token>", app.url()),
+    }
+    for note in app.notes() {
+        println!();
+        println!("Note: {note}.");
     }
 }

@@ -3,6 +3,7 @@
 
 mod access;
 mod application;
+pub mod duration;
 mod event;
 mod execution;
 mod ids;
@@ -25,8 +26,8 @@ pub use ids::{
 };
 pub use infrastructure::{
     Account, Capacity, CapacityError, HealthCheck, HealthSource, HealthState, HttpProbe, InboundRule, Instance,
-    InstanceHealth, Listener, LoadBalancer, LoadBalancerHealthCheck, LoadBalancerSpec, Place, Probe, Protocol,
-    SecurityGroup, SecurityGroupSpec, ServerGroup, ServerGroupSpec, Share, TrafficSecond,
+    InstanceHealth, Listener, LoadBalancer, LoadBalancerHealthCheck, LoadBalancerSpec, NOT_STARTED, Place, Probe,
+    Protocol, SecurityGroup, SecurityGroupSpec, ServerGroup, ServerGroupSpec, Share, TrafficSecond,
 };
 pub use notification::{Notification, NotificationRule, Occasion};
 pub use pipeline::{Parameter, Pipeline, PipelineDefinition, Revision};

@@ -11,10 +11,12 @@ mod demo;
 mod deploy;
 mod engine;
 mod examples;
+mod faults;
 mod harness;
 mod host;
 mod idempotency;
 mod layers;
+mod packaging;
 mod postgres;
 mod schema;
 mod shim;
@@ -38,9 +40,11 @@ fn main() {
         deploy::trials(),
         engine::trials(),
         examples::trials(),
+        faults::trials(),
         host::trials(),
         idempotency::trials(),
         layers::trials(),
+        packaging::trials(),
         postgres::trials(),
         schema::trials(),
         store::trials(),

@@ -120,7 +120,8 @@ async fn demo(args: &Args, ground: &Ground, screen: &mut Screen, stop: &Cancella
     };
     if !args.exit && !stop.is_cancelled() {
         screen.line("");
-        screen.line(&format!("Still serving {} (Ctrl-C ends it)", address_of(&app)?));
+        screen.line("Still serving; Ctrl-C ends it. Look inside:");
+        screen.line(&address_of(&app)?);
         stop.cancelled().await;
     }
     app.stop().await?;
@@ -137,8 +138,10 @@ async fn present(args: &Args, app: &App, ground: &Ground, screen: &mut Screen) -
     let client = Client::new(&app.url(), app.first_token())?;
     screen.line(&screen.paint().bold("Gennaker demo: one application, two versions, live traffic"));
     screen.line("");
-    screen.line(&format!("  Look inside   {}", address_of(app)?));
     screen.line(&format!("  Data          {}", ground.dir.display()));
+    screen.line("  Look inside:");
+    // At the start of a line, so that a narrow terminal wraps it at most once and it can be copied whole.
+    screen.line(&address_of(app)?);
     show(args, &client, screen).await
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -19,6 +19,7 @@ use super::handoff::{ToKeeper, ToWorker, receive, send};
 use super::identity::Identity;
 use super::records::Layout;
 use super::{Options, files};
+use crate::systemd;
 
 /// Before a worker that ended at once is started again, at first and at most.
 const FIRST_DELAY: Duration = Duration::from_millis(50);
@@ -78,8 +79,24 @@ pub fn run(options: Options, adopt: bool) -> anyhow::Result<()> {
     // Fails for a process that a shell started in the foreground: then it stays there.
     let _ = nix::unistd::setsid();
     files::make_directory(&options.directory)?;
+    let directory = options.directory.clone();
+    if let Some(warning) = options.ports.warning() {
+        eprintln!("gennaker host: {warning}");
+    }
     let layout = Layout(options.directory.clone());
-    let _lock = lock(&layout, adopt)?;
+    let _lock = match lock(&layout, adopt)? {
+        Locked::Ours(file) => file,
+        // A keeper that a worker started in place of a killed one: the service goes on with it.
+        Locked::By(Some(keeper)) if systemd::is_there() => {
+            systemd::notify(&format!("MAINPID={keeper}\nREADY=1"));
+            return Ok(());
+        }
+        Locked::By(keeper) => anyhow::bail!(
+            "a host runs on {} already{}; ask it with `gennaker host status --dir …`, or give another directory",
+            directory.display(),
+            keeper.map(|pid| format!(" (process {pid})")).unwrap_or_default()
+        ),
+    };
     // Whoever starts a host wants one.
     let _ = std::fs::remove_file(layout.stopped());
     set_log_aside(&layout.log());
@@ -118,10 +135,16 @@ pub fn run(options: Options, adopt: bool) -> anyhow::Result<()> {
     keeper.keep(&happened)
 }
 
+enum Locked {
+    Ours(File),
+    /// Another keeper has it; its process id, where it could be read.
+    By(Option<u32>),
+}
+
 /// One host per directory: the lock goes with the process.
-fn lock(layout: &Layout, adopt: bool) -> anyhow::Result<File> {
+fn lock(layout: &Layout, adopt: bool) -> anyhow::Result<Locked> {
     let path = layout.host_lock();
-    let file = File::options()
+    let mut file = File::options()
         .write(true)
         .create(true)
         .truncate(false)
@@ -131,14 +154,17 @@ fn lock(layout: &Layout, adopt: bool) -> anyhow::Result<File> {
     let give_up = Instant::now() + if adopt { Duration::from_secs(5) } else { Duration::ZERO };
     loop {
         match file.try_lock() {
-            Ok(()) => return Ok(file),
+            Ok(()) => {
+                // For whoever finds it taken; the lock holds without it.
+                let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+                return Ok(Locked::Ours(file));
+            }
             Err(std::fs::TryLockError::WouldBlock) if Instant::now() < give_up => {
                 std::thread::sleep(Duration::from_millis(20));
             }
-            Err(std::fs::TryLockError::WouldBlock) => anyhow::bail!(
-                "a host runs on {} already; ask it with `gennaker host status --dir …`, or give another directory",
-                layout.path().display()
-            ),
+            Err(std::fs::TryLockError::WouldBlock) => {
+                return Ok(Locked::By(std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok())));
+            }
             Err(std::fs::TryLockError::Error(error)) => {
                 return Err(files::about(&path, "cannot lock", &error).into());
             }
@@ -273,6 +299,7 @@ impl Keeper {
                     worker.process = i32::try_from(pid).ok().and_then(|pid| Identity::of(pid).ok());
                     self.options.program.clone_from(&worker.program);
                 }
+                systemd::notify("READY=1");
                 for worker in self.workers.iter().filter(|worker| worker.stage == Stage::Released) {
                     let _ = send(&worker.stream, &ToWorker::Drain, None);
                 }
@@ -320,6 +347,7 @@ impl Keeper {
     fn end(&mut self, signal: Option<Signal>) {
         if self.ending.is_none() {
             self.ending = Some(Instant::now());
+            systemd::notify("STOPPING=1");
         }
         // The one that asked for the end ends by itself.
         for worker in self.workers.iter().filter(|worker| signal.is_some() || worker.stage != Stage::Serving) {
