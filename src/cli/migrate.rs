@@ -15,7 +15,11 @@ Examples:
   gennaker migrate
   gennaker migrate --data-dir /var/lib/gennaker
 
-`serve` does this at its start; a SQLite file is copied first. No server may run on the data.")]
+`serve` does this at its start; a SQLite file is copied first, beside itself. No
+server may run on the data.
+
+Exit status: 0 it is up to date, 1 it is in use, cannot be opened, or is newer
+than this binary, 2 a setting does not hold.")]
 pub struct Args {
     #[command(flatten)]
     pub data: DataArgs,

@@ -16,8 +16,22 @@ Examples:
   gennaker serve --listen 127.0.0.1:0 --data-dir /tmp/try
   DATABASE_URL=postgres://gennaker@db/gennaker gennaker serve --log json
 
-The first start makes the principal `admin` and prints a token for it once. Instances and load
-balancers belong to the host daemon, which goes on when the server ends: see `gennaker host`.")]
+The first start makes the principal `admin` and prints a token for it, once.
+Instances and load balancers belong to the host daemon, which is started if
+none runs, and goes on when the server ends: see `gennaker host`.
+
+Signals:
+  SIGTERM, SIGINT    ends in order: no new work, steps under way are finished;
+                     what is unfinished goes on at the next start
+
+Files, in the data directory:
+  gennaker.db        the database, where it is SQLite
+  gennaker.lock      held while a server runs; has its process id
+  host/              the host's directory, where no other one is given
+  host/host.log      the host's log
+
+Exit status: 0 asked to end, 1 a part did not start or ended by itself, 2 a
+setting does not hold.")]
 pub struct Args {
     #[command(flatten)]
     pub config: config::Args,

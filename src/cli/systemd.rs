@@ -11,21 +11,24 @@ use super::{Failure, Outcome};
 /// Flags.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The server's unit starts the host's before it. Stopping, restarting or upgrading either one leaves the
-instances running; `systemctl reload gennaker-host` goes over to a new binary without a dropped
-request, `systemctl reload gennaker` reads the server's settings again.
+The server's unit starts the host's before it. Stopping, restarting or upgrading
+either one leaves the instances running; `systemctl reload gennaker-host` goes
+over to a new binary without a dropped request, `systemctl reload gennaker` has
+the server read its settings again.
 
 Examples:
-  gennaker systemd                                 both units, to look at
+  gennaker systemd                           both units, to look at
   sudo gennaker systemd --dir /etc/systemd/system
   gennaker systemd --user --dir ~/.config/systemd/user
 
 Files:
-  /etc/gennaker/environment           GENNAKER_… variables for both, one a line (--user: in ~/.config)
-  /var/lib/gennaker                   the server's data (--user: below the state directory)
-  /var/lib/gennaker-host              the host's
+  /etc/gennaker/environment    GENNAKER_… variables for both, one a line
+  /var/lib/gennaker            the server's data
+  /var/lib/gennaker-host       the host's
+  With --user they are in ~/.config and in the user's state directory.
 
-Exit status: 0 done, 1 a file cannot be written, 2 a unit of that name with other content is there.")]
+Exit status: 0 done, 1 a file cannot be written, 2 a unit of that name with other
+content is there.")]
 pub struct Args {
     /// Write gennaker.service and gennaker-host.service to this directory instead of printing them
     #[arg(long, value_name = "DIR")]

@@ -19,11 +19,14 @@ use crate::store::{PageRequest, Store};
 #[command(after_help = "\
 Examples:
   gennaker token create --principal alice --role operator
-  gennaker token create --principal ci --kind service --role operator --expires-in-days 90
+  gennaker token create --principal ci --kind service --role operator \\
+      --expires-in-days 90
   gennaker token list
   gennaker token revoke tk_0199a1b2c3d47e5f8a9b0c1d2e3f4a5b
 
-A running server takes a new token at once and refuses a revoked one within ten seconds.")]
+Works on the database itself, beside a running server or without one: whoever
+may read the data directory administers the server. A running server takes a new
+token at once and refuses a revoked one within ten seconds.")]
 pub struct Args {
     #[command(subcommand)]
     command: Command,
@@ -40,6 +43,16 @@ enum Command {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+The token is printed to standard output, what is said about it to standard
+error; only its hash is stored, so it cannot be shown again.
+
+Examples:
+  gennaker token create --principal alice --role operator
+  TOKEN=$(gennaker token create --principal ci --kind service 2>/dev/null)
+
+Exit status: 0 made, 1 the database cannot be used, 2 the principal is there with
+another role or kind, or its name does not hold.")]
 struct Create {
     /// Whose token it is: a person's or a program's name; made if there is none of that name
     #[arg(long, value_name = "NAME")]
@@ -62,12 +75,22 @@ struct Create {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  gennaker token list
+  gennaker token list --data-dir /var/lib/gennaker")]
 struct List {
     #[command(flatten)]
     data: DataArgs,
 }
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  gennaker token revoke tk_0199a1b2c3d47e5f8a9b0c1d2e3f4a5b
+
+Exit status: 0 it is invalid now or was before, which is said; 1 the database
+cannot be used; 2 there is no such token.")]
 struct Revoke {
     /// Id of the token, as listed: tk_…
     token: TokenId,

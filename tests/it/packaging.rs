@@ -207,6 +207,11 @@ async fn help() -> Outcome {
         for heading in ["Examples:", "Exit status:"] {
             anyhow::ensure!(text.contains(heading), "{path:?} has no `{heading}`:\n{text}");
         }
+        if let Some(long) =
+            Command::new(gennaker()).args(&path).arg("-h").output()?.stdout.split(|byte| *byte == b'\n').next()
+        {
+            anyhow::ensure!(!long.is_empty() && !long.ends_with(b"."), "{path:?}: the first line is a title");
+        }
         paths.extend(inner.into_iter().map(|name| path.iter().cloned().chain([name]).collect()));
         seen += 1;
     }

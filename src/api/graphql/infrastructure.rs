@@ -245,7 +245,8 @@ impl ServerGroup {
     async fn instance_count(&self) -> usize {
         self.0.instances.len()
     }
-    /// How many instances are up by all sources.
+    /// How many instances are up by all sources. None are while the group is disabled: its instances
+    /// run on, out of service.
     async fn healthy_count(&self) -> usize {
         self.0.healthy()
     }

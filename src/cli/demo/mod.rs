@@ -31,10 +31,22 @@ use crate::telemetry;
 /// Flags.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
+Starts a server and a host in a temporary directory, creates an application,
+deploys version 1.0.0 as three real processes, puts a steady load on them, and
+deploys 2.0.0 red/black while the tree of stages is drawn. Ctrl-C ends it, stops
+all that was started and removes the data.
+
 Examples:
-  gennaker demo                 ends with Ctrl-C, and removes what it made
-  gennaker demo --exit          ends by itself; status 0 if both deploys succeeded and no request failed
-  gennaker demo --keep          leaves the data directory, with the server's log in it")]
+  gennaker demo
+  gennaker demo --exit     for programs: ends by itself
+  gennaker demo --keep     leaves the data, with the server's log in it
+
+Environment:
+  NO_COLOR                 no colours
+  TERM=dumb                plain lines, as with --plain
+
+Exit status: 0 it was ended, or with --exit: both deploys succeeded and no
+request failed; 1 otherwise.")]
 pub struct Args {
     /// End by itself; the status says whether both deploys succeeded and no request failed
     #[arg(long)]

@@ -25,6 +25,7 @@ mod ports;
 mod probe;
 pub mod records;
 mod sockets;
+mod succession;
 mod supervisor;
 pub mod worker;
 
