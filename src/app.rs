@@ -3,6 +3,7 @@
 mod watched;
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -86,6 +87,8 @@ pub async fn listen(address: SocketAddr) -> Result<TcpListener, Error> {
 pub struct App {
     address: SocketAddr,
     first_token: Option<String>,
+    notes: Vec<String>,
+    data_dir: PathBuf,
     store: Store,
     lifecycle: api::Lifecycle,
     live: Live,
@@ -159,6 +162,7 @@ impl App {
     ) -> Result<Self, Error> {
         let first_token = first_principal(&store, &clock).await?;
         let host = connect_host(config).await?;
+        let notes = notes(config, &host);
         let provider: Arc<dyn Provider> = Arc::new(host.clone());
         let inventory = Inventory::new(vec![provider]);
         first_look(&inventory).await;
@@ -215,6 +219,8 @@ impl App {
         let mut app = Self {
             address,
             first_token,
+            notes,
+            data_dir: config.data.dir.clone(),
             store: store.clone(),
             lifecycle: lifecycle.clone(),
             live,
@@ -309,6 +315,19 @@ impl App {
     #[must_use]
     pub fn first_token(&self) -> Option<&str> {
         self.first_token.as_deref()
+    }
+
+    /// Where the server's data is.
+    #[must_use]
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    /// What whoever starts the server has to know besides: settings that do not hold, and those that
+    /// hold and may hurt.
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// Returns when a part has ended that should not have.
@@ -545,9 +564,28 @@ async fn connect_host(config: &Config) -> Result<HostProvider, Error> {
         secret_roots: config.security.secret_dirs.clone(),
         ports: host.port_range,
         max_artifact_bytes: host.max_artifact_bytes,
+        max_instances: host.max_instances,
         ..client::Options::new(&host.dir).map_err(|error| failed(error.to_string()))?
     };
     HostProvider::connect(options).await.map_err(|error| failed(error.message))
+}
+
+/// See [`App::notes`]; each goes to the log too.
+fn notes(config: &Config, host: &HostProvider) -> Vec<String> {
+    let differs = host.differences().iter().map(|difference| {
+        format!(
+            "{} {} does not hold: the host that runs in {} was started with {}. Its instances run on while it is \
+             started anew: `gennaker host stop --dir {}`, then start the server again",
+            difference.setting,
+            difference.asked,
+            config.host.dir.display(),
+            difference.holds,
+            config.host.dir.display(),
+        )
+    });
+    let notes: Vec<String> = config.host.port_range.warning().into_iter().chain(differs).collect();
+    notes.iter().for_each(|note| warn!("{note}"));
+    notes
 }
 
 /// The actor behind commands given on the machine itself: whoever may use the data directory

@@ -24,5 +24,6 @@ pub mod secrets;
 pub mod stages;
 pub mod store;
 pub mod strategies;
+pub mod systemd;
 pub mod telemetry;
 pub mod triggers;

@@ -105,6 +105,33 @@ impl Secrets {
         if value.is_empty() { Err(Error::Empty(shown(reference))) } else { Ok(Secret(value)) }
     }
 
+    /// Whether the reference may be resolved at all, without reading anything: what can be said when it
+    /// is saved. A link that leads outside is found only at the resolving.
+    ///
+    /// # Errors
+    /// When the text is no reference, or points where secrets may not come from.
+    pub fn permits(&self, reference: &str) -> Result<(), Error> {
+        well_formed(reference)?;
+        match reference.strip_prefix("secret://file/") {
+            Some(path) => {
+                let path = format!("/{}", path.trim_start_matches('/'));
+                let below = self.below_a_directory(Path::new(&path));
+                if below { Ok(()) } else { Err(Error::PathNotAllowed(shown(&path))) }
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The same for every reference in a document.
+    ///
+    /// # Errors
+    /// (JSON pointer, message) of the first that may not.
+    pub fn permits_all(&self, value: &Value) -> Result<(), (String, String)> {
+        each_text(value, String::new(), &|text| {
+            if is_reference(text) { self.permits(text).map_err(|error| error.to_string()) } else { Ok(()) }
+        })
+    }
+
     fn variable(&self, name: &str) -> Result<String, Error> {
         if !name.starts_with(ENVIRONMENT_PREFIX) {
             return Err(Error::NameNotAllowed(shown(name)));
@@ -163,23 +190,94 @@ pub fn is_reference(text: &str) -> bool {
     text.starts_with(SCHEME)
 }
 
-/// Whether a name says that its value is secret: `API_TOKEN`, `x-api-key`, `dbPassword`.
+/// Whether a reference is of a form that could be resolved: a variable with the prefix, or a file.
+///
+/// # Errors
+/// When it is not.
+fn well_formed(reference: &str) -> Result<(), Error> {
+    match reference.strip_prefix(SCHEME).and_then(|rest| rest.split_once('/')) {
+        Some(("env", name)) if name.starts_with(ENVIRONMENT_PREFIX) => Ok(()),
+        Some(("env", name)) => Err(Error::NameNotAllowed(shown(name))),
+        Some(("file", path)) if !path.trim_matches('/').is_empty() => Ok(()),
+        _ => Err(Error::NotAReference(shown(reference))),
+    }
+}
+
+/// Whether a name says that its value is secret: `API_TOKEN`, `x-api-key`, `dbPassword`. Numbers and
+/// places of tokens are none: `MAX_TOKENS`, `TOKEN_URL`.
 #[must_use]
 pub fn names_secret(name: &str) -> bool {
-    const WORDS: [&str; 10] = [
-        "password",
-        "passwd",
-        "passphrase",
-        "secret",
-        "token",
-        "apikey",
-        "authorization",
-        "cookie",
-        "credential",
-        "privatekey",
+    const WORDS: [&str; 9] =
+        ["password", "passwd", "passphrase", "secret", "apikey", "authorization", "cookie", "credential", "privatekey"];
+    let joined: String = name.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase();
+    WORDS.iter().any(|word| joined.contains(word)) || names_token(name)
+}
+
+/// A word that is or ends with `token`, where no other one says that a number or a place is meant.
+fn names_token(name: &str) -> bool {
+    const ABOUT: [&str; 35] = [
+        "age", "bucket", "budget", "count", "endpoint", "expires", "expiry", "issuer", "len", "length", "lifetime",
+        "limit", "max", "maximum", "min", "minimum", "minutes", "name", "num", "number", "path", "per", "rate",
+        "seconds", "size", "timeout", "total", "ttl", "type", "uri", "url", "usage", "used", "window", "header",
     ];
-    let name: String = name.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase();
-    WORDS.iter().any(|word| name.contains(word))
+    let words = words(name);
+    words.iter().any(|word| word.ends_with("token") || word.ends_with("tokens"))
+        && !words.iter().any(|word| ABOUT.contains(&word.as_str()))
+}
+
+/// The words of a name in lower case, however it joins them: `MAX_TOKENS`, `max-tokens`, `maxTokens`.
+fn words(name: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut before = ' ';
+    for char in name.chars() {
+        let begins = !char.is_ascii_alphanumeric() || (char.is_ascii_uppercase() && before.is_ascii_lowercase());
+        if begins && words.last().is_some_and(|word| !word.is_empty()) {
+            words.push(String::new());
+        }
+        if char.is_ascii_alphanumeric()
+            && let Some(word) = words.last_mut()
+        {
+            word.push(char.to_ascii_lowercase());
+        }
+        before = char;
+    }
+    words
+}
+
+/// The first text in a document that can never be what was meant: a reference that is of no form that
+/// could be resolved, and the `***` that stands where a value was hidden from whoever read it.
+///
+/// # Errors
+/// (JSON pointer, message), when there is one.
+pub fn no_dead_ends(value: &Value) -> Result<(), (String, String)> {
+    each_text(value, String::new(), &|text| {
+        if text == MASKED {
+            return Err("this is a masked value; give the secret:// reference, or leave it out".to_owned());
+        }
+        if is_reference(text) && !text.contains("${") {
+            return well_formed(text).map_err(|error| error.to_string());
+        }
+        Ok(())
+    })
+}
+
+/// Every text of a document, in order, until one is refused: (JSON pointer, why).
+fn each_text(value: &Value, at: String, check: &dyn Fn(&str) -> Result<(), String>) -> Result<(), (String, String)> {
+    match value {
+        Value::String(text) => check(text).map_err(|message| (at, message)),
+        Value::Object(members) => {
+            members.iter().try_for_each(|(name, value)| each_text(value, below(&at, name), check))
+        }
+        Value::Array(items) => {
+            items.iter().enumerate().try_for_each(|(index, item)| each_text(item, format!("{at}/{index}"), check))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The pointer to a member of what stands at a pointer.
+fn below(at: &str, name: &str) -> String {
+    format!("{at}/{}", name.replace('~', "~0").replace('/', "~1"))
 }
 
 /// The keyword by which a schema marks what must not stand in a config as it is. `true`: this
@@ -199,7 +297,7 @@ fn look(schema: &Value, value: &Value, at: String) -> Result<(), (String, String
     if schema[KEYWORD] == true {
         return refuse_literal(value, at);
     }
-    let below = |name: &str| format!("{at}/{}", name.replace('~', "~0").replace('/', "~1"));
+    let below = |name: &str| below(&at, name);
     match value {
         Value::Object(members) => members.iter().try_for_each(|(name, value)| {
             if schema[KEYWORD] == "byName" && names_secret(name) {
@@ -239,7 +337,7 @@ impl fmt::Debug for Mask {
 }
 
 /// What stands where a secret was.
-const MASKED: &str = "***";
+pub const MASKED: &str = "***";
 
 impl Mask {
     /// From now on this value is masked, also as it looks inside a JSON string or a URL.
@@ -405,6 +503,78 @@ mod tests {
         for held in ["secret://env/GENNAKER_SECRET_X", "Bearer ${parameters.token}", ""] {
             assert_eq!(headers(json!({"Authorization": held, "x-plain": "p"})), Ok(()), "{held}");
         }
+    }
+
+    #[test]
+    fn names_of_secrets_are_told_from_names_of_numbers_and_places() {
+        for secret in [
+            "API_TOKEN",
+            "token",
+            "x-api-key",
+            "apiKey",
+            "dbPassword",
+            "DB_PASSWORD",
+            "PGPASSWORD",
+            "accesstoken",
+            "GITHUBTOKEN",
+            "refreshToken",
+            "x-auth-token",
+            "API_TOKENS",
+            "API_TOKEN_PROD",
+            "TOKEN_2",
+            "Authorization",
+            "Set-Cookie",
+            "AWS_SECRET_ACCESS_KEY",
+            "SECRET_KEY_BASE",
+            "credentials",
+            "PRIVATE_KEY",
+            "secretTokenUrl",
+        ] {
+            assert!(names_secret(secret), "{secret}");
+        }
+        for plain in [
+            "MAX_TOKENS",
+            "maxTokens",
+            "max-tokens",
+            "TOKEN_LIMIT",
+            "TOKENS_PER_MINUTE",
+            "tokenUrl",
+            "TOKEN_TTL",
+            "TOKENIZERS_PARALLELISM",
+            "tokenizer",
+            "KEY",
+            "PORT",
+            "GREETING",
+            "",
+        ] {
+            assert!(!names_secret(plain), "{plain}");
+        }
+    }
+
+    #[test]
+    fn what_can_never_be_resolved_is_told_without_reading() {
+        let secrets = secrets(&[Path::new("/run/secrets")]);
+        for good in
+            ["secret://env/GENNAKER_SECRET_OTHER", "secret://file/run/secrets/x", "secret://file//run/secrets/x"]
+        {
+            secrets.permits(good).expect(good);
+            no_dead_ends(&json!([good])).expect(good);
+        }
+        assert!(matches!(secrets.permits("secret://env/HOME"), Err(Error::NameNotAllowed(_))));
+        for outside in ["secret://file/etc/shadow", "secret://file/run/secrets/../x", "secret://file/run/secrets"] {
+            assert!(matches!(secrets.permits(outside), Err(Error::PathNotAllowed(_))), "{outside}");
+        }
+        for (dead, what) in [
+            (json!("secret://env/HOME"), "GENNAKER_SECRET_"),
+            (json!("secret://vault/x"), "not a secret reference"),
+            (json!("secret://file/"), "not a secret reference"),
+            (json!("***"), "masked"),
+        ] {
+            let (pointer, message) = no_dead_ends(&json!({"a/b": ["x", {"c": dead}]})).expect_err("dead");
+            assert_eq!(pointer, "/a~1b/1/c");
+            assert!(message.contains(what), "{message}");
+        }
+        no_dead_ends(&json!({"a": "secret://env/${ parameters.name }", "b": "***x", "c": 1})).expect("not known yet");
     }
 
     #[test]

@@ -17,28 +17,55 @@ use crate::providers::host::protocol::{StopHost, Upgrade};
 
 /// What `gennaker host` is given.
 #[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "\
+Without a command it runs a host until it is stopped. `gennaker serve` starts
+one by itself where none runs; as a service of its own it outlives the server.
+A host holds the load balancers' sockets and runs the instances; each instance
+has a small parent that outlives both.
+
+Examples:
+  gennaker host --dir /var/lib/gennaker-host --artifact-root /srv/builds
+  gennaker host status
+  gennaker host upgrade --binary /opt/gennaker-2/gennaker
+  gennaker host stop --instances
+
+Files, in its directory:
+  host.sock          what the server and these commands speak to; its owner's
+  host.lock          held while a host runs; has the keeper's process id
+  host.log           what it says, where a server has started it
+  groups/, load-balancers/, security-groups/, artifacts/, stats/
+                     what is wanted, and what runs
+
+Exit status: 0 done, 1 it went wrong or no host runs there, 2 what was given
+cannot be used.")]
 pub struct Args {
     /// The host's own directory; one host per directory
     /// [default: `host` in the server's data directory]
     #[arg(long, global = true, env = "GENNAKER_HOST_DIR", value_name = "DIR")]
     pub dir: Option<PathBuf>,
-    /// The account that this host belongs to.
+    /// The account that this host belongs to
     #[arg(long, default_value = "local")]
     pub account: String,
-    /// The location that this host is.
+    /// The location that this host is
     #[arg(long, default_value = "local")]
     pub location: String,
-    /// Local artifacts must lie below one of these directories; may be repeated.
-    #[arg(long = "artifact-root", value_name = "DIR")]
+    /// Local artifacts must lie below one of these directories; may be repeated
+    #[arg(long = "artifact-root", env = "GENNAKER_ARTIFACT_ROOTS", value_name = "DIR", value_delimiter = ':')]
     pub artifact_roots: Vec<PathBuf>,
-    /// `secret://file/…` must point below one of these directories; may be repeated.
-    #[arg(long = "secret-root", value_name = "DIR")]
+    /// `secret://file/…` must point below one of these directories; may be repeated
+    #[arg(
+        long = "secret-dir",
+        alias = "secret-root",
+        env = "GENNAKER_SECRET_DIRS",
+        value_name = "DIR",
+        value_delimiter = ':'
+    )]
     pub secret_roots: Vec<PathBuf>,
-    /// Ports for instances; keep it outside the ephemeral range of the system.
-    #[arg(long, default_value_t = PortRange::DEFAULT, value_name = "FROM-TO")]
+    /// Ports for instances; keep it outside the ephemeral range of the system
+    #[arg(long = "port-range", alias = "ports", env = "GENNAKER_PORT_RANGE", default_value_t = PortRange::DEFAULT, value_name = "FROM-TO")]
     pub ports: PortRange,
-    /// Instances on this host, at most.
-    #[arg(long, default_value_t = MAX_INSTANCES)]
+    /// Instances on this host, at most
+    #[arg(long, env = "GENNAKER_MAX_INSTANCES", value_name = "COUNT", default_value_t = MAX_INSTANCES)]
     pub max_instances: usize,
     /// Bytes of all unpacked artifacts together, at most.
     #[arg(long, default_value_t = MAX_ARTIFACT_BYTES, value_name = "BYTES")]
@@ -52,6 +79,9 @@ pub struct Args {
     /// Used by a host for its own parts.
     #[arg(long, hide = true)]
     pub adopt: bool,
+    /// Used by a host for its own parts.
+    #[arg(long, hide = true, conflicts_with_all = ["worker", "adopt"])]
+    pub resume: bool,
     #[command(subcommand)]
     pub command: Option<Command>,
 }
@@ -59,17 +89,44 @@ pub struct Args {
 /// What may be asked of a running host.
 #[derive(Debug, Clone, clap::Subcommand)]
 pub enum Command {
-    /// What the host is and holds
+    /// Show what the host is and holds, as JSON
+    #[command(after_help = "\
+Examples:
+  gennaker host status
+  gennaker host status --dir /var/lib/gennaker-host | jq .instances
+
+Exit status: 0 it answered, 1 no host runs there.")]
     Status,
-    /// Replaces the running host by a binary, without a dropped request
+    /// Replace the running host by another binary, without a dropped request
+    #[command(after_help = "\
+The new worker takes over the sockets and the state; the old one finishes the
+requests it has, and ends. The keeper, the small process that holds copies of
+the sockets, goes over to the new binary too. Instances run on. The settings
+stay those that the host was started with.
+
+Examples:
+  gennaker host upgrade                          the binary was replaced
+  gennaker host upgrade --binary /opt/2/gennaker
+
+Exit status: 0 the new one serves, 1 it does not and the old one does, 2 the
+file is not this program.")]
     Upgrade {
-        /// The new binary; the same path as before when absent.
+        /// The new binary; without it, the one at the path as before
         #[arg(long, value_name = "FILE")]
         binary: Option<PathBuf>,
     },
-    /// Ends the host; its instances run on until a host takes the directory again, unless told
+    /// End the host; its instances run on, and the next host takes them over
+    #[command(after_help = "\
+The load balancers' sockets are closed until a host runs again. A server that is
+connected does not start one by itself after this; its next start does.
+
+Examples:
+  gennaker host stop                  the instances run on
+  gennaker host stop --instances      nothing is left running
+
+Exit status: 0 it has ended, 1 it has not, or none ran.")]
     Stop {
-        /// Stops the instances too.
+        /// Stop the instances too, each as its stop policy says
         #[arg(long)]
         instances: bool,
     },
@@ -160,7 +217,12 @@ fn host(args: Args, directory: &Path) -> Outcome {
     if args.worker {
         worker::run(options)?
     } else {
-        keeper::run(options, args.adopt)?
+        let origin = match (args.adopt, args.resume) {
+            (true, _) => keeper::Origin::Adopts,
+            (_, true) => keeper::Origin::Resumes,
+            _ => keeper::Origin::New,
+        };
+        keeper::run(options, origin)?
     }
     Ok(ExitCode::SUCCESS)
 }

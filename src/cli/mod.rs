@@ -16,6 +16,7 @@ pub mod schema;
 pub mod serve;
 pub mod settings;
 pub mod shim;
+pub mod systemd;
 pub mod token;
 
 use std::ffi::OsString;
@@ -26,19 +27,35 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use settings::Settings;
 
-const EXAMPLES: &str = "\
+const MORE: &str = "\
 Examples:
-  gennaker demo                          a real rollout under traffic, to look at
-  gennaker serve                         the server, on http://127.0.0.1:7777
+  gennaker demo                  a real rollout under traffic, to look at
+  gennaker serve                 the server, on http://127.0.0.1:7777
   gennaker token create --principal bot --role operator
-  gennaker host status                   what runs on this machine
-  gennaker config check                  whether the settings hold
-  gennaker schema > schema.graphql";
+  gennaker host status           what runs on this machine
+  gennaker config check          whether the settings hold
+  gennaker schema > schema.graphql
+  gennaker serve --help          the settings, with their variables
+
+Environment:
+  GENNAKER_…           every setting has a variable; `--help` names it beside
+                       the flag, which stands before it
+  GENNAKER_LOG_FILTER  what is logged: `info`, `gennaker=debug`
+  NO_COLOR             no colours, whatever the terminal can
+
+Files:
+  ~/.local/share/gennaker        data, where no other directory is given: the
+                                 database, and the host's directory in it
+
+Exit status: 0 done, 1 it went wrong, 2 what was given cannot be used.";
+
+/// What a command's exit status says where its own help says nothing of it.
+const EXIT_STATUS: &str = "Exit status: 0 done, 1 it went wrong, 2 what was given cannot be used.";
 
 /// A continuous delivery server: pipelines, rollouts under live traffic, and a GraphQL API with
 /// subscriptions that can be resumed
 #[derive(Debug, Parser)]
-#[command(name = "gennaker", version, after_help = EXAMPLES, disable_help_subcommand = true)]
+#[command(name = "gennaker", version, after_help = MORE, max_term_width = 100, disable_help_subcommand = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -69,6 +86,8 @@ enum Command {
     Backup(backup::Args),
     /// Make the database from a backup
     Restore(restore::Args),
+    /// Print or write the units that run server and host under systemd
+    Systemd(systemd::Args),
 }
 
 /// A command did not do what it was asked.
@@ -119,12 +138,24 @@ pub fn main() -> ExitCode {
         Command::Migrate(args) => migrate::run(args),
         Command::Backup(args) => backup::run(args),
         Command::Restore(args) => restore::run(args),
+        Command::Systemd(args) => systemd::run(args),
     };
     match outcome {
         Ok(code) => code,
         Err(Failure::Input(error)) => complain(&error, 2),
         Err(Failure::Failed(error)) => complain(&error, 1),
     }
+}
+
+/// Every command's help ends with what its exit status means.
+fn documented(command: clap::Command) -> clap::Command {
+    let said = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+    let command = match said.as_str() {
+        said if said.contains("Exit status:") => command,
+        "" => command.after_help(EXIT_STATUS),
+        said => command.after_help(format!("{said}\n\n{EXIT_STATUS}")),
+    };
+    command.mut_subcommands(documented)
 }
 
 fn complain(error: &anyhow::Error, code: u8) -> ExitCode {
@@ -215,7 +246,6 @@ mod tests {
 
     #[test]
     fn the_command_line_holds_together() {
-        use clap::CommandFactory;
-        Cli::command().debug_assert();
+        documented(Cli::command()).debug_assert();
     }
 }

@@ -26,25 +26,34 @@ const VERSION: HeaderName = HeaderName::from_static("x-version");
 
 /// A real HTTP server to deploy: shows its version at /, its health at /health.
 #[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "\
+Examples:
+  gennaker sample-app --version 1.0.0
+  gennaker sample-app --version bad --fail-health
+  gennaker sample-app --version slow --start-delay-ms 5000 --crash-after-ms 9000
+
+Exit status: 0 asked to end, 1 it cannot listen, 2 bad input, 3 it was told to
+crash.")]
 pub struct Args {
-    /// Shown at / and in the header x-version.
+    /// Shown at / and in the header x-version
     #[arg(long)]
     pub version: String,
-    /// Where to listen; 0 takes a free port.
+    /// Port to listen on; 0 takes a free one
     #[arg(long, env = "PORT", default_value_t = 8080)]
     pub port: u16,
+    /// Address to listen on
     #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     pub address: IpAddr,
-    /// Wait for this long before listening.
+    /// Wait for this long before listening, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 0)]
     pub start_delay_ms: u64,
-    /// Answer /health with 503: always, or after that many requests.
+    /// Answer /health with 503: always, or after that many requests
     #[arg(long, value_name = "always|N", num_args = 0..=1, default_missing_value = "always")]
     pub fail_health: Option<FailHealth>,
-    /// End with status 3 after this time.
+    /// End with status 3 after this time, in milliseconds
     #[arg(long, value_name = "MS")]
     pub crash_after_ms: Option<u64>,
-    /// Answer each request this much later.
+    /// Answer each request this much later, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 0)]
     pub answer_delay_ms: u64,
 }

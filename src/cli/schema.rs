@@ -7,7 +7,7 @@ use super::Outcome;
 
 /// Flags.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  gennaker schema > schema.graphql")]
+#[command(after_help = "Examples:\n  gennaker schema > schema.graphql")]
 pub struct Args {}
 
 /// Prints.

@@ -10,7 +10,7 @@ use super::{Asked, Outcome, Signals, block_on};
 use crate::app::{self, App};
 use crate::clock::Clock;
 use crate::config::{self, Setting};
-use crate::telemetry;
+use crate::{systemd, telemetry};
 
 /// Flags.
 #[derive(Debug, clap::Args)]
@@ -21,12 +21,24 @@ Examples:
   gennaker serve --listen 0.0.0.0:7777 --tls-cert cert.pem --tls-key key.pem
   DATABASE_URL=postgres://gennaker@db/gennaker gennaker serve --log json
 
-The first start makes the principal `admin` and prints a token for it once. Instances and load
-balancers belong to the host daemon, which goes on when the server ends: see `gennaker host`.
+The first start makes the principal `admin` and prints a token for it, once.
+Instances and load balancers belong to the host daemon, which is started if
+none runs, and goes on when the server ends: see `gennaker host`.
 
-Signals: SIGTERM and SIGINT let the steps under way end (--shutdown-grace-seconds), close what is
-open and end the server; a second one ends it at once. SIGHUP reads the file of settings again: see
-`gennaker config`.")]
+Signals:
+  SIGTERM, SIGINT    ends in order: no new work, steps under way are finished;
+                     what is unfinished goes on at the next start; a second
+                     one ends it at once
+  SIGHUP             reads the file of settings again: see `gennaker config`
+
+Files, in the data directory:
+  gennaker.db        the database, where it is SQLite
+  gennaker.lock      held while a server runs; has its process id
+  host/              the host's directory, where no other one is given
+  host/host.log      the host's log
+
+Exit status: 0 asked to end, 1 a part did not start or ended by itself, 2 a
+setting does not hold.")]
 pub struct Args {
     #[command(flatten)]
     pub config: config::Args,
@@ -52,6 +64,8 @@ pub fn run(args: Args, settings: Settings) -> Outcome {
             () = signals.asked_to_end() => return Ok(ExitCode::SUCCESS),
         };
         announce(&app, &data);
+        systemd::notify(&format!("READY=1\nSTATUS=serves {}", app.url()));
+        let mut life = std::pin::pin!(signs_of_life());
         let mut running = settings.all;
         loop {
             tokio::select! {
@@ -60,8 +74,10 @@ pub fn run(args: Args, settings: Settings) -> Outcome {
                     Asked::ToReload => reload(&app, &mut running),
                 },
                 () = app.failed() => break,
+                () = &mut life => {}
             }
         }
+        systemd::notify("STOPPING=1");
         tokio::select! {
             stopped = app.stop() => stopped?,
             () = signals.asked_to_end() => {
@@ -112,10 +128,27 @@ fn reload(app: &App, running: &mut Vec<Setting>) {
     }
 }
 
+/// Tells systemd that the runtime still turns, where it wants to know; never ends.
+async fn signs_of_life() {
+    let Some(every) = systemd::watchdog() else { return std::future::pending().await };
+    let mut ticks = tokio::time::interval(every);
+    loop {
+        ticks.tick().await;
+        systemd::notify("WATCHDOG=1");
+    }
+}
+
 fn announce(app: &App, data: &str) {
     println!("Gennaker serves {} ({data})", app.url());
     println!("  GraphQL   {}/graphql", app.url());
     match app.first_token() {
+        // What is printed goes to the journal, where a token must not stand.
+        Some(_) if systemd::is_there() => {
+            println!("  Explore   {}/#token=<your token>", app.url());
+            println!();
+            println!("The first start made the principal `admin`. Make a token, as the user that the service runs as:");
+            println!("  gennaker token create --principal admin --data-dir {}", app.data_dir().display());
+        }
         Some(token) => {
             println!("  Explore   {}/#token={token}", app.url());
             println!();
@@ -123,5 +156,9 @@ fn announce(app: &App, data: &str) {
             println!("  {token}");
         }
         None => println!("  Explore   {}/#token=<your token>", app.url()),
+    }
+    for note in app.notes() {
+        println!();
+        println!("Note: {note}.");
     }
 }

@@ -68,7 +68,7 @@ pub fn parse<C: CommandFactory + FromArgMatches>(
     arguments: &[OsString],
     tolerant: impl Fn(&[String]) -> bool,
 ) -> Result<(C, Settings), Error> {
-    let command = C::command();
+    let command = super::documented(C::command());
     let matches = command.clone().try_get_matches_from(arguments)?;
     let path = chosen(&matches);
     let (leaf, inner) = leaf(&command, &matches);

@@ -19,11 +19,14 @@ use crate::store::{PageRequest, Store};
 #[command(after_help = "\
 Examples:
   gennaker token create --principal alice --role operator
-  gennaker token create --principal ci --kind service --role operator --expires-in-days 90
+  gennaker token create --principal ci --kind service --role operator \\
+      --expires-in-days 90
   gennaker token list
   gennaker token revoke tk_0199a1b2c3d47e5f8a9b0c1d2e3f4a5b
 
-A running server takes a new token at once and refuses a revoked one within ten seconds.")]
+Works on the database itself, beside a running server or without one: whoever
+may read the data directory administers the server. A running server takes a new
+token at once and refuses a revoked one within ten seconds.")]
 pub struct Args {
     #[command(subcommand)]
     command: Command,
@@ -40,16 +43,27 @@ enum Command {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+The token is printed to standard output, what is said about it to standard
+error; only its hash is stored, so it cannot be shown again.
+
+Examples:
+  gennaker token create --principal alice --role operator
+  TOKEN=$(gennaker token create --principal ci --kind service 2>/dev/null)
+
+Exit status: 0 made, 1 the database cannot be used, 2 the principal is there with
+another role or kind, or its name does not hold.")]
 struct Create {
     /// Whose token it is: a person's or a program's name; made if there is none of that name
     #[arg(long, value_name = "NAME")]
     principal: String,
-    /// What a new principal may do
-    #[arg(long, value_enum, default_value_t = RoleArg::Viewer)]
-    role: RoleArg,
-    /// What a new principal is
-    #[arg(long, value_enum, default_value_t = KindArg::User)]
-    kind: KindArg,
+    /// What a new principal may do [default: viewer]; one that is there keeps its role, and another one
+    /// is refused
+    #[arg(long, value_enum)]
+    role: Option<RoleArg>,
+    /// What a new principal is [default: user]; one that is there stays what it is
+    #[arg(long, value_enum)]
+    kind: Option<KindArg>,
     /// What the token is for
     #[arg(long, default_value = "")]
     description: String,
@@ -61,12 +75,22 @@ struct Create {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  gennaker token list
+  gennaker token list --data-dir /var/lib/gennaker")]
 struct List {
     #[command(flatten)]
     data: DataArgs,
 }
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  gennaker token revoke tk_0199a1b2c3d47e5f8a9b0c1d2e3f4a5b
+
+Exit status: 0 it is invalid now or was before, which is said; 1 the database
+cannot be used; 2 there is no such token.")]
 struct Revoke {
     /// Id of the token, as listed: tk_…
     token: TokenId,
@@ -113,24 +137,40 @@ async fn create(args: Create) -> Outcome {
     let clock = Clock::system();
     let store = open(args.data, &clock).await?;
     let actor = local_actor(&store, &clock).await?;
-    let role = match args.role {
+    let role = args.role.map(|role| match role {
         RoleArg::Viewer => Role::Viewer,
         RoleArg::Operator => Role::Operator,
         RoleArg::Admin => Role::Admin,
-    };
-    let kind = match args.kind {
+    });
+    let kind = args.kind.map(|kind| match kind {
         KindArg::User => PrincipalKind::User,
         KindArg::Service => PrincipalKind::Service,
-    };
-    let principal =
-        token::ensure_principal(&store, &actor, &args.principal, kind, &[role], clock.now()).await.map_err(failure)?;
+    });
+    let principal = token::ensure_principal(
+        &store,
+        &actor,
+        &args.principal,
+        kind.unwrap_or(PrincipalKind::User),
+        &[role.unwrap_or(Role::Viewer)],
+        clock.now(),
+    )
+    .await
+    .map_err(failure)?;
+    // One that was there before; a token of other rights than asked for would be a surprise.
+    if role.is_some_and(|role| principal.roles != [role]) || kind.is_some_and(|kind| principal.kind != kind) {
+        return Err(Failure::input(anyhow::anyhow!(
+            "`{}` is there already, a {} with the role {}, and keeps both; leave --role and --kind out for another \
+             token of it, or choose another name (a principal's role cannot be changed: revoke its tokens and make \
+             a new principal)",
+            principal.name,
+            format!("{:?}", principal.kind).to_lowercase(),
+            roles(&principal.roles)
+        )));
+    }
     let expires_at = args.expires_in_days.map(|days| clock.now() + TimeDelta::days(days.into()));
     let (made, text) =
         token::issue(&store, &actor, &principal, &args.description, clock.now(), expires_at).await.map_err(failure)?;
     store.close().await;
-    if principal.roles != [role] {
-        eprintln!("note: `{}` was there before and keeps its roles: {}", principal.name, roles(&principal.roles));
-    }
     eprintln!("token {} of `{}` ({}), shown this once:", made.id, principal.name, roles(&principal.roles));
     println!("{text}");
     Ok(ExitCode::SUCCESS)
@@ -167,9 +207,13 @@ async fn revoke(args: Revoke) -> Outcome {
     let clock = Clock::system();
     let store = open(args.data, &clock).await?;
     let actor = local_actor(&store, &clock).await?;
-    let token = token::revoke(&store, &actor, args.token, clock.now()).await.map_err(failure)?;
+    let now = clock.now();
+    let token = token::revoke(&store, &actor, args.token, now).await.map_err(failure)?;
     store.close().await;
-    println!("{} is revoked", token.id);
+    match token.revoked_at.filter(|at| *at != now) {
+        Some(at) => println!("{} was revoked before, at {}", token.id, at.format("%Y-%m-%dT%H:%M:%SZ")),
+        None => println!("{} is revoked", token.id),
+    }
     Ok(ExitCode::SUCCESS)
 }
 

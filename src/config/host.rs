@@ -23,6 +23,10 @@ pub struct HostArgs {
     /// Bytes of all unpacked artifacts of the host together; what no server group uses makes room
     #[arg(long, env = "GENNAKER_MAX_ARTIFACT_BYTES", value_name = "BYTES", default_value_t = HostArgs::MAX_ARTIFACT_BYTES)]
     pub max_artifact_bytes: u64,
+    /// Instances on the host, at most
+    #[arg(long, env = "GENNAKER_MAX_INSTANCES", value_name = "COUNT", default_value_t = HostArgs::MAX_INSTANCES,
+          value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub max_instances: u32,
 }
 
 impl HostArgs {
@@ -37,6 +41,7 @@ impl Default for HostArgs {
             artifact_root: Vec::new(),
             port_range: PortRange::DEFAULT,
             max_artifact_bytes: Self::MAX_ARTIFACT_BYTES,
+            max_instances: Self::MAX_INSTANCES,
         }
     }
 }
@@ -51,6 +56,26 @@ pub struct PortRange {
 impl PortRange {
     /// Below the ephemeral ports of Linux (32768 on) and macOS (49152 on).
     pub const DEFAULT: Self = Self { first: 20_000, last: 29_999 };
+
+    /// What to know before instances get ports that the system gives to outgoing connections too; none
+    /// where there is nothing to warn of, or the system does not tell.
+    #[must_use]
+    pub fn warning(self) -> Option<String> {
+        let ephemeral = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
+        self.warning_beside(&ephemeral)
+    }
+
+    fn warning_beside(self, ephemeral: &str) -> Option<String> {
+        let mut ends = ephemeral.split_whitespace().map_while(|end| end.parse::<u16>().ok());
+        let (first, last) = (ends.next()?, ends.next()?);
+        (self.first <= last && first <= self.last).then(|| {
+            format!(
+                "the ports for instances ({self}) overlap with those that this system gives to outgoing connections \
+                 ({first}-{last}): an instance may find its port taken; choose others (--port-range), or move the \
+                 system's (sysctl net.ipv4.ip_local_port_range)"
+            )
+        })
+    }
 }
 
 impl fmt::Display for PortRange {
@@ -73,6 +98,9 @@ impl FromStr for PortRange {
 }
 
 impl HostArgs {
+    /// Where nothing else is asked for.
+    pub const MAX_INSTANCES: u32 = 500;
+
     /// # Errors
     /// When an artifact root is no absolute directory.
     pub fn validate(self, data_dir: &Path) -> Result<HostConfig, Error> {
@@ -96,7 +124,8 @@ impl HostArgs {
             return Err(Error::new("--max-artifact-bytes", message));
         }
         let (port_range, max_artifact_bytes) = (self.port_range, self.max_artifact_bytes);
-        Ok(HostConfig { dir, artifact_roots, port_range, max_artifact_bytes })
+        let max_instances = self.max_instances as usize;
+        Ok(HostConfig { dir, artifact_roots, port_range, max_artifact_bytes, max_instances })
     }
 }
 
@@ -110,6 +139,8 @@ pub struct HostConfig {
     pub port_range: PortRange,
     /// Bytes of all unpacked artifacts of the host together, at most.
     pub max_artifact_bytes: u64,
+    /// At most, on the host.
+    pub max_instances: usize,
 }
 
 #[cfg(test)]
@@ -122,6 +153,21 @@ mod tests {
         assert_eq!(PortRange::DEFAULT.to_string().parse(), Ok(PortRange::DEFAULT));
         for text in ["", "20000", "30000-20000", "80-90", "1-x", "70000-80000"] {
             assert!(text.parse::<PortRange>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn as_many_instances_are_asked_for_as_a_host_takes_by_itself() {
+        assert_eq!(HostArgs::MAX_INSTANCES as usize, crate::providers::host::daemon::MAX_INSTANCES);
+    }
+
+    #[test]
+    fn a_range_that_meets_the_ephemeral_one_is_warned_of() {
+        let range = PortRange { first: 30_000, last: 33_000 };
+        let warning = range.warning_beside("32768\t60999\n").expect("they overlap");
+        assert!(warning.contains("30000-33000") && warning.contains("32768-60999"), "{warning}");
+        for apart in ["33001 60999", "1024 29999", "", "x y"] {
+            assert_eq!(range.warning_beside(apart), None, "{apart}");
         }
     }
 

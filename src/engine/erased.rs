@@ -60,6 +60,7 @@ impl<S: Stage> DynStage for Erased<S> {
     }
 
     fn validate(&self, config: &Value) -> Result<(), (String, String)> {
+        secrets::no_dead_ends(config)?;
         secrets::no_literals(&self.schema, config)?;
         if !expression::has_expression(config) {
             return self.validate_resolved(config);

@@ -85,25 +85,70 @@ pub struct ServerGroupSpec {
 }
 
 /// A check of an instance. Unknown fields are refused by the schemas: serde cannot, where one is flattened.
+/// Written in milliseconds and lower case, as it is stored; read in the words of the API too
+/// (`"protocol": "HTTP"`, `"interval": "PT1S"`), so that one spelling does everywhere.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", try_from = "WrittenHealthCheck")]
 pub struct HealthCheck {
     #[serde(flatten)]
     pub probe: Probe,
     /// From one probe to the next.
-    #[serde(default = "defaults::interval_ms")]
     pub interval_ms: u64,
-    #[serde(default = "defaults::timeout_ms")]
     pub timeout_ms: u64,
     /// Passes in a row that make it healthy.
-    #[serde(default = "defaults::healthy_threshold")]
     pub healthy_threshold: u32,
     /// Failures in a row that make it unhealthy.
-    #[serde(default = "defaults::unhealthy_threshold")]
     pub unhealthy_threshold: u32,
     /// Failures within this time from the start do not count.
-    #[serde(default = "defaults::start_grace_ms")]
     pub start_grace_ms: u64,
+}
+
+/// A check in either spelling.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct WrittenHealthCheck {
+    #[serde(flatten)]
+    probe: Probe,
+    interval: Option<String>,
+    interval_ms: Option<u64>,
+    timeout: Option<String>,
+    timeout_ms: Option<u64>,
+    #[serde(default = "defaults::healthy_threshold")]
+    healthy_threshold: u32,
+    #[serde(default = "defaults::unhealthy_threshold")]
+    unhealthy_threshold: u32,
+    start_grace: Option<String>,
+    start_grace_ms: Option<u64>,
+}
+
+impl TryFrom<WrittenHealthCheck> for HealthCheck {
+    type Error = String;
+    fn try_from(written: WrittenHealthCheck) -> Result<Self, String> {
+        let span = |name: &str, text: Option<String>, millis: Option<u64>, least: u64, default: u64| {
+            let Some(text) = text else { return Ok(millis.unwrap_or(default)) };
+            if millis.is_some() {
+                return Err(format!("`{name}` and `{name}Ms` say the same; leave one of them out"));
+            }
+            super::duration::parse(&text)
+                .and_then(|span| u64::try_from(span.num_milliseconds()).ok())
+                .filter(|millis| (least..=3_600_000).contains(millis))
+                .ok_or_else(|| format!("`{name}` is a span of time from {least} ms to an hour, as `PT1S` or `PT0.5S`"))
+        };
+        Ok(Self {
+            interval_ms: span("interval", written.interval, written.interval_ms, 10, defaults::interval_ms())?,
+            timeout_ms: span("timeout", written.timeout, written.timeout_ms, 10, defaults::timeout_ms())?,
+            start_grace_ms: span(
+                "startGrace",
+                written.start_grace,
+                written.start_grace_ms,
+                0,
+                defaults::start_grace_ms(),
+            )?,
+            probe: written.probe,
+            healthy_threshold: written.healthy_threshold,
+            unhealthy_threshold: written.unhealthy_threshold,
+        })
+    }
 }
 
 mod defaults {
@@ -132,10 +177,13 @@ mod defaults {
 #[serde(tag = "protocol", rename_all = "camelCase")]
 pub enum Probe {
     /// GET of a path; healthy on one of the statuses.
+    #[serde(alias = "HTTP")]
     Http(HttpProbe),
     /// A connection is accepted.
+    #[serde(alias = "TCP")]
     Tcp {},
     /// A command with the instance's environment exits with 0.
+    #[serde(alias = "COMMAND")]
     Command { command: Vec<String> },
 }
 
@@ -209,9 +257,13 @@ pub struct Instance {
     pub restarts: u32,
     pub pid: Option<u32>,
     pub launched_at: Option<DateTime<Utc>>,
-    /// How the last process ended: `exit status 3`, `signal 9`.
+    /// How the last process ended: `exit status 3`, `signal 9`; where it never began, [`NOT_STARTED`]
+    /// and why.
     pub last_exit: Option<String>,
 }
+
+/// What an instance's last exit begins with where its command could not be started at all.
+pub const NOT_STARTED: &str = "not started: ";
 
 /// A server group as it is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -370,4 +422,38 @@ pub struct SecurityGroup {
     pub load_balancers: Vec<String>,
     /// Names of the server groups that use it.
     pub server_groups: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_health_check_reads_in_the_words_of_the_api_and_in_those_it_is_stored_in() {
+        let stored = json!({
+            "protocol": "http", "path": "/health", "statuses": [200, 204], "intervalMs": 500, "timeoutMs": 1000,
+            "healthyThreshold": 1, "unhealthyThreshold": 3, "startGraceMs": 60000,
+        });
+        let asked = json!({
+            "protocol": "HTTP", "path": "/health", "statuses": [200, 204], "interval": "PT0.5S", "startGrace": "PT1M",
+        });
+        let read = |value: &Value| serde_json::from_value::<HealthCheck>(value.clone());
+        assert_eq!(read(&stored).expect("as stored"), read(&asked).expect("as asked"));
+        assert_eq!(serde_json::to_value(read(&asked).expect("as asked")).expect("written"), stored);
+        for (protocol, rest) in [("TCP", json!({})), ("COMMAND", json!({"command": ["true"]}))] {
+            let mut check = rest;
+            check["protocol"] = protocol.into();
+            read(&check).expect(protocol);
+        }
+        for (wrong, says) in [
+            (json!({"protocol": "tcp", "interval": "1s"}), "interval"),
+            (json!({"protocol": "tcp", "timeout": "PT2H"}), "an hour"),
+            (json!({"protocol": "tcp", "interval": "PT1S", "intervalMs": 1000}), "leave one of them out"),
+        ] {
+            let error = read(&wrong).expect_err("wrong").to_string();
+            assert!(error.contains(says), "{error}");
+        }
+    }
 }

@@ -3,6 +3,7 @@
 
 mod access;
 mod application;
+pub mod duration;
 mod event;
 mod execution;
 mod ids;
@@ -26,8 +27,8 @@ pub use ids::{
 };
 pub use infrastructure::{
     Account, Capacity, CapacityError, HealthCheck, HealthSource, HealthState, HttpProbe, InboundRule, Instance,
-    InstanceHealth, Listener, LoadBalancer, LoadBalancerHealthCheck, LoadBalancerSpec, Place, Probe, Protocol,
-    SecurityGroup, SecurityGroupSpec, ServerGroup, ServerGroupSpec, Share, TrafficSecond,
+    InstanceHealth, Listener, LoadBalancer, LoadBalancerHealthCheck, LoadBalancerSpec, NOT_STARTED, Place, Probe,
+    Protocol, SecurityGroup, SecurityGroupSpec, ServerGroup, ServerGroupSpec, Share, TrafficSecond,
 };
 pub use notification::{
     Delivery, DeliveryState, EMAIL, EmailTarget, ExecutionRule, Notification, NotificationRule, Occasion, check_address,

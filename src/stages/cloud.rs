@@ -361,6 +361,13 @@ pub(super) async fn look(
     Ok(find(&*inventory.refresh(&place.account).await?, place, name).cloned())
 }
 
+/// Names as a hint shows them: those that look most like the wanted one first, a few at the most.
+pub(super) fn nearest<'a>(wanted: &str, there: impl IntoIterator<Item = &'a str>) -> String {
+    let mut there: Vec<_> = there.into_iter().map(|name| (strsim::jaro_winkler(wanted, name), name)).collect();
+    there.sort_by(|one, other| other.0.total_cmp(&one.0).then_with(|| one.1.cmp(other.1)));
+    there.into_iter().take(5).map(|(_, name)| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+}
+
 /// The first thing an instance's checks complain about.
 pub(super) fn complaint(instance: &Instance) -> String {
     let health = instance.health.iter().find(|health| health.state != HealthState::Up && !health.message.is_empty());

@@ -15,7 +15,7 @@ use super::{cloud, schema};
 use crate::engine::contract::{Cause, INVENTORY_TOPIC, Next, Stage, StepContext, StepError};
 use crate::inventory::Inventory;
 use crate::model::{
-    Capacity, ChildSpec, Execution, HealthCheck, OnFailure, Phase, Place, ServerGroup, ServerGroupSpec,
+    Capacity, ChildSpec, Execution, HealthCheck, NOT_STARTED, OnFailure, Phase, Place, ServerGroup, ServerGroupSpec,
     Stage as StageRow, names,
 };
 use crate::providers::Snapshot;
@@ -137,13 +137,15 @@ impl Config {
 
     fn check_launch(&self, inventory: &Inventory) -> Result<(), (String, String)> {
         let Ok(provider) = inventory.provider(&self.account) else { return Ok(()) };
+        // First the provider, whose messages say more than a schema can.
+        provider.validate_launch(&self.launch).map_err(|(pointer, message)| (format!("/launch{pointer}"), message))?;
         let schema = provider.kind().schema;
         if let Ok(schema) = jsonschema::draft202012::new(&schema)
             && let Err(error) = schema.validate(&self.launch)
         {
             return Err((format!("/launch{}", error.instance_path()), error.to_string()));
         }
-        provider.validate_launch(&self.launch).map_err(|(pointer, message)| (format!("/launch{pointer}"), message))
+        Ok(())
     }
 
     fn strategy(&self) -> Result<&'static dyn Strategy, StepError> {
@@ -334,6 +336,14 @@ impl CreateServerGroup {
         let Some(instance) = failing else {
             return StepError::Fail(cause.hint("look at the provider's message and its capacity"));
         };
+        if let Some(reason) = instance.last_exit.as_deref().and_then(|exit| exit.strip_prefix(NOT_STARTED)) {
+            // There is no log of what never ran.
+            let message = format!("server group `{name}`: instance `{}` was not started: {reason}", instance.id);
+            return StepError::Fail(
+                Cause::new("INSTANCE_NOT_STARTED", message)
+                    .hint("correct `launch`: its command, environment or runAs; the artifact is unpacked as it is"),
+            );
+        }
         cause.message = format!("{}; {}", cause.message, cloud::complaint(instance));
         if let Ok(provider) = self.inventory.provider(&config.account) {
             let tail = provider.log_tail(&group.spec.place, &instance.id, LOG_TAIL_BYTES);
@@ -352,11 +362,11 @@ impl CreateServerGroup {
 /// Load balancers and security groups exist; the traffic of another application is not taken.
 fn check_references(cx: &StepContext, config: &Config, place: &Place, snapshot: &Snapshot) -> Result<(), StepError> {
     let missing = |what: &str, code, name: &str, there: Vec<&String>| {
-        let there: Vec<_> = there.into_iter().take(10).map(|name| format!("`{name}`")).collect();
+        let there = cloud::nearest(name, there.into_iter().map(String::as_str));
         let hint = if there.is_empty() {
             format!("create the {what} first")
         } else {
-            format!("there is {}", there.join(", "))
+            format!("create it first, or use one that is there: {there}")
         };
         let message = format!("there is no {what} `{name}` at {}/{}", place.account, place.location);
         StepError::Fail(Cause::new(code, message).hint(hint))
@@ -367,11 +377,12 @@ fn check_references(cx: &StepContext, config: &Config, place: &Place, snapshot: 
         .filter(|found| found.spec.place == *place)
         .map(|found| &found.spec.name)
         .collect();
-    for name in &config.load_balancers {
-        cloud::own_unnumbered(cx, "load balancer", name)?;
-    }
+    // What is not there belongs to nobody.
     if let Some(name) = config.load_balancers.iter().find(|name| !load_balancers.contains(name)) {
         return Err(missing("load balancer", "LOAD_BALANCER_NOT_FOUND", name, load_balancers));
+    }
+    for name in &config.load_balancers {
+        cloud::own_unnumbered(cx, "load balancer", name)?;
     }
     let groups: Vec<_> = snapshot
         .security_groups
@@ -553,7 +564,7 @@ pub(super) fn example() -> Value {
         "capacity": {"min": 3, "desired": 3, "max": 3},
         "loadBalancers": ["hello"],
         "securityGroups": ["hello"],
-        "healthCheck": {"protocol": "http", "path": "/health"},
+        "healthCheck": {"protocol": "HTTP", "path": "/health", "interval": "PT1S"},
         "launch": {"artifact": {"path": "/srv/artifacts/hello"}, "command": ["./hello"]},
         "healthTimeoutSeconds": 300
     })

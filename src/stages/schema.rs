@@ -109,47 +109,54 @@ pub(super) fn names(what: &str) -> Value {
 
 pub(super) fn health_check(what: &str) -> Value {
     let milliseconds = |default: u64, what: &str| json!({"type": "integer", "minimum": 10, "maximum": 600_000, "default": default, "description": what});
+    let span = |default: &str, what: &str| json!({"type": "string", "pattern": "^P", "maxLength": 40, "default": default, "description": what});
     let threshold = |default: u64, what: &str| json!({"type": "integer", "minimum": 1, "maximum": 100, "default": default, "description": what});
     json!({
         "type": "object",
         "additionalProperties": false,
         "description": what,
         "properties": {
-            "protocol": {"enum": ["http", "tcp", "command"], "description": "How to ask."},
-            "path": {"type": "string", "pattern": "^/", "maxLength": 2000, "description": "For http: what to GET."},
+            "protocol": {
+                "enum": ["HTTP", "TCP", "COMMAND", "http", "tcp", "command"],
+                "description": "How to ask; either case."
+            },
+            "path": {"type": "string", "pattern": "^/", "maxLength": 2000, "description": "For HTTP: what to GET."},
             "statuses": {
                 "type": "array",
                 "items": {"type": "integer", "minimum": 100, "maximum": 599},
                 "minItems": 1, "maxItems": 100, "default": [200],
-                "description": "For http: the statuses that are healthy."
+                "description": "For HTTP: the statuses that are healthy."
             },
-            "port": {"type": "integer", "minimum": 1, "maximum": 65_535, "description": "For http: another port than the instance's."},
-            "bodyContains": {"type": "string", "minLength": 1, "maxLength": 1000, "description": "For http: text that the body must contain."},
+            "port": {"type": "integer", "minimum": 1, "maximum": 65_535, "description": "For HTTP: another port than the instance's."},
+            "bodyContains": {"type": "string", "minLength": 1, "maxLength": 1000, "description": "For HTTP: text that the body must contain."},
             "command": {
                 "type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 100,
-                "description": "For command: what to run; healthy on exit status 0."
+                "description": "For COMMAND: what to run; healthy on exit status 0."
             },
-            "intervalMs": milliseconds(1_000, "From one probe to the next, in milliseconds."),
-            "timeoutMs": milliseconds(1_000, "How long a probe may take, in milliseconds."),
+            "interval": span("PT1S", "From one probe to the next, as `PT1S` or `PT0.5S`."),
+            "timeout": span("PT1S", "How long a probe may take."),
+            "startGrace": span("PT10S", "Failures this long after the start do not count."),
+            "intervalMs": milliseconds(1_000, "The same as interval, in milliseconds."),
+            "timeoutMs": milliseconds(1_000, "The same as timeout, in milliseconds."),
             "healthyThreshold": threshold(1, "Passes in a row that make an instance healthy."),
             "unhealthyThreshold": threshold(3, "Failures in a row that make it unhealthy."),
             "startGraceMs": {
                 "type": "integer", "minimum": 0, "maximum": 3_600_000, "default": 10_000,
-                "description": "Failures this long after the start do not count, in milliseconds."
+                "description": "The same as startGrace, in milliseconds."
             }
         },
         "required": ["protocol"],
         "allOf": [
             {
-                "if": {"properties": {"protocol": {"const": "http"}}},
+                "if": {"properties": {"protocol": {"enum": ["HTTP", "http"]}}},
                 "then": {"required": ["path"], "properties": {"command": false}}
             },
             {
-                "if": {"properties": {"protocol": {"const": "tcp"}}},
+                "if": {"properties": {"protocol": {"enum": ["TCP", "tcp"]}}},
                 "then": {"properties": {"command": false, "path": false, "statuses": false, "bodyContains": false, "port": false}}
             },
             {
-                "if": {"properties": {"protocol": {"const": "command"}}},
+                "if": {"properties": {"protocol": {"enum": ["COMMAND", "command"]}}},
                 "then": {
                     "required": ["command"],
                     "properties": {"path": false, "statuses": false, "bodyContains": false, "port": false}

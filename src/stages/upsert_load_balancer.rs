@@ -119,7 +119,7 @@ impl Stage for UpsertLoadBalancer {
             "location": "local",
             "name": "hello",
             "listeners": [{"address": "127.0.0.1", "port": 8080, "portTo": 8099}],
-            "healthCheck": {"protocol": "http", "path": "/health"},
+            "healthCheck": {"protocol": "HTTP", "path": "/health", "interval": "PT1S"},
             "securityGroups": ["hello"],
             "drainSeconds": 10
         })

@@ -268,7 +268,9 @@ impl Stage for Webhook {
         })
     }
     fn validate(&self, config: &Config) -> Result<(), (String, String)> {
-        config.check()
+        config.check()?;
+        let sent = json!({"url": config.url, "headers": config.headers, "body": config.body});
+        self.secrets.permits_all(&sent)
     }
     fn tasks(&self, config: &Config) -> Vec<&'static str> {
         if config.on_unknown_outcome == OnUnknownOutcome::Ask {

@@ -80,8 +80,16 @@ pub enum Error {
     Database(String),
     #[error("the database's schema is at `{found}`, newer than this binary knows (`{known}`); start the newer binary")]
     NewerSchema { found: String, known: String },
-    #[error("the data directory {0} is in use by another server; stop that one first, or give another --data-dir")]
-    Locked(PathBuf),
+    #[error(
+        "the data directory {} is in use by another server{}; stop that one first, or give another --data-dir",
+        .dir.display(),
+        .holder.map(|pid| format!(" (process {pid})")).unwrap_or_default()
+    )]
+    Locked {
+        dir: PathBuf,
+        /// Its process id, where it could be read.
+        holder: Option<u32>,
+    },
     #[error("data directory {path}: {source}")]
     Directory { path: PathBuf, source: std::io::Error },
     /// It was not done, and nothing has changed; the text says why and what to do.

@@ -2,6 +2,7 @@
 //! PostgreSQL under an advisory lock), the epoch.
 
 use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -143,8 +144,15 @@ pub(super) fn lock(dir: &Path) -> Result<File, Error> {
     let fault = |source| Error::Directory { path: path.clone(), source };
     let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(fault)?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::Locked(dir.to_owned())),
+        Ok(()) => {
+            // For whoever finds the directory taken; the lock holds without it.
+            let _ = file.set_len(0).and_then(|()| writeln!(&file, "{}", std::process::id()));
+            Ok(file)
+        }
+        Err(TryLockError::WouldBlock) => {
+            let holder = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
+            Err(Error::Locked { dir: dir.to_owned(), holder })
+        }
         Err(TryLockError::Error(source)) => Err(fault(source)),
     }
 }

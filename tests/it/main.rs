@@ -15,6 +15,7 @@ mod deploy;
 mod disk;
 mod engine;
 mod examples;
+mod faults;
 mod harness;
 mod host;
 mod idempotency;
@@ -22,6 +23,7 @@ mod layers;
 mod move_database;
 mod notify;
 mod observe;
+mod packaging;
 mod postgres;
 mod schema;
 mod shim;
@@ -52,12 +54,14 @@ fn main() {
         disk::trials(),
         engine::trials(),
         examples::trials(),
+        faults::trials(),
         host::trials(),
         idempotency::trials(),
         layers::trials(),
         move_database::trials(),
         notify::trials(),
         observe::trials(),
+        packaging::trials(),
         postgres::trials(),
         schema::trials(),
         store::trials(),

@@ -75,7 +75,7 @@ pub fn masked(value: &Value) -> Value {
                 .map(|(key, value)| {
                     let hide =
                         value.as_str().is_some_and(|text| !secrets::is_reference(text)) && secrets::names_secret(key);
-                    (key.clone(), if hide { Value::from("***") } else { masked(value) })
+                    (key.clone(), if hide { Value::from(secrets::MASKED) } else { masked(value) })
                 })
                 .collect(),
         ),

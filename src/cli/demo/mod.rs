@@ -31,11 +31,23 @@ use crate::telemetry;
 /// Flags.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
+Starts a server and a host in a temporary directory, creates an application,
+deploys version 1.0.0 as three real processes, puts a steady load on them, and
+deploys 2.0.0 red/black while the tree of stages is drawn. Ctrl-C ends it, stops
+all that was started and removes the data.
+
 Examples:
-  gennaker demo                 ends with Ctrl-C, and removes what it made
-  gennaker demo --exit          ends by itself; status 0 if all went well and no request failed
-  gennaker demo --cron          has the second pipeline started every minute too
-  gennaker demo --keep          leaves the data directory, with the server's log in it")]
+  gennaker demo
+  gennaker demo --exit     for programs: ends by itself
+  gennaker demo --cron     has the second pipeline started every minute too
+  gennaker demo --keep     leaves the data, with the server's log in it
+
+Environment:
+  NO_COLOR                 no colours
+  TERM=dumb                plain lines, as with --plain
+
+Exit status: 0 it was ended, or with --exit: both deploys and the checks after
+them succeeded and no request failed; 1 otherwise.")]
 pub struct Args {
     /// End by itself; the status says whether both deploys and the checks after them succeeded and no request failed
     #[arg(long)]
@@ -128,7 +140,8 @@ async fn demo(args: &Args, ground: &Ground, screen: &mut Screen, stop: &Cancella
     };
     if !args.exit && !stop.is_cancelled() {
         screen.line("");
-        screen.line(&format!("Still serving {} (Ctrl-C ends it)", address_of(&app)?));
+        screen.line("Still serving; Ctrl-C ends it. Look inside:");
+        screen.line(&address_of(&app)?);
         tokio::select! {
             () = stop.cancelled() => {}
             error = tell_smoke(args, &app, screen) => {
@@ -151,8 +164,10 @@ async fn present(args: &Args, app: &App, ground: &Ground, screen: &mut Screen) -
     let client = Client::new(&app.url(), app.first_token())?;
     screen.line(&screen.paint().bold("Gennaker demo: one application, two versions, live traffic"));
     screen.line("");
-    screen.line(&format!("  Look inside   {}", address_of(app)?));
     screen.line(&format!("  Data          {}", ground.dir.display()));
+    screen.line("  Look inside:");
+    // At the start of a line, so that a narrow terminal wraps it at most once and it can be copied whole.
+    screen.line(&address_of(app)?);
     show(args, &client, screen).await
 }
 

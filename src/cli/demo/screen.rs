@@ -46,15 +46,16 @@ impl Screen {
 
     /// Draws the picture in place of the one before.
     pub fn picture(&mut self, lines: &[String]) {
-        let mut text = self.erase();
-        // Without wrapping, a line is one line whatever the width.
-        text.push_str("\x1b[?7l");
+        let up = std::mem::take(&mut self.drawn);
+        // Written over what stands there, not erased before: that would flicker. Without wrapping, a
+        // line is one line whatever the width.
+        let mut text = if up > 0 { format!("\x1b[{up}A\x1b[?7l") } else { "\x1b[?7l".to_owned() };
         let shown = &lines[lines.len().saturating_sub(PICTURE_MAX)..];
         for line in shown {
             text.push_str(line);
-            text.push('\n');
+            text.push_str("\x1b[K\n");
         }
-        text.push_str("\x1b[?7h");
+        text.push_str("\x1b[J\x1b[?7h");
         self.drawn = shown.len();
         put(&text);
     }

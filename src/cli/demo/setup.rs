@@ -174,7 +174,7 @@ pub fn pipeline(executable: &Path, load_balancer: SocketAddr) -> Value {
                         "capacity": { "min": 3, "desired": 3, "max": 3 },
                         "loadBalancers": [APPLICATION],
                         "securityGroups": [APPLICATION],
-                        "healthCheck": { "protocol": "http", "path": "/health", "intervalMs": 500 },
+                        "healthCheck": { "protocol": "HTTP", "path": "/health", "interval": "PT0.5S" },
                         "labels": { "version": "${ parameters.version }" },
                         "launch": {
                             "artifact": { "path": executable },

@@ -10,7 +10,8 @@ use crate::cli::load::Report;
 
 /// Rows of the picture of versions over time at the most; more seconds share a row.
 const ROWS_MAX: u64 = 24;
-const BAR_WIDTH: u64 = 40;
+/// With the counts beside it, a row fits 80 columns.
+const BAR_WIDTH: u64 = 30;
 
 /// A server group as the summary shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,14 +124,13 @@ fn groups(paint: Paint, title: &str, groups: &[Group]) -> Vec<String> {
         lines.push("    none".to_owned());
     }
     for group in groups {
-        lines.push(format!(
-            "    {:<14} version {:<8} {:<9} {} of {} healthy",
-            group.name,
-            group.version,
-            if group.enabled { "enabled" } else { "disabled" },
-            group.healthy,
-            group.instances
-        ));
+        // A group out of traffic is not asked for its health: its instances wait, ready to be enabled.
+        let state = if group.enabled {
+            format!("enabled   {} of {} healthy", group.healthy, group.instances)
+        } else {
+            paint.dim(&format!("disabled  {} instances kept, out of traffic", group.instances))
+        };
+        lines.push(format!("    {:<14} version {:<8} {state}", group.name, group.version));
     }
     lines
 }
@@ -158,9 +158,9 @@ mod tests {
     fn versions_over_time_show_the_change() {
         let lines = over_time(Paint(false), &report().seconds);
         assert_eq!(lines.len(), 4);
-        assert!(lines[1].contains(&"░".repeat(40)) && !lines[1].contains('█'), "{}", lines[1]);
-        assert!(lines[2].contains(&format!("{}{}", "░".repeat(20), "█".repeat(20))), "{}", lines[2]);
-        assert!(lines[3].contains(&"█".repeat(40)) && !lines[3].contains('░'), "{}", lines[3]);
+        assert!(lines[1].contains(&"░".repeat(30)) && !lines[1].contains('█'), "{}", lines[1]);
+        assert!(lines[2].contains(&format!("{}{}", "░".repeat(15), "█".repeat(15))), "{}", lines[2]);
+        assert!(lines[3].contains(&"█".repeat(30)) && !lines[3].contains('░'), "{}", lines[3]);
     }
 
     #[test]
@@ -170,6 +170,20 @@ mod tests {
             report.seconds.insert(second, [("2.0.0".to_owned(), 200)].into());
         }
         assert!(over_time(Paint(false), &report.seconds).len() <= 26);
+    }
+
+    #[test]
+    fn a_disabled_group_does_not_look_sick() {
+        let group = |enabled, healthy| Group {
+            name: "hello-v000".to_owned(),
+            version: "1.0.0".to_owned(),
+            enabled,
+            healthy,
+            instances: 3,
+        };
+        let lines = groups(Paint(false), "Groups", &[group(true, 2), group(false, 0)]);
+        assert!(lines[1].ends_with("enabled   2 of 3 healthy"), "{}", lines[1]);
+        assert!(lines[2].ends_with("disabled  3 instances kept, out of traffic"), "{}", lines[2]);
     }
 
     #[test]

@@ -123,6 +123,16 @@ impl Tree {
     #[must_use]
     pub fn draw(&self, now: DateTime<Utc>, paint: Paint) -> Vec<String> {
         let Some(execution) = &self.execution else { return Vec::new() };
+        // An operation is one stage of the same name: one line says it all.
+        if let [only] = self.children(None)[..]
+            && only.name == execution.name
+            && self.children(Some(&only.id)).is_empty()
+        {
+            let note = only.failure.as_ref().map(|failure| failure.message.clone());
+            let note = note.or_else(|| only.progress.as_ref().map(sentence)).unwrap_or_default();
+            let time = elapsed(execution.started_at, execution.ended_at, now);
+            return vec![row(paint, 1, execution.status, &only.name, &time, &note)];
+        }
         let mut lines = vec![row(
             paint,
             0,
@@ -360,6 +370,21 @@ mod tests {
         assert!(picture[3].contains("wait for health") && picture[3].ends_with("2 of 3 healthy"), "{}", picture[3]);
         tree.apply(&json!({"stage": stage("SUCCEEDED", "3 of 3 healthy")}));
         assert_eq!(tree.draw(now, Paint(false)).len(), 3);
+    }
+
+    #[test]
+    fn an_operation_of_one_stage_is_one_line() {
+        let mut tree = Tree::default();
+        let name = "Upsert load balancer hello";
+        tree.apply(&json!({"snapshot": {
+            "name": name, "number": 2, "status": "RUNNING", "startedAt": "2026-01-01T00:00:00Z", "endedAt": null,
+            "stages": [{"id": "st_1", "name": name, "kind": "upsertLoadBalancer", "status": "RUNNING", "position": 0,
+                        "startedAt": "2026-01-01T00:00:00Z", "endedAt": null,
+                        "progress": {"completed": 1, "total": 1, "message": "1 of 1 listen"}}],
+        }}));
+        let picture = tree.draw("2026-01-01T00:00:01Z".parse().expect("a time"), Paint(false));
+        assert_eq!(picture.len(), 1, "{picture:#?}");
+        assert!(picture[0].contains(name) && picture[0].ends_with("1 of 1 listen"), "{}", picture[0]);
     }
 
     #[test]

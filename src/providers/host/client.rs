@@ -27,6 +27,7 @@ use crate::model::{
     ServerGroupSpec, Share, TrafficSecond,
 };
 use crate::providers::{Error, ErrorKind, Operation, Provider, ProviderKind, Snapshot};
+use crate::secrets::Secrets;
 
 /// How long reads may take.
 const READ: Duration = Duration::from_secs(10);
@@ -54,6 +55,8 @@ pub struct Options {
     pub ports: PortRange,
     /// Of a host that is started: bytes of all its unpacked artifacts, at most.
     pub max_artifact_bytes: u64,
+    /// Instances, at most.
+    pub max_instances: usize,
 }
 
 impl Options {
@@ -72,6 +75,7 @@ impl Options {
             secret_roots: defaults.secret_roots,
             ports: defaults.ports,
             max_artifact_bytes: defaults.max_artifact_bytes,
+            max_instances: defaults.max_instances,
         })
     }
 }
@@ -86,6 +90,7 @@ struct Inner {
     clock: Clock,
     revision: watch::Receiver<u64>,
     starter: Arc<Starter>,
+    differences: Vec<Difference>,
     /// Follows the host's changes; ends with us.
     _follower: JoinSet<()>,
 }
@@ -113,11 +118,19 @@ impl HostProvider {
             }
         };
         check(&options, &status)?;
+        let differences = differences(&options, &status);
         let (revision, receiver) = watch::channel(status.revision);
         let mut follower = JoinSet::new();
         follower.spawn(follow(control.clone(), revision));
-        let inner =
-            Inner { options, control, clock: Clock::system(), revision: receiver, starter, _follower: follower };
+        let inner = Inner {
+            options,
+            control,
+            clock: Clock::system(),
+            revision: receiver,
+            starter,
+            differences,
+            _follower: follower,
+        };
         Ok(Self(Arc::new(inner)))
     }
 
@@ -152,6 +165,12 @@ impl HostProvider {
             }
             Err(_) => Err("the host does not answer"),
         }
+    }
+
+    /// Settings that the host, which ran before, was not started with: they do not hold.
+    #[must_use]
+    pub fn differences(&self) -> &[Difference] {
+        &self.0.differences
     }
 
     fn check_place(&self, place: &Place) -> Result<(), Error> {
@@ -252,22 +271,43 @@ fn check(options: &Options, status: &Status) -> Result<(), Error> {
             options.location
         ));
     }
-    if status.artifact_roots != options.artifact_roots {
-        tracing::warn!(
-            running = ?status.artifact_roots,
-            asked = ?options.artifact_roots,
-            "the host that runs has other artifact roots; stop it (`gennaker host stop`) for the new ones to hold"
-        );
-    }
-    // A host of an earlier version says nothing of its quota.
-    if ![0, options.max_artifact_bytes].contains(&status.artifacts.max_bytes) {
-        tracing::warn!(
-            running = status.artifacts.max_bytes,
-            asked = options.max_artifact_bytes,
-            "the host that runs has another --max-artifact-bytes; stop it (`gennaker host stop`) for the new one to hold"
-        );
-    }
     Ok(())
+}
+
+/// A setting that the running host was not started with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// The server's flag.
+    pub setting: &'static str,
+    /// What was asked for.
+    pub asked: String,
+    /// What holds.
+    pub holds: String,
+}
+
+fn differences(options: &Options, status: &Status) -> Vec<Difference> {
+    let paths = |paths: &[PathBuf]| {
+        let paths: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
+        if paths.is_empty() { "none".to_owned() } else { paths.join(", ") }
+    };
+    let pairs = [
+        ("--artifact-root", paths(&options.artifact_roots), Some(paths(&status.artifact_roots))),
+        ("--secret-dir", paths(&options.secret_roots), status.secret_roots.as_deref().map(paths)),
+        ("--port-range", options.ports.to_string(), status.ports.clone()),
+        (
+            "--max-artifact-bytes",
+            options.max_artifact_bytes.to_string(),
+            // A host of an earlier version says nothing of its quota.
+            (status.artifacts.max_bytes > 0).then(|| status.artifacts.max_bytes.to_string()),
+        ),
+        ("--max-instances", options.max_instances.to_string(), status.max_instances.map(|most| most.to_string())),
+    ];
+    pairs
+        .into_iter()
+        // An older host does not tell all.
+        .filter_map(|(setting, asked, holds)| Some(Difference { setting, asked, holds: holds? }))
+        .filter(|difference| difference.asked != difference.holds)
+        .collect()
 }
 
 /// Starts hosts, not too often.
@@ -308,12 +348,17 @@ impl Starter {
             artifact_roots: options.artifact_roots.clone(),
             secret_roots: options.secret_roots.clone(),
             ports: options.ports,
-            max_instances: daemon::MAX_INSTANCES,
+            max_instances: options.max_instances,
             max_artifact_bytes: options.max_artifact_bytes,
             artifact_keep_seconds: daemon::ARTIFACT_KEEP_SECONDS,
             program: options.binary.clone(),
         };
-        let mut child = std::process::Command::new(&options.binary)
+        let mut command = std::process::Command::new(&options.binary);
+        // It does not speak to systemd for us.
+        for variable in crate::systemd::VARIABLES {
+            command.env_remove(variable);
+        }
+        let mut child = command
             .args(host.arguments())
             .current_dir("/")
             .stdin(Stdio::null())
@@ -399,7 +444,9 @@ impl Provider for HostProvider {
     }
 
     fn validate_launch(&self, launch: &Value) -> Result<(), (String, String)> {
-        Launch::read(launch).map(drop)
+        let read = Launch::read(launch)?;
+        let secrets = Secrets::new(self.0.options.secret_roots.iter().cloned());
+        secrets.permits_all(&serde_json::json!({ "environment": read.environment }))
     }
 
     async fn snapshot(&self) -> Result<Snapshot, Error> {

@@ -121,13 +121,7 @@ impl Launch {
     /// (JSON pointer, what is wrong) of the first fault.
     pub fn read(launch: &Value) -> Result<Self, (String, String)> {
         if let Some(artifact) = launch.get("artifact") {
-            let (path, url) = (artifact.get("path").is_some(), artifact.get("url").is_some());
-            if path == url {
-                return Err(("/artifact".to_owned(), "give either `path` or `url`".to_owned()));
-            }
-            if url && artifact.get("sha256").is_none() {
-                return Err(("/artifact/sha256".to_owned(), "a url needs the sha256 of its tarball".to_owned()));
-            }
+            artifact_form(artifact)?;
         }
         let launch: Self = serde_path_to_error::deserialize(launch).map_err(|error| {
             let pointer: String = error
@@ -217,7 +211,7 @@ impl Launch {
             "required": ["artifact", "command"],
             "properties": {
                 "artifact": {
-                    "title": "What to run",
+                    "title": "What to run: a path on the host, or the url of a .tar.gz with its sha256",
                     "oneOf": [
                         {
                             "title": "A file or directory on the host, below one of its artifact roots",
@@ -294,6 +288,26 @@ impl Launch {
     }
 }
 
+/// The forms that an artifact may have, said in words: an untagged choice cannot say which was meant.
+fn artifact_form(artifact: &Value) -> Result<(), (String, String)> {
+    const FORMS: &str = "an artifact is either `{path: \"/srv/builds/hello\"}`, a file or directory below an artifact \
+                         root (`sha256` may stand beside it), or `{url: \"https://…/hello.tar.gz\", sha256: \"…\"}`";
+    let fault = |at: &str, message: String| Err((format!("/artifact{at}"), message));
+    let Some(fields) = artifact.as_object() else { return fault("", FORMS.to_owned()) };
+    if let Some(other) = fields.keys().find(|key| !["path", "url", "sha256"].contains(&key.as_str())) {
+        return fault("", format!("`{other}` is not part of an artifact; {FORMS}"));
+    }
+    if let Some((name, _)) = fields.iter().find(|(_, value)| !value.is_string()) {
+        return fault(&format!("/{name}"), format!("it is not a text; {FORMS}"));
+    }
+    match (fields.contains_key("path"), fields.contains_key("url"), fields.contains_key("sha256")) {
+        (true, true, _) => fault("", format!("it has both a `path` and a `url`; {FORMS}")),
+        (false, false, _) => fault("", format!("it has neither a `path` nor a `url`; {FORMS}")),
+        (false, true, false) => fault("/sha256", "a url needs the sha256 of its tarball".to_owned()),
+        _ => Ok(()),
+    }
+}
+
 fn is_digest(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
@@ -316,7 +330,11 @@ mod tests {
 
     #[test]
     fn a_fault_is_named_with_its_place() {
-        let cases: [(&str, Value, &str); 8] = [
+        let cases: [(&str, Value, &str); 12] = [
+            ("/artifact", json!("/srv/hello"), "/artifact"),
+            ("/artifact", json!({}), "/artifact"),
+            ("/artifact", json!({ "path": "/x", "branch": "main" }), "/artifact"),
+            ("/artifact", json!({ "path": 1 }), "/artifact/path"),
             ("/artifact", json!({ "path": "/x", "url": "file:///x" }), "/artifact"),
             ("/artifact", json!({ "url": "https://x/y.tar.gz" }), "/artifact/sha256"),
             ("/artifact", json!({ "path": "/srv/../etc" }), "/artifact/path"),
@@ -331,6 +349,9 @@ mod tests {
             launch[&field[1..]] = value.clone();
             let (at, message) = Launch::read(&launch).expect_err("faulty");
             assert_eq!(at, pointer, "{value} gave: {message}");
+            if pointer == "/artifact" {
+                assert!(message.contains("path") && message.contains("url") && message.contains("sha256"), "{message}");
+            }
         }
     }
 

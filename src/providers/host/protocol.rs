@@ -59,6 +59,15 @@ pub struct Status {
     pub location: String,
     /// Below which artifacts may lie.
     pub artifact_roots: Vec<PathBuf>,
+    /// Below which files with secrets may lie.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_roots: Option<Vec<PathBuf>>,
+    /// Ports for instances: `20000-29999`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ports: Option<String>,
+    /// Instances, at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_instances: Option<usize>,
     pub server_groups: usize,
     pub instances: usize,
     pub load_balancers: usize,

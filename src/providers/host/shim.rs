@@ -26,6 +26,7 @@ use super::daemon::limits::{self, Cgroup};
 use super::daemon::logs::Log;
 use super::launch::Launch;
 use crate::clock::Clock;
+use crate::model::NOT_STARTED;
 use crate::secrets::{self, Secrets};
 
 /// `start.json`: what the host wants started. Written before the shim is.
@@ -105,7 +106,7 @@ impl fmt::Display for Exit {
         match self {
             Self::Status { code } => write!(f, "exit status {code}"),
             Self::Signal { number } => write!(f, "signal {number}"),
-            Self::NotStarted { message } => write!(f, "not started: {message}"),
+            Self::NotStarted { message } => write!(f, "{NOT_STARTED}{message}"),
             Self::Unknown => f.write_str("unknown: its shim was killed"),
         }
     }
@@ -296,11 +297,42 @@ fn spawn(start: &Start, directory: &InstanceDirectory, running: &mut Running) ->
     {
         cgroup.remove();
     }
-    let child = child.with_context(|| format!("cannot run {}", program.display()))?;
+    let child = child.map_err(|error| not_run(&launch.command[0], &program, &start.directory, &error))?;
     let pid = i32::try_from(child.id()).context("process id out of range")?;
     // The command holds copies of the pipe's writing end; the log ends only when all are closed.
     drop(command);
     Ok(Child { pid, output: reader, cgroup: plan.cgroup })
+}
+
+/// Why a program could not be run, in words that say where to look.
+fn not_run(written: &str, program: &Path, artifact: &Path, error: &io::Error) -> anyhow::Error {
+    let wrong_format = error.raw_os_error() == Some(Errno::ENOEXEC as i32);
+    let why = match error.kind() {
+        io::ErrorKind::NotFound if !artifact.is_dir() => {
+            format!("the artifact's directory {} is gone", artifact.display())
+        }
+        io::ErrorKind::NotFound if program.exists() => {
+            "it is there, but the interpreter or loader that it names is not on this host".to_owned()
+        }
+        io::ErrorKind::NotFound if written.starts_with("./") => {
+            let names: Vec<_> = files::names(artifact).unwrap_or_default().into_iter().map(|(name, _)| name).collect();
+            let more = if names.len() > 10 { ", …" } else { "" };
+            format!("it is not in the artifact, which has: {}{more}", names[..names.len().min(10)].join(", "))
+        }
+        io::ErrorKind::NotFound if written.contains('/') => "there is no such file on this host".to_owned(),
+        io::ErrorKind::NotFound => {
+            "it is in no directory of PATH; a program that is in the artifact is written with `./` before it".to_owned()
+        }
+        io::ErrorKind::PermissionDenied => {
+            "it may not be executed; set its execute bit before it is packed, and let the instance's user reach it"
+                .to_owned()
+        }
+        _ if wrong_format => {
+            "it is no program that this system runs: built for another one, or a script without a `#!` line".to_owned()
+        }
+        _ => error.to_string(),
+    };
+    anyhow::anyhow!("cannot run the program `{written}`: {why}")
 }
 
 /// What is done in the new process between fork and exec.

@@ -69,6 +69,7 @@ impl Host {
             secret_roots: Vec::new(),
             max_artifact_bytes: 10 << 30,
             ports: PortRange { last: ports.first + 9, ..ports },
+            max_instances: 500,
         }
     }
 

@@ -13,12 +13,13 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::rig::{Host, Load, get, gone, kill_now, lives, only, pids};
-use crate::harness::{Outcome, gennaker, trial};
+use crate::harness::{Outcome, gennaker, trial, wait_for};
 
 pub fn trials() -> Vec<Trial> {
     vec![
         trial("host", "a_killed_worker_refuses_no_connection_and_stops_no_instance", killed_worker),
         trial("host", "an_upgrade_drops_no_request", upgrade),
+        trial("host", "an_upgrade_takes_the_keeper_along_in_its_process", upgraded_keeper),
         trial("host", "a_killed_keeper_is_replaced_and_sockets_are_still_held", killed_keeper),
         trial("host", "what_ends_while_the_host_is_gone_is_seen_with_every_line", ends_unseen),
         trial("host", "instances_outlive_a_stopped_host_and_come_back_with_it", stopped_host),
@@ -69,6 +70,52 @@ async fn upgrade() -> Outcome {
     let (good, bad) = load.end().await;
     assert!(good > 10 && bad.is_empty(), "{good} good, {bad:?}");
     host.end().await;
+    Ok(())
+}
+
+async fn upgraded_keeper() -> Outcome {
+    let host = Host::start().await?;
+    let address = host.balancer().await;
+    host.provider().ensure_server_group(&host.op("ex/1"), &host.group("web-v000", 2)).await.expect("made");
+    let before = pids(&host.up("web-v000", 2).await);
+    let keeper = host.status().await.keeper.expect("has one");
+    let runs = |pid: u32| std::fs::read_link(format!("/proc/{pid}/exe")).ok();
+    let load = Load::start(&address);
+    // Each time to another file, as a new version would be.
+    for version in ["2", "3"] {
+        let binary = host.path().join(version).join("gennaker");
+        std::fs::create_dir_all(binary.parent().expect("below the directory")).expect("made");
+        std::fs::copy(gennaker(), &binary).expect("copied");
+        let upgrade = Upgrade { binary: Some(binary.clone()) };
+        host.provider().control().upgrade(upgrade, Duration::from_secs(20)).await.expect("upgraded");
+        wait_for("the keeper of the new binary", Duration::from_secs(20), || async {
+            (runs(keeper).as_ref() == Some(&binary)).then_some(())
+        })
+        .await?;
+        assert_eq!(host.status().await.keeper, Some(keeper), "it is the same process");
+        load.goes_on().await;
+        // It holds the sockets, and starts workers from the new binary.
+        let worker = host.status().await.pid;
+        kill_now(worker);
+        let next = host.another_worker(worker).await;
+        assert_eq!(runs(next).as_ref(), Some(&binary));
+        load.goes_on().await;
+    }
+    let (good, bad) = load.end().await;
+    // Only what a killed worker had in its hands is lost; a new connection is never refused.
+    assert!(good > 10 && bad.len() <= 2 && !bad.iter().any(|error| error.contains("refused")), "{good}: {bad:?}");
+    assert_eq!(pids(&host.up("web-v000", 2).await), before);
+    // The lock came along.
+    let mut second = std::process::Command::new(gennaker());
+    let second = second.args(["host", "--dir"]).arg(host.path().join("host")).output().expect("ran");
+    let said = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(!second.status.success() && said.contains(&format!("(process {keeper})")), "{said}");
+    // A program that cannot follow leaves the keeper as it is.
+    let missing = Upgrade { binary: Some(host.path().join("nowhere")) };
+    host.provider().control().upgrade(missing, Duration::from_secs(2)).await.expect_err("there is no such file");
+    assert_eq!(host.status().await.keeper, Some(keeper));
+    host.end().await;
+    gone(keeper).await;
     Ok(())
 }
 

@@ -46,7 +46,10 @@ async fn the_epoch_stays(at: &Home) {
 
 async fn a_second_server_on_the_data_directory_is_refused(place: &Home) {
     match Store::open(&place.options, place.clock.clone()).await {
-        Err(Error::Locked(dir)) => assert_eq!(dir, place.options.data_dir),
+        Err(Error::Locked { dir, holder }) => {
+            assert_eq!(dir, place.options.data_dir);
+            assert_eq!(holder, Some(std::process::id()), "it says who has it");
+        }
         other => panic!("expected a refusal, got {other:?}"),
     }
     // A command may work beside it.

@@ -132,14 +132,41 @@ class Socket {
   }
 }
 
+// What sort of operation would run, by the text itself: what the editor says of it is a moment old,
+// and who types fast would get the answer to another question.
+function isSubscription(text, name) {
+  let depth = 0;
+  let expectsName = false;
+  let inFragment = false;
+  const operations = [];
+  for (const [token] of text.matchAll(/"""[^]*?"""|"(?:\\.|[^"\\])*"|#.*|[{}()]|[_A-Za-z]\w*/g)) {
+    if (token === "{" || token === "(") {
+      if (token === "{" && depth === 0) {
+        if (!inFragment && !operations.length) operations.push({ kind: "query" });
+        inFragment = false;
+      }
+      depth += 1;
+      expectsName = false;
+    } else if (token === "}" || token === ")") {
+      depth -= 1;
+    } else if (depth === 0 && expectsName) {
+      operations.at(-1).name = token;
+      expectsName = false;
+    } else if (depth === 0 && token === "fragment") {
+      inFragment = true;
+    } else if (depth === 0 && ["query", "mutation", "subscription"].includes(token)) {
+      operations.push({ kind: token });
+      expectsName = true;
+    }
+  }
+  const chosen = name ? operations.find((one) => one.name === name) : operations[0];
+  return chosen?.kind === "subscription";
+}
+
 function fetcher(token) {
   const socket = new Socket(token);
-  return (params, options) => {
-    const operations = options?.documentAST?.definitions ?? [];
-    const chosen = operations.find(
-      (one) => one.kind === "OperationDefinition" && (!params.operationName || one.name?.value === params.operationName),
-    );
-    if (chosen?.operation === "subscription") return socket.subscribe(params);
+  return (params) => {
+    if (isSubscription(params.query, params.operationName)) return socket.subscribe(params);
     return ask(token, params).then(({ result }) => result);
   };
 }

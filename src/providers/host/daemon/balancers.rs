@@ -120,14 +120,13 @@ impl Hub {
         } else {
             format!("any port of {}-{last}", listener.port)
         };
-        let why =
-            why.map_or_else(|| "taken by an instance or listener of this host".to_owned(), |error| error.to_string());
+        let (kind, why, advice) = match &why {
+            None => (ErrorKind::Exhausted, "an instance or listener of this host has it".to_owned(), FREE_IT),
+            Some(error) => not_bound(error),
+        };
         Err(refuse(
-            ErrorKind::Exhausted,
-            format!(
-                "load balancer {} cannot listen on {} {what}: {why}; free it or give another port or a range (portTo)",
-                spec.name, listener.address
-            ),
+            kind,
+            format!("load balancer {} cannot listen on {} {what}: {why}; {advice}", spec.name, listener.address),
         ))
     }
 
@@ -316,6 +315,26 @@ impl Hub {
         files::remove(&self.layout.security_group(name)).map_err(|error| unavailable(&error))?;
         self.update(|inner| inner.security_groups.remove(name));
         Ok(())
+    }
+}
+
+const FREE_IT: &str = "free it, or give another port or a range of ports (portTo)";
+
+/// Why a listener could not be opened: whose fault it is, in which words, and what to do.
+fn not_bound(error: &io::Error) -> (ErrorKind, String, &'static str) {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => (ErrorKind::Exhausted, "another process has it".to_owned(), FREE_IT),
+        io::ErrorKind::AddrNotAvailable => (
+            ErrorKind::Invalid,
+            "this machine has no such address".to_owned(),
+            "give one that it has: 127.0.0.1, an address of its network cards, or 0.0.0.0 for all of them",
+        ),
+        io::ErrorKind::PermissionDenied => (
+            ErrorKind::Invalid,
+            "the host may not open it".to_owned(),
+            "give a port from 1024 on, or let the host's user open lower ones (CAP_NET_BIND_SERVICE)",
+        ),
+        _ => (ErrorKind::Exhausted, error.to_string(), FREE_IT),
     }
 }
 

@@ -109,7 +109,8 @@ impl Hub {
         Err(refuse(
             ErrorKind::Exhausted,
             format!(
-                "this host would have {desired} instances, but takes at most {limit}; destroy old server groups or raise --max-instances"
+                "this host would have {desired} instances, but takes at most {limit}; destroy old server groups, or \
+                 restart the host with more (--max-instances, and --port-range where ports are what is short)"
             ),
         ))
     }

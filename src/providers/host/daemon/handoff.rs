@@ -53,10 +53,18 @@ pub enum ToWorker {
 
 /// Sends a message, with a socket if one is given.
 pub fn send<T: Serialize>(stream: &UnixStream, message: &T, socket: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    send_all(stream, message, socket.as_slice())
+}
+
+/// Descriptors that come with one message, at most.
+pub const MAX_DESCRIPTORS: usize = 64;
+
+/// The same with up to [`MAX_DESCRIPTORS`] descriptors.
+pub fn send_all<T: Serialize>(stream: &UnixStream, message: &T, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
     let body = serde_json::to_vec(message).map_err(io::Error::other)?;
     let length = u32::try_from(body.len()).map_err(io::Error::other)?.to_be_bytes();
     // The socket goes with the four bytes of the length, and so is received with them.
-    let sockets = socket.iter().map(AsRawFd::as_raw_fd).collect::<Vec<_>>();
+    let sockets = descriptors.iter().map(AsRawFd::as_raw_fd).collect::<Vec<_>>();
     let control = if sockets.is_empty() { vec![] } else { vec![ControlMessage::ScmRights(&sockets)] };
     let sent = sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(&length)], &control, MsgFlags::empty(), None)?;
     let mut writer = stream;
@@ -66,11 +74,16 @@ pub fn send<T: Serialize>(stream: &UnixStream, message: &T, socket: Option<Borro
 
 /// Waits for a message; none when the other side is gone.
 pub fn receive<T: DeserializeOwned>(stream: &UnixStream) -> io::Result<Option<(T, Option<OwnedFd>)>> {
+    Ok(receive_all(stream)?.map(|(message, mut descriptors)| (message, descriptors.pop())))
+}
+
+/// The same with all descriptors that came with it.
+pub fn receive_all<T: DeserializeOwned>(stream: &UnixStream) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
     let mut length = [0; 4];
-    let mut socket = None;
+    let mut received_with = Vec::new();
     let mut read = 0;
     while read < length.len() {
-        let mut space = nix::cmsg_space!([std::os::fd::RawFd; 1]);
+        let mut space = nix::cmsg_space!([std::os::fd::RawFd; MAX_DESCRIPTORS]);
         let mut parts = [IoSliceMut::new(&mut length[read..])];
         let flags = if cfg!(target_os = "linux") { CLOSE_ON_EXEC } else { MsgFlags::empty() };
         let received = match recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut space), flags) {
@@ -85,7 +98,7 @@ pub fn receive<T: DeserializeOwned>(stream: &UnixStream) -> io::Result<Option<(T
         for message in received.cmsgs()? {
             if let ControlMessageOwned::ScmRights(descriptors) = message {
                 for descriptor in descriptors {
-                    socket = Some(own(descriptor));
+                    received_with.push(own(descriptor));
                 }
             }
         }
@@ -103,7 +116,7 @@ pub fn receive<T: DeserializeOwned>(stream: &UnixStream) -> io::Result<Option<(T
         Err(error) => return Err(error),
     }
     let message = serde_json::from_slice(&body).map_err(io::Error::other)?;
-    Ok(Some((message, socket)))
+    Ok(Some((message, received_with)))
 }
 
 #[cfg(target_os = "linux")]
@@ -215,6 +228,20 @@ mod tests {
         let (message, socket) = receive::<ToKeeper>(&there).expect("received").expect("a message");
         assert!(message == ToKeeper::Ready { pid: 1 } && socket.is_none());
         assert!(receive::<ToKeeper>(&there).expect("the end is no error").is_none());
+    }
+
+    #[test]
+    fn many_descriptors_come_with_one_message_in_their_order() {
+        let (here, there) = UnixStream::pair().expect("a pair");
+        let listeners: Vec<_> =
+            (0..MAX_DESCRIPTORS).map(|_| std::net::TcpListener::bind("127.0.0.1:0").expect("binds")).collect();
+        let borrowed: Vec<_> = listeners.iter().map(AsFd::as_fd).collect();
+        send_all(&here, &"all", &borrowed).expect("sent");
+        let (message, received) = receive_all::<String>(&there).expect("received").expect("a message");
+        assert_eq!(message, "all");
+        let address = |listener: &std::net::TcpListener| listener.local_addr().expect("has one");
+        let received: Vec<_> = received.into_iter().map(|socket| address(&socket.into())).collect();
+        assert_eq!(received, listeners.iter().map(address).collect::<Vec<_>>());
     }
 
     #[test]

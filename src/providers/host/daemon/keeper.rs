@@ -3,22 +3,26 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
 use super::handoff::{ToKeeper, ToWorker, receive, send};
 use super::identity::Identity;
 use super::records::Layout;
+use super::succession::{self, About, Estate, EstateRef, Heir};
 use super::{Options, files};
+use crate::systemd;
 
 /// Before a worker that ended at once is started again, at first and at most.
 const FIRST_DELAY: Duration = Duration::from_millis(50);
@@ -27,6 +31,8 @@ const LONGEST_DELAY: Duration = Duration::from_secs(5);
 const SETTLED: Duration = Duration::from_secs(10);
 /// How long workers may take to end with the host.
 const ENDING: Duration = Duration::from_secs(15);
+/// How long a worker may take to end a message that it has begun.
+const QUIET: Duration = Duration::from_secs(2);
 /// The log is put aside at this size.
 const LOG_BYTES: u64 = 10 * 1024 * 1024;
 
@@ -60,6 +66,8 @@ enum Stage {
 
 struct Keeper {
     options: Options,
+    /// Of the host's directory; goes with the process.
+    lock: File,
     held: BTreeMap<String, OwnedFd>,
     workers: Vec<Worker>,
     next: u64,
@@ -67,19 +75,63 @@ struct Keeper {
     delay: Duration,
     start_at: Option<Instant>,
     ending: Option<Instant>,
+    /// Held for reading by whoever takes a message out of a socket, until it has been passed on.
+    reading: Arc<RwLock<()>>,
+    upgrading: Option<Upgrading>,
 }
 
-/// Keeps a host running until it is told to stop. With `adopt`, standard input is the socket to a
-/// worker whose keeper was killed.
+/// Another worker was asked for, to go over to its binary.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Upgrading {
+    /// It was started.
+    To(u64),
+    /// It serves: the keeper follows.
+    Done,
+}
+
+/// Where a keeper comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// It starts a host.
+    New,
+    /// A worker whose keeper was killed has started it; standard input is the socket to it.
+    Adopts,
+    /// It is another binary in the same process; standard input has what the one before held.
+    Resumes,
+}
+
+/// Keeps a host running until it is told to stop.
 ///
 /// # Errors
 /// Another host on the same directory, or what kept this one from starting.
-pub fn run(options: Options, adopt: bool) -> anyhow::Result<()> {
+pub fn run(options: Options, origin: Origin) -> anyhow::Result<()> {
     // Fails for a process that a shell started in the foreground: then it stays there.
     let _ = nix::unistd::setsid();
     files::make_directory(&options.directory)?;
+    if let Some(warning) = options.ports.warning().filter(|_| origin == Origin::New) {
+        eprintln!("gennaker host: {warning}");
+    }
     let layout = Layout(options.directory.clone());
-    let _lock = lock(&layout, adopt)?;
+    let mut estate = None;
+    let lock = if origin == Origin::Resumes {
+        let Estate { lock, held, workers } = succession::take_over()?;
+        estate = Some((held, workers));
+        lock
+    } else {
+        match lock(&layout, origin == Origin::Adopts)? {
+            Locked::Ours(file) => file,
+            // A keeper that a worker started in place of a killed one: the service goes on with it.
+            Locked::By(Some(keeper)) if systemd::is_there() => {
+                systemd::notify(&format!("MAINPID={keeper}\nREADY=1"));
+                return Ok(());
+            }
+            Locked::By(keeper) => anyhow::bail!(
+                "a host runs on {} already{}; ask it with `gennaker host status --dir …`, or give another directory",
+                options.directory.display(),
+                keeper.map(|pid| format!(" (process {pid})")).unwrap_or_default()
+            ),
+        }
+    };
     // Whoever starts a host wants one.
     let _ = std::fs::remove_file(layout.stopped());
     set_log_aside(&layout.log());
@@ -98,6 +150,7 @@ pub fn run(options: Options, adopt: bool) -> anyhow::Result<()> {
     })?;
     let mut keeper = Keeper {
         options,
+        lock,
         held: BTreeMap::new(),
         workers: Vec::new(),
         next: 0,
@@ -105,23 +158,41 @@ pub fn run(options: Options, adopt: bool) -> anyhow::Result<()> {
         delay: FIRST_DELAY,
         start_at: None,
         ending: None,
+        reading: Arc::default(),
+        upgrading: None,
     };
-    if adopt {
-        let stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned().context("no socket to a worker")?);
-        // Not to be had by the workers that are started later.
-        let null = File::open("/dev/null")?;
-        nix::unistd::dup2_stdin(null)?;
-        keeper.attend(stream, None, keeper.options.program.clone(), Stage::Serving)?;
-    } else {
-        keeper.start(keeper.options.program.clone())?;
+    let program = keeper.options.program.clone();
+    match (origin, estate) {
+        (Origin::Resumes, Some((held, workers))) => {
+            keeper.held = held;
+            for Heir { stream, about } in workers {
+                let stage = if about.serves { Stage::Serving } else { Stage::Released };
+                keeper.attend(stream, about.process, about.program, stage)?;
+            }
+            eprintln!("gennaker host: the keeper is of version {} now", env!("CARGO_PKG_VERSION"));
+        }
+        (Origin::Adopts, _) => {
+            let stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned().context("no socket to a worker")?);
+            // Not to be had by the workers that are started later.
+            let null = File::open("/dev/null")?;
+            nix::unistd::dup2_stdin(null)?;
+            keeper.attend(stream, None, program, Stage::Serving)?;
+        }
+        _ => keeper.start(program).map(drop)?,
     }
     keeper.keep(&happened)
 }
 
+enum Locked {
+    Ours(File),
+    /// Another keeper has it; its process id, where it could be read.
+    By(Option<u32>),
+}
+
 /// One host per directory: the lock goes with the process.
-fn lock(layout: &Layout, adopt: bool) -> anyhow::Result<File> {
+fn lock(layout: &Layout, adopt: bool) -> anyhow::Result<Locked> {
     let path = layout.host_lock();
-    let file = File::options()
+    let mut file = File::options()
         .write(true)
         .create(true)
         .truncate(false)
@@ -131,14 +202,17 @@ fn lock(layout: &Layout, adopt: bool) -> anyhow::Result<File> {
     let give_up = Instant::now() + if adopt { Duration::from_secs(5) } else { Duration::ZERO };
     loop {
         match file.try_lock() {
-            Ok(()) => return Ok(file),
+            Ok(()) => {
+                // For whoever finds it taken; the lock holds without it.
+                let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+                return Ok(Locked::Ours(file));
+            }
             Err(std::fs::TryLockError::WouldBlock) if Instant::now() < give_up => {
                 std::thread::sleep(Duration::from_millis(20));
             }
-            Err(std::fs::TryLockError::WouldBlock) => anyhow::bail!(
-                "a host runs on {} already; ask it with `gennaker host status --dir …`, or give another directory",
-                layout.path().display()
-            ),
+            Err(std::fs::TryLockError::WouldBlock) => {
+                return Ok(Locked::By(std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok())));
+            }
             Err(std::fs::TryLockError::Error(error)) => {
                 return Err(files::about(&path, "cannot lock", &error).into());
             }
@@ -172,10 +246,7 @@ impl Keeper {
                 .map_or(Duration::from_secs(1), |at| at.saturating_duration_since(Instant::now()))
                 .min(Duration::from_secs(1));
             match happened.recv_timeout(wait) {
-                Ok(Happening::Signal(Signal::SIGCHLD)) => {}
-                Ok(Happening::Signal(signal)) => self.end(Some(signal)),
-                Ok(Happening::Said { worker, message, socket }) => self.hear(worker, message, socket),
-                Ok(Happening::Gone { worker }) => self.lose(worker),
+                Ok(happening) => self.deal_with(happening),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => anyhow::bail!("the keeper's threads are gone"),
             }
@@ -188,6 +259,53 @@ impl Keeper {
                     self.start_later();
                 }
             }
+            if self.upgrading == Some(Upgrading::Done) && self.ending.is_none() {
+                self.upgrading = None;
+                self.follow(happened);
+            }
+        }
+    }
+
+    /// Goes over to the binary that the worker runs. What does not work out is logged; then this
+    /// keeper stays, which does no harm.
+    fn follow(&mut self, happened: &Receiver<Happening>) {
+        let reading = Arc::clone(&self.reading);
+        let give_up = Instant::now() + QUIET;
+        // Nobody is half through a message, and what was read is dealt with. (A signal that has been
+        // taken by its thread in this very moment is lost; whoever sent it asks again.)
+        let _quiet = loop {
+            match reading.try_write() {
+                Ok(quiet) => break quiet,
+                Err(_) if Instant::now() < give_up => std::thread::sleep(Duration::from_millis(5)),
+                Err(_) => {
+                    eprintln!("gennaker host: a worker does not end its message; the keeper stays the old one");
+                    return;
+                }
+            }
+        };
+        while let Ok(happening) = happened.try_recv() {
+            self.deal_with(happening);
+        }
+        // One that has just begun would be forgotten.
+        let settled = |worker: &Worker| matches!(worker.stage, Stage::Serving | Stage::Released);
+        if self.ending.is_some() || !self.workers.iter().all(settled) {
+            return;
+        }
+        let workers = self.workers.iter().map(|worker| {
+            let (process, program) = (worker.process.clone(), worker.program.clone());
+            (worker.stream.as_fd(), About { process, program, serves: worker.stage == Stage::Serving })
+        });
+        let estate = EstateRef { lock: self.lock.as_fd(), held: &self.held, workers: workers.collect() };
+        let error = succession::hand_over(&self.options, &self.options.program, &estate);
+        eprintln!("gennaker host: the keeper stays the old one: {error:#}");
+    }
+
+    fn deal_with(&mut self, happening: Happening) {
+        match happening {
+            Happening::Signal(Signal::SIGCHLD) => {}
+            Happening::Signal(signal) => self.end(Some(signal)),
+            Happening::Said { worker, message, socket } => self.hear(worker, message, socket),
+            Happening::Gone { worker } => self.lose(worker),
         }
     }
 
@@ -203,8 +321,8 @@ impl Keeper {
         })
     }
 
-    /// Starts a worker and hands it all that is held.
-    fn start(&mut self, program: PathBuf) -> anyhow::Result<()> {
+    /// Starts a worker and hands it all that is held; its number.
+    fn start(&mut self, program: PathBuf) -> anyhow::Result<u64> {
         let (ours, theirs) = UnixStream::pair()?;
         let child = Command::new(&program)
             .args(self.options.arguments())
@@ -228,13 +346,17 @@ impl Keeper {
         process: Option<Identity>,
         program: PathBuf,
         stage: Stage,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<u64> {
         self.next += 1;
         let id = self.next;
         let reader = stream.try_clone()?;
         let happenings = self.happenings.clone();
+        let reading = Arc::clone(&self.reading);
         std::thread::Builder::new().name("worker".to_owned()).spawn(move || {
             loop {
+                // Waits without taking anything: what is not taken out stays for whoever comes next.
+                await_message(&reader);
+                let _reading = reading.read().unwrap_or_else(PoisonError::into_inner);
                 let happening = match receive::<ToKeeper>(&reader) {
                     Ok(Some((message, socket))) => Happening::Said { worker: id, message, socket },
                     Ok(None) | Err(_) => Happening::Gone { worker: id },
@@ -246,7 +368,7 @@ impl Keeper {
             }
         })?;
         self.workers.push(Worker { id, stream, process, started: Instant::now(), program, stage });
-        Ok(())
+        Ok(id)
     }
 
     fn hear(&mut self, id: u64, message: ToKeeper, socket: Option<OwnedFd>) {
@@ -273,6 +395,10 @@ impl Keeper {
                     worker.process = i32::try_from(pid).ok().and_then(|pid| Identity::of(pid).ok());
                     self.options.program.clone_from(&worker.program);
                 }
+                systemd::notify("READY=1");
+                if self.upgrading == Some(Upgrading::To(id)) {
+                    self.upgrading = Some(Upgrading::Done);
+                }
                 for worker in self.workers.iter().filter(|worker| worker.stage == Stage::Released) {
                     let _ = send(&worker.stream, &ToWorker::Drain, None);
                 }
@@ -281,8 +407,9 @@ impl Keeper {
                 // One at a time: a second one while the first is under way would only compete.
                 if self.workers.iter().all(|worker| worker.stage == Stage::Serving || worker.stage == Stage::Released) {
                     let program = binary.unwrap_or_else(|| self.options.program.clone());
-                    if let Err(error) = self.start(program) {
-                        eprintln!("gennaker host: cannot upgrade: {error:#}");
+                    match self.start(program) {
+                        Ok(id) => self.upgrading = Some(Upgrading::To(id)),
+                        Err(error) => eprintln!("gennaker host: cannot upgrade: {error:#}"),
                     }
                 }
             }
@@ -320,6 +447,7 @@ impl Keeper {
     fn end(&mut self, signal: Option<Signal>) {
         if self.ending.is_none() {
             self.ending = Some(Instant::now());
+            systemd::notify("STOPPING=1");
         }
         // The one that asked for the end ends by itself.
         for worker in self.workers.iter().filter(|worker| signal.is_some() || worker.stage != Stage::Serving) {
@@ -334,6 +462,12 @@ impl Worker {
             process.signal(signal);
         }
     }
+}
+
+/// Until there is something to read, or the other side is gone.
+fn await_message(stream: &UnixStream) {
+    let mut wanted = [PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
+    while matches!(poll(&mut wanted, PollTimeout::NONE), Err(nix::errno::Errno::EINTR)) {}
 }
 
 /// Workers, and shims whose worker is gone.

@@ -21,7 +21,20 @@ pub struct Plan {
 /// Decides how the limits are enforced.
 #[must_use]
 pub fn plan(instance: &str, limits: &Limits, user: Option<&User>) -> Plan {
-    plan_below(Path::new("/sys/fs/cgroup"), instance, limits, user)
+    let mount = Path::new("/sys/fs/cgroup");
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    plan_below(&delegated(mount, &own).unwrap_or_else(|| mount.to_owned()), instance, limits, user)
+}
+
+/// The subgroup that systemd puts the host's processes into, so that the unit's own group, which was
+/// handed over to us, may have other groups below it.
+const SUBGROUP: &str = "gennaker-host";
+
+/// The group that was handed over to us, if one was: `own` is what `/proc/self/cgroup` says.
+fn delegated(mount: &Path, own: &str) -> Option<PathBuf> {
+    let path = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let (unit, subgroup) = path.rsplit_once('/')?;
+    (subgroup == SUBGROUP).then(|| mount.join(unit))
 }
 
 fn plan_below(root: &Path, instance: &str, limits: &Limits, user: Option<&User>) -> Plan {
@@ -176,6 +189,18 @@ mod tests {
         assert_eq!(plan.report.as_deref(), Some("memory by cgroup"));
         assert!(plan.cgroup.as_mut().is_some_and(|cgroup| cgroup.take_entry().is_some()));
         assert!(plan.rlimits.is_empty());
+    }
+
+    #[test]
+    fn instances_live_below_the_group_that_was_handed_over() {
+        let of = |own: &str| delegated(Path::new("/cg"), own);
+        let unit = "0::/system.slice/gennaker-host.service/gennaker-host\n";
+        assert_eq!(of(unit), Some("/cg/system.slice/gennaker-host.service".into()));
+        for other in ["0::/", "0::/user.slice/session-1.scope", "0::/system.slice/gennaker-host.service", ""] {
+            assert_eq!(of(other), None, "{other}");
+        }
+        let template = include_str!("../../../cli/systemd/gennaker-host.service");
+        assert!(template.contains(&format!("DelegateSubgroup={SUBGROUP}\n")));
     }
 
     #[test]

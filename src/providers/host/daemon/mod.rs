@@ -26,6 +26,7 @@ mod probe;
 pub mod records;
 mod shelf;
 mod sockets;
+mod succession;
 mod supervisor;
 pub mod worker;
 

@@ -118,8 +118,11 @@ fn add(hub: &Arc<Hub>, group: &str) -> Result<(), String> {
         if inner.instance_count() >= hub.options.max_instances {
             return Err(format!("this host has {} instances, its most", hub.options.max_instances));
         }
-        let port = ports::free(range, &inner.ports(), inner.last_port)
-            .ok_or_else(|| format!("no port of {range} is free; destroy old server groups or give a wider --ports"))?;
+        let port = ports::free(range, &inner.ports(), inner.last_port).ok_or_else(|| {
+            format!(
+                "no port of {range} is free; destroy old server groups or restart the host with a wider --port-range"
+            )
+        })?;
         inner.last_port = port;
         let cell = inner.groups.get_mut(group).ok_or("the server group is gone")?;
         let id = (0..100)
