@@ -6,6 +6,8 @@
 
 mod access;
 mod api_errors;
+mod apply;
+mod commands;
 mod crash;
 mod demo;
 mod deploy;
@@ -16,6 +18,8 @@ mod host;
 mod idempotency;
 mod layers;
 mod postgres;
+mod readme;
+mod run;
 mod schema;
 mod shim;
 mod store;
@@ -33,6 +37,8 @@ fn main() {
     let trials: Vec<Trial> = [
         access::trials(),
         api_errors::trials(),
+        apply::trials(),
+        commands::trials(),
         crash::trials(),
         demo::trials(),
         deploy::trials(),
@@ -42,6 +48,8 @@ fn main() {
         idempotency::trials(),
         layers::trials(),
         postgres::trials(),
+        readme::trials(),
+        run::trials(),
         schema::trials(),
         store::trials(),
         shim::trials(),

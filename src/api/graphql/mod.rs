@@ -21,6 +21,8 @@ mod selectors;
 mod session;
 mod stage;
 
+pub use scalars::canonical_span;
+
 use async_graphql::dataloader::DataLoader;
 use async_graphql::{MergedObject, MergedSubscription, SDLExportOptions, SchemaBuilder};
 

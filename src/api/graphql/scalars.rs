@@ -78,6 +78,12 @@ impl From<u64> for Duration {
     }
 }
 
+/// The one way in which [`Duration`] writes the span that a text means; none where it means none.
+#[must_use]
+pub fn canonical_span(text: &str) -> Option<String> {
+    parse(text).map(print)
+}
+
 fn print(span: TimeDelta) -> String {
     let sign = if span < TimeDelta::zero() { "-" } else { "" };
     let millis = span.num_milliseconds().unsigned_abs();
