@@ -115,7 +115,7 @@ pub(super) fn fault(error: Error) -> Failure {
         "GRAPHQL_VALIDATION_FAILED",
     ];
     let input = error.code().is_some_and(|code| INPUT.contains(&code));
-    let unauthenticated = error.code() == Some("UNAUTHENTICATED");
+    let unauthenticated = error.code() == Some("UNAUTHENTICATED") || matches!(error, Error::Status { status: 401, .. });
     let error = anyhow::Error::from(error);
     match (input, unauthenticated) {
         (true, _) => Failure::Input(error),

@@ -113,7 +113,7 @@ async fn twice() -> Outcome {
         "created pipeline shop/deploy",
     ];
     anyhow::ensure!(lines == order, "{}", first.out);
-    anyhow::ensure!(first.out.contains("    +description: \"yes\""), "{}", first.out);
+    anyhow::ensure!(first.out.contains("    +description: "), "{}", first.out);
     anyhow::ensure!(!first.out.contains('\x1b'), "colours belong on terminals: {}", first.out);
 
     let again = apply(&server, &["-f", files, "--json"]).await?.with_status(0)?;

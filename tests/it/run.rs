@@ -57,10 +57,8 @@ async fn ends() -> Outcome {
     anyhow::ensure!(first["execution"]["id"] == second["execution"]["id"], "{first} {second}");
     // Somebody cancels what is waited for.
     let waits = ["run", "hello/long", "--idempotency-key", "k", "--wait"];
-    let (watched, cancelled) = tokio::join!(server.gennaker(&waits), async {
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        server.gennaker(&["cancel", "hello/long#1", "--reason", "enough"]).await
-    });
+    let cancel = ["cancel", "hello/long#1", "--reason", "enough"];
+    let (watched, cancelled) = tokio::join!(server.gennaker(&waits), server.gennaker(&cancel));
     cancelled?.with_status(0)?;
     let watched = watched?.with_status(3)?;
     anyhow::ensure!(watched.out.contains("long #1 was cancelled"), "{}", watched.out);

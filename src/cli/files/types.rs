@@ -123,7 +123,8 @@ impl Types {
                     if !node.text().is_some_and(|text| values.iter().any(|value| value == text)) {
                         let given = node.text().map_or_else(|| node.sort().to_owned(), |text| format!("`{text}`"));
                         let all = values.join(", ");
-                        let near = nearest(&given.to_uppercase(), values.iter().map(String::as_str));
+                        let near =
+                            nearest(&node.text().unwrap_or_default().to_uppercase(), values.iter().map(String::as_str));
                         fault(format!("`{path}` is one of {all}, not {given}{near}"));
                     }
                     return;
