@@ -1,16 +1,21 @@
 //! A client of the GraphQL API over real HTTP and a real WebSocket (`graphql-transport-ws`): what
 //! the demo drives its own server with, and what the tests talk through.
 
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
 use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
+use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::http::HeaderValue;
 use tokio_tungstenite::tungstenite::{self, Message};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
 /// Longest wait for an answer to a query or for the handshake of a subscription.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -32,6 +37,9 @@ pub enum Error {
     /// The mutation was refused: its `userErrors`.
     #[error("{}", first_message(.0))]
     Refused(Vec<Value>),
+    /// A file of certificates does not serve.
+    #[error("certificates cannot be read from {}: {message}", file.display())]
+    Certificates { file: PathBuf, message: String },
     /// The WebSocket was closed before the subscription was over.
     #[error("the subscription broke off: {0}")]
     Broken(String),
@@ -74,6 +82,8 @@ pub struct Client {
     /// `http://127.0.0.1:7777`
     base: String,
     token: Option<String>,
+    /// What the certificates of `https` are checked against; made once, when needed.
+    tls: Option<Arc<rustls::ClientConfig>>,
 }
 
 impl Client {
@@ -87,7 +97,25 @@ impl Client {
             .timeout(TIMEOUT)
             .build()
             .map_err(|error| Error::Unreachable { url: base.to_owned(), message: error.to_string() })?;
-        Ok(Self { http, base: base.trim_end_matches('/').to_owned(), token: token.map(str::to_owned) })
+        Ok(Self { http, base: base.trim_end_matches('/').to_owned(), token: token.map(str::to_owned), tls: None })
+    }
+
+    /// A client of a server anywhere, by `http` or `https`. Certificates are checked against those
+    /// of the system (or of Mozilla where the system has none), and those in the file.
+    ///
+    /// # Errors
+    /// When the file has no certificates.
+    pub fn anywhere(base: &str, token: Option<&str>, ca_file: Option<&Path>) -> Result<Self, Error> {
+        if !base.starts_with("https://") {
+            return Self::new(base, token);
+        }
+        let tls = tls(ca_file)?;
+        let http = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls.clone())
+            .timeout(TIMEOUT)
+            .build()
+            .map_err(|error| Error::Unreachable { url: base.to_owned(), message: error.to_string() })?;
+        Ok(Self { http, tls: Some(Arc::new(tls)), ..Self::new(base, token)? })
     }
 
     /// The server's URL.
@@ -116,10 +144,8 @@ impl Client {
         if let Some(token) = &self.token {
             request = request.bearer_auth(token);
         }
-        let unreachable = |error: reqwest::Error| Error::Unreachable {
-            url: self.base.clone(),
-            message: std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string),
-        };
+        let unreachable =
+            |error: reqwest::Error| Error::Unreachable { url: self.base.clone(), message: innermost(&error) };
         let answer = request.send().await.map_err(unreachable)?;
         let status = answer.status().as_u16();
         let body = answer.bytes().await.map_err(unreachable)?;
@@ -175,7 +201,8 @@ impl Client {
             |error: tungstenite::Error| Error::Unreachable { url: self.base.clone(), message: error.to_string() };
         let mut request = url.as_str().into_client_request().map_err(unreachable)?;
         request.headers_mut().insert("sec-websocket-protocol", HeaderValue::from_static("graphql-transport-ws"));
-        let (socket, _) = tokio_tungstenite::connect_async(request).await.map_err(|error| match error {
+        let stream = self.connect().await?;
+        let (socket, _) = tokio_tungstenite::client_async(request, stream).await.map_err(|error| match error {
             tungstenite::Error::Http(answer) => Error::Status {
                 status: answer.status().as_u16(),
                 body: answer.body().as_deref().map(String::from_utf8_lossy).unwrap_or_default().into_owned(),
@@ -204,12 +231,61 @@ impl Client {
             .await?;
         Ok(subscription)
     }
+
+    /// A connection for a WebSocket.
+    async fn connect(&self) -> Result<Box<dyn Stream>, Error> {
+        let unreachable = |message: String| Error::Unreachable { url: self.base.clone(), message };
+        let url = reqwest::Url::parse(&self.base).map_err(|error| unreachable(error.to_string()))?;
+        let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+        let port = url.port_or_known_default().unwrap_or(80);
+        let tcp = TcpStream::connect((host.as_str(), port)).await.map_err(|error| unreachable(error.to_string()))?;
+        // What is sent is small and waited for.
+        let _ = tcp.set_nodelay(true);
+        let Some(tls) = &self.tls else { return Ok(Box::new(tcp)) };
+        let name = ServerName::try_from(host).map_err(|error| unreachable(error.to_string()))?;
+        let connector = tokio_rustls::TlsConnector::from(tls.clone());
+        let stream = connector.connect(name, tcp).await.map_err(|error| unreachable(error.to_string()))?;
+        Ok(Box::new(stream))
+    }
 }
 
+/// The error at the end of the chain: `Connection refused` instead of `error sending request`.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(cause) = error.source() {
+        error = cause;
+    }
+    error.to_string()
+}
+
+fn tls(ca_file: Option<&Path>) -> Result<rustls::ClientConfig, Error> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if roots.is_empty() {
+        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    }
+    if let Some(file) = ca_file {
+        let fault = |message: String| Error::Certificates { file: file.to_owned(), message };
+        let certificates: Vec<_> = CertificateDer::pem_file_iter(file)
+            .and_then(Iterator::collect)
+            .map_err(|error: rustls::pki_types::pem::Error| fault(error.to_string()))?;
+        if roots.add_parsable_certificates(certificates).0 == 0 {
+            return Err(fault("it has no certificate; give one or more as PEM".to_owned()));
+        }
+    }
+    let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions();
+    let config = config.map_err(|error| Error::Broken(error.to_string()))?;
+    Ok(config.with_root_certificates(roots).with_no_client_auth())
+}
+
+/// What a WebSocket runs over.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
 /// A running subscription; dropping it ends it.
-#[derive(Debug)]
 pub struct Subscription {
-    socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    socket: WebSocketStream<Box<dyn Stream>>,
     over: bool,
     heard: Instant,
 }

@@ -1,23 +1,35 @@
-//! The command line: a file per command. Exit codes: 0 done, 1 failed, 2 bad input.
+//! The command line: a file per command. Exit codes: 0 done, 1 failed, 2 bad input; of commands that
+//! wait for an execution also 3 cancelled, 4 timed out.
 //!
 //! `shim` and the host's keeper are processes that must stay small, so they are dispatched before
 //! any async runtime exists.
 
+mod apply;
 pub mod backup;
 pub mod client;
 pub mod config;
 pub mod demo;
+mod export;
+mod files;
+mod follow;
 pub mod host;
 pub mod load;
+mod logs;
 pub mod migrate;
+mod remote;
 pub mod restore;
+mod run;
 pub mod sample_app;
 pub mod schema;
+mod screen;
 pub mod serve;
 pub mod settings;
 pub mod shim;
+mod status;
+mod steer;
 pub mod systemd;
 pub mod token;
+mod view;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -31,6 +43,9 @@ const MORE: &str = "\
 Examples:
   gennaker demo                  a real rollout under traffic, to look at
   gennaker serve                 the server, on http://127.0.0.1:7777
+  gennaker apply -f shop.yaml    applications, load balancers, pipelines from files
+  gennaker run shop/deploy --wait
+                                 starts a pipeline and shows it until its end
   gennaker token create --principal bot --role operator
   gennaker host status           what runs on this machine
   gennaker config check          whether the settings hold
@@ -67,6 +82,22 @@ enum Command {
     Serve(serve::Args),
     /// Deploy a real application from one version to the next under traffic, and watch
     Demo(demo::Args),
+    /// Bring what files say to a server: applications, security groups, load balancers, pipelines
+    Apply(apply::Args),
+    /// Write what a server has as files that `apply` reads
+    Export(export::Args),
+    /// Start a pipeline, and follow it to its end
+    Run(run::Args),
+    /// What runs, what ran last, and how the server groups are
+    Status(status::Args),
+    /// Let a stage that waits for a person go on
+    Approve(steer::ApproveArgs),
+    /// Stop a stage that waits for a person
+    Reject(steer::RejectArgs),
+    /// End an execution early
+    Cancel(steer::CancelArgs),
+    /// What an execution or an instance says
+    Logs(logs::Args),
     /// The daemon that owns instances and load balancers of this machine
     Host(host::Args),
     /// The parent of one instance; started by the host
@@ -130,6 +161,14 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(args, settings),
         Command::Config(args) => config::run(args, settings),
         Command::Demo(args) => demo::run(args),
+        Command::Apply(args) => apply::run(args),
+        Command::Export(args) => export::run(args),
+        Command::Run(args) => run::run(args),
+        Command::Status(args) => status::run(args),
+        Command::Approve(args) => steer::approve(args),
+        Command::Reject(args) => steer::reject(args),
+        Command::Cancel(args) => steer::cancel(args),
+        Command::Logs(args) => logs::run(args),
         Command::Host(args) => host::run(args),
         Command::Shim(args) => shim::run(args),
         Command::SampleApp(args) => block_on(async { Ok(sample_app::run(args).await.map(|()| ExitCode::SUCCESS)?) }),
@@ -159,13 +198,18 @@ fn documented(command: clap::Command) -> clap::Command {
 }
 
 fn complain(error: &anyhow::Error, code: u8) -> ExitCode {
+    eprintln!("gennaker: {}", told(error));
+    ExitCode::from(code)
+}
+
+/// An error with its causes in one line.
+fn told(error: &anyhow::Error) -> String {
     // Each level says its own; what a level has quoted already is not said again.
     let said = error.chain().map(ToString::to_string).reduce(|said, cause| match said.contains(&cause) {
         true => said,
         false => format!("{said}: {cause}"),
     });
-    eprintln!("gennaker: {}", said.unwrap_or_default());
-    ExitCode::from(code)
+    said.unwrap_or_default()
 }
 
 /// Runs a future on a runtime of its own.

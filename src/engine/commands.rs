@@ -241,7 +241,23 @@ impl Commands {
     /// # Errors
     /// `NotFound` (the application), `Forbidden`, `Invalid`, `Conflict` (a newer revision), `Unavailable`.
     pub async fn save_pipeline(&self, actor: &Actor, save: SavePipeline) -> Result<Pipeline, Error> {
-        save::save_pipeline(self, actor, save).await
+        save::save_pipeline(self, actor, save, false).await
+    }
+
+    /// Whether [`Commands::save_pipeline`] would save it; nothing changes.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn check_pipeline(&self, actor: &Actor, save: SavePipeline) -> Result<(), Error> {
+        save::save_pipeline(self, actor, save, true).await.map(|_| ())
+    }
+
+    /// The same for a pipeline of an application that is still to be made.
+    ///
+    /// # Errors
+    /// `Invalid`.
+    pub fn check_new_pipeline(&self, name: &str, definition: &PipelineDefinition) -> Result<(), Error> {
+        save::check_new_pipeline(self, name, definition)
     }
 
     /// Refused while an execution of it runs.

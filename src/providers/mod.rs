@@ -87,6 +87,27 @@ pub struct ProviderKind {
     pub example: Value,
 }
 
+/// A place in what an instance wrote: files are named by a generation that only rises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct LogPlace {
+    pub generation: u64,
+    /// Bytes from the beginning of the generation's file.
+    pub offset: u64,
+}
+
+/// A part of what an instance wrote, in whole lines; a longer line than was asked for comes in pieces.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LogPart {
+    pub text: String,
+    /// Where the next part begins.
+    pub end: LogPlace,
+    /// What came before was removed: the place asked for is no longer there.
+    pub after_gap: bool,
+    /// More is there already.
+    pub more: bool,
+}
+
 /// A cloud account.
 #[async_trait]
 pub trait Provider: Send + Sync {
@@ -140,6 +161,14 @@ pub trait Provider: Send + Sync {
 
     /// The end of what an instance wrote, at most `bytes` (≤ 64 KiB).
     async fn log_tail(&self, place: &Place, instance: &str, bytes: usize) -> Result<String, Error>;
+    /// What an instance wrote from a place on, or the last `bytes` of it; at most `bytes` (≤ 64 KiB).
+    async fn log_part(
+        &self,
+        place: &Place,
+        instance: &str,
+        from: Option<LogPlace>,
+        bytes: usize,
+    ) -> Result<LogPart, Error>;
     /// Counters of a load balancer for the seconds from `since` (Unix time) on, at most 600.
     async fn traffic(&self, place: &Place, load_balancer: &str, since: i64) -> Result<Vec<TrafficSecond>, Error>;
 }

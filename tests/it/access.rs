@@ -7,7 +7,7 @@ use gennaker::cli::demo::setup;
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
-use crate::harness::{Hello, Outcome, Server, follow, trial, wait_for};
+use crate::harness::{self, Hello, Outcome, Server, follow, trial, wait_for};
 
 pub fn trials() -> Vec<Trial> {
     vec![
@@ -36,15 +36,8 @@ async fn no_token() -> Outcome {
     Ok(())
 }
 
-/// A token made on the command line, beside the running server.
-fn create_token(server: &Server, principal: &str, role: &str) -> anyhow::Result<String> {
-    let made = server.command().args(["token", "create", "--principal", principal, "--role", role]).output()?;
-    anyhow::ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    Ok(String::from_utf8(made.stdout)?.trim().to_owned())
-}
-
 fn as_principal(server: &Server, principal: &str, role: &str) -> anyhow::Result<Client> {
-    Ok(server.client().with_token(Some(&create_token(server, principal, role)?)))
+    Ok(server.client().with_token(Some(&harness::as_principal(server, principal, role)?)))
 }
 
 async fn viewer() -> Outcome {

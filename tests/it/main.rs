@@ -6,7 +6,9 @@
 
 mod access;
 mod api_errors;
+mod apply;
 mod backup;
+mod commands;
 mod config;
 mod cors;
 mod crash;
@@ -25,6 +27,8 @@ mod notify;
 mod observe;
 mod packaging;
 mod postgres;
+mod readme;
+mod run;
 mod schema;
 mod shim;
 mod shutdown;
@@ -45,6 +49,8 @@ fn main() {
     let trials: Vec<Trial> = [
         access::trials(),
         api_errors::trials(),
+        apply::trials(),
+        commands::trials(),
         backup::trials(),
         config::trials(),
         cors::trials(),
@@ -63,6 +69,8 @@ fn main() {
         observe::trials(),
         packaging::trials(),
         postgres::trials(),
+        readme::trials(),
+        run::trials(),
         schema::trials(),
         store::trials(),
         shim::trials(),

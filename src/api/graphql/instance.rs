@@ -8,9 +8,10 @@ use super::ids::Key;
 use super::place::{At, Placed, by_provider};
 use super::server_group::ServerGroup;
 use super::session::session;
-use crate::api::error::{Code, coded};
+use crate::api::error::{Code, coded, shown};
 use crate::inventory::Inventory;
 use crate::model::{self, HealthSource, Place};
+use crate::providers::{self, LogPlace};
 
 /// One running copy.
 pub struct Instance {
@@ -109,6 +110,54 @@ impl Instance {
         let provider = session(ctx)?.api.inventory.provider(&self.place.account).map_err(|e| by_provider(&e))?;
         Ok(Some(provider.log_tail(&self.place, &self.row.id, bytes).await.map_err(|error| by_provider(&error))?))
     }
+    /// What it wrote, part by part: nothing is lost and nothing comes twice. A line is given once
+    /// it is complete.
+    async fn log(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "The cursor of the part before; the end of the log when absent.")] after: Option<String>,
+        #[graphql(desc = "How much at the most; 1 to 65536.", default = 65_536)] bytes: i32,
+    ) -> Result<Option<LogPart>> {
+        let bytes = usize::try_from(bytes).ok().filter(|bytes| (1..=65_536).contains(bytes));
+        let bytes = bytes.ok_or_else(|| coded(Code::BadRequest, "`bytes` is 1 to 65536"))?;
+        let from = match after {
+            Some(cursor) => Some(log_place(&cursor).ok_or_else(|| {
+                coded(
+                    Code::BadRequest,
+                    format!("`{}` is no cursor of a log; take `cursor` of the part before", shown(&cursor)),
+                )
+            })?),
+            None => None,
+        };
+        let provider = session(ctx)?.api.inventory.provider(&self.place.account).map_err(|e| by_provider(&e))?;
+        let part = provider.log_part(&self.place, &self.row.id, from, bytes).await;
+        Ok(Some(part.map_err(|error| by_provider(&error))?.into()))
+    }
+}
+
+/// A part of what an instance wrote.
+#[derive(SimpleObject)]
+pub struct LogPart {
+    /// Whole lines; a line longer than what was asked for comes in pieces.
+    text: String,
+    /// Give it as `after` to go on behind this part.
+    cursor: String,
+    /// What came between the cursor given and this part was removed.
+    is_after_gap: bool,
+    /// More is there already: ask at once.
+    has_more: bool,
+}
+
+impl From<providers::LogPart> for LogPart {
+    fn from(part: providers::LogPart) -> Self {
+        let cursor = format!("{}.{}", part.end.generation, part.end.offset);
+        Self { text: part.text, cursor, is_after_gap: part.after_gap, has_more: part.more }
+    }
+}
+
+fn log_place(cursor: &str) -> Option<LogPlace> {
+    let (generation, offset) = cursor.split_once('.')?;
+    Some(LogPlace { generation: generation.parse().ok()?, offset: offset.parse().ok()? })
 }
 
 /// Which check says something of an instance's health.

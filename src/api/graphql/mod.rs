@@ -30,6 +30,8 @@ mod session;
 mod stage;
 mod trigger;
 
+pub use scalars::canonical_span;
+
 use async_graphql::dataloader::DataLoader;
 use async_graphql::{MergedObject, MergedSubscription, SDLExportOptions, SchemaBuilder};
 

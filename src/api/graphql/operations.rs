@@ -42,14 +42,19 @@ pub struct HealthCheckInput {
     /// COMMAND: the command that is run.
     command: Option<Vec<String>>,
     /// From one probe to the next.
+    #[graphql(default_with = "Some(Duration::from(1_000))")]
     interval: Option<Duration>,
     /// How long an answer may take.
+    #[graphql(default_with = "Some(Duration::from(1_000))")]
     timeout: Option<Duration>,
     /// Passes in a row that make an instance healthy.
+    #[graphql(default_with = "Some(1)")]
     healthy_threshold: Option<u32>,
     /// Failures in a row that make it unhealthy.
+    #[graphql(default_with = "Some(3)")]
     unhealthy_threshold: Option<u32>,
     /// Failures within this time from the start do not count.
+    #[graphql(default_with = "Some(Duration::from(10_000))")]
     start_grace: Option<Duration>,
 }
 
@@ -100,6 +105,7 @@ pub struct UpsertLoadBalancerInput {
     #[graphql(default)]
     security_groups: Vec<String>,
     /// How long a connection may go on after its instance was taken out; 30 s when absent.
+    #[graphql(default_with = "Some(Duration::from(30_000))")]
     drain: Option<Duration>,
     /// The same key and input again answer with the execution that the first call started.
     idempotency_key: Option<String>,

@@ -1,11 +1,11 @@
 //! Pipelines and their immutable revisions.
 
-use async_graphql::{Context, ID, InputObject, Object, Result};
+use async_graphql::{Context, ID, InputObject, Object, Result, SimpleObject};
 use chrono::{DateTime, Utc};
 
 use super::access::Principal;
 use super::application::Application;
-use super::command::{payload, settle};
+use super::command::{CommandError, payload, settle};
 use super::connection::lists;
 use super::definition::{Definition, NotificationRule, ParameterDefinition, StageDefinition, TriggerDefinition};
 use super::execution::{Execution, ExecutionFilter};
@@ -195,6 +195,10 @@ pub struct SavePipelineInput {
     /// The revision that was read before; refused with `CONFLICT` when there is a newer one.
     /// 0: the pipeline must not exist yet.
     expected_revision: Option<i64>,
+    /// Check everything and save nothing; the application need not exist yet. The payload's
+    /// pipeline is null then.
+    #[graphql(default)]
+    validate_only: bool,
 }
 
 /// A pipeline to delete.
@@ -204,13 +208,24 @@ pub struct DeletePipelineInput {
     pipeline: PipelineSelector,
 }
 
-payload!(
-    /// What `savePipeline` came to.
-    SavePipelinePayload {
-        /// The pipeline with its new revision.
-        pipeline: Pipeline
+/// What `savePipeline` came to.
+#[derive(SimpleObject)]
+pub struct SavePipelinePayload {
+    /// The pipeline with its new revision; null where it was only checked.
+    pub pipeline: Option<Pipeline>,
+    /// What was wrong with the input; empty when it was done.
+    pub user_errors: Vec<CommandError>,
+}
+
+impl From<Result<Option<Pipeline>, CommandError>> for SavePipelinePayload {
+    fn from(result: Result<Option<Pipeline>, CommandError>) -> Self {
+        match result {
+            Ok(pipeline) => Self { pipeline, user_errors: Vec::new() },
+            Err(error) => Self { pipeline: None, user_errors: vec![error] },
+        }
     }
-);
+}
+
 payload!(
     /// What `deletePipeline` came to.
     DeletePipelinePayload {
@@ -234,7 +249,12 @@ impl PipelineMutation {
     ) -> Result<Option<SavePipelinePayload>> {
         let session = session(ctx)?;
         let save = async {
-            let application = session.select_application(input.application).await?.id;
+            let application = match session.select_application(input.application).await {
+                Ok(application) => Some(application.id),
+                // What is to be made together with its application is checked before either is there.
+                Err(_) if input.validate_only => None,
+                Err(refused) => return Err(refused),
+            };
             let definition = PipelineDefinition {
                 format_version: PipelineDefinition::FORMAT_VERSION,
                 description: input.description,
@@ -243,9 +263,18 @@ impl PipelineMutation {
                 notifications: input.notifications.into_iter().map(Into::into).collect(),
                 triggers: input.triggers.into_iter().map(Into::into).collect(),
             };
+            let commands = &session.api.commands;
+            let Some(application) = application else {
+                commands.check_new_pipeline(&input.name, &definition)?;
+                return Ok(None);
+            };
             let save =
                 SavePipeline { application, name: input.name, definition, expected_revision: input.expected_revision };
-            Ok(session.api.commands.save_pipeline(session.actor, save).await?.into())
+            if input.validate_only {
+                commands.check_pipeline(session.actor, save).await?;
+                return Ok(None);
+            }
+            Ok(Some(commands.save_pipeline(session.actor, save).await?.into()))
         };
         settle(save.await)
     }

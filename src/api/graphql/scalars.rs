@@ -79,3 +79,9 @@ impl From<u64> for Duration {
         Self(TimeDelta::try_milliseconds(i64::try_from(millis).unwrap_or(i64::MAX)).unwrap_or(TimeDelta::MAX))
     }
 }
+
+/// The one way in which [`Duration`] writes the span that a text means; none where it means none.
+#[must_use]
+pub fn canonical_span(text: &str) -> Option<String> {
+    duration::parse(text).map(duration::print)
+}

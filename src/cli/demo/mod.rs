@@ -1,10 +1,8 @@
 //! `gennaker demo`: server, host, application and traffic on this machine, from version 1.0.0 to
 //! 2.0.0, watched over the product's own API. Everything it starts is stopped at its end.
 
-mod screen;
 pub mod setup;
 pub mod summary;
-mod view;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -13,14 +11,14 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use self::screen::Screen;
 use self::summary::Group;
-use self::view::Tree;
 use super::client::Client;
+use super::follow::{Owned, follow};
 use super::load::{self, Load, Report};
+use super::screen::Screen;
+use super::view::Tree;
 use super::{Failure, Outcome, asked_to_end, block_on};
 use crate::app::App;
 use crate::clock::Clock;
@@ -81,9 +79,6 @@ const STARTED_WITHIN: Duration = Duration::from_secs(30);
 const MINUTE: Duration = Duration::from_secs(90);
 /// Ports that the load balancer may take.
 const LOAD_BALANCER_PORTS: (u16, u16) = (8080, 8179);
-/// From one drawing of the tree to the next while nothing happens.
-const REDRAW: Duration = Duration::from_millis(200);
-
 /// Shows it.
 ///
 /// # Errors
@@ -313,46 +308,6 @@ fn succeed(tree: Tree) -> anyhow::Result<()> {
     }
 }
 
-/// Shows an execution's tree until it ends.
-async fn follow(client: &Client, execution: &str, screen: &mut Screen) -> anyhow::Result<Tree> {
-    let clock = Clock::system();
-    let mut subscription =
-        client.subscribe(setup::FOLLOW, &serde_json::json!({ "id": execution, "after": null })).await?;
-    // A task of its own reads, so that drawing never cuts a read short.
-    let (sender, mut events) = tokio::sync::mpsc::channel(64);
-    let reader = Owned(tokio::spawn(async move {
-        loop {
-            let next = subscription.next().await;
-            let over = !matches!(next, Ok(Some(_)));
-            if sender.send(next).await.is_err() || over {
-                return;
-            }
-        }
-    }));
-    let mut tree = Tree::default();
-    let mut redraw = tokio::time::interval(REDRAW);
-    loop {
-        tokio::select! {
-            event = events.recv() => match event.transpose()?.flatten() {
-                Some(mut data) => {
-                    let lines = tree.apply(&data["executionEvents"].take());
-                    if !screen.is_terminal() {
-                        lines.iter().for_each(|line| screen.line(line));
-                    }
-                }
-                None => break,
-            },
-            _ = redraw.tick(), if screen.is_terminal() => screen.picture(&tree.draw(clock.now(), screen.paint())),
-        }
-    }
-    drop(reader);
-    if screen.is_terminal() {
-        screen.picture(&tree.draw(clock.now(), screen.paint()));
-        screen.keep();
-    }
-    Ok(tree)
-}
-
 /// Messages to people, as they come over the feed.
 struct Messages {
     received: std::sync::Mutex<tokio::sync::mpsc::Receiver<String>>,
@@ -380,15 +335,6 @@ impl Messages {
         while let Ok(text) = received.try_recv() {
             screen.line(&screen.paint().dim(&format!("  message: {text}")));
         }
-    }
-}
-
-/// A task that ends with its owner.
-struct Owned(JoinHandle<()>);
-
-impl Drop for Owned {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }
 

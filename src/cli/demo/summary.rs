@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::setup::SmokeRun;
-use super::view::Paint;
 use crate::cli::load::Report;
+use crate::cli::view::Paint;
 
 /// Rows of the picture of versions over time at the most; more seconds share a row.
 const ROWS_MAX: u64 = 24;

@@ -4,7 +4,9 @@ use serde_json::json;
 
 use super::{Code, Commands, Error, SaveApplication, SavePipeline, allow, triggers};
 use crate::engine::validate;
-use crate::model::{Action, Actor, Application, ApplicationId, Pipeline, PipelineId, Resource, Revision};
+use crate::model::{
+    Action, Actor, Application, ApplicationId, Pipeline, PipelineDefinition, PipelineId, Resource, Revision,
+};
 use crate::store::{Commit, CommitError, Guard, Refusal, Write};
 
 /// Characters of a description.
@@ -101,7 +103,22 @@ pub(super) async fn delete_application(commands: &Commands, actor: &Actor, id: A
     delete(commands, commit, &format!("application `{}`", application.name)).await
 }
 
-pub(super) async fn save_pipeline(commands: &Commands, actor: &Actor, save: SavePipeline) -> Result<Pipeline, Error> {
+pub(super) fn check_new_pipeline(
+    commands: &Commands,
+    name: &str,
+    definition: &PipelineDefinition,
+) -> Result<(), Error> {
+    pipeline_name(name)?;
+    validate::definition(definition, &commands.registry, &commands.options)
+}
+
+/// With `check_only` everything but the commit: the pipeline as it would be.
+pub(super) async fn save_pipeline(
+    commands: &Commands,
+    actor: &Actor,
+    save: SavePipeline,
+    check_only: bool,
+) -> Result<Pipeline, Error> {
     let application = application(commands, save.application).await?;
     let resource = Resource::Pipeline { application: application.name.clone(), pipeline: save.name.clone() };
     allow(actor, Action::Save, &resource)?;
@@ -125,6 +142,9 @@ pub(super) async fn save_pipeline(commands: &Commands, actor: &Actor, save: Save
         created_at,
         updated_at: now,
     };
+    if check_only {
+        return Ok(pipeline);
+    }
     let revision = Revision {
         pipeline: id,
         number: pipeline.revision,

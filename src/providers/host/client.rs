@@ -26,7 +26,7 @@ use crate::model::{
     Account, Capacity, LoadBalancer, LoadBalancerSpec, Place, SecurityGroup, SecurityGroupSpec, ServerGroup,
     ServerGroupSpec, Share, TrafficSecond,
 };
-use crate::providers::{Error, ErrorKind, Operation, Provider, ProviderKind, Snapshot};
+use crate::providers::{Error, ErrorKind, LogPart, LogPlace, Operation, Provider, ProviderKind, Snapshot};
 use crate::secrets::Secrets;
 
 /// How long reads may take.
@@ -537,6 +537,19 @@ impl Provider for HostProvider {
         let bytes = bytes.min(protocol::MAX_LOG_BYTES);
         let tail: LogTail = self.read(&path("instances", instance, &format!("/log?bytes={bytes}"))).await?;
         Ok(tail.text)
+    }
+
+    async fn log_part(
+        &self,
+        place: &Place,
+        instance: &str,
+        from: Option<LogPlace>,
+        bytes: usize,
+    ) -> Result<LogPart, Error> {
+        self.check_place(place)?;
+        let bytes = bytes.min(protocol::MAX_LOG_BYTES);
+        let from = from.map_or_else(String::new, |at| format!("&generation={}&offset={}", at.generation, at.offset));
+        self.read(&path("instances", instance, &format!("/log-part?bytes={bytes}{from}"))).await
     }
 
     async fn traffic(&self, place: &Place, load_balancer: &str, since: i64) -> Result<Vec<TrafficSecond>, Error> {

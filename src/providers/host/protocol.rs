@@ -166,6 +166,17 @@ pub struct LogTail {
     pub text: String,
 }
 
+/// The query of `GET /v1/instances/<id>/log-part`; the answer is a [`crate::providers::LogPart`].
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct LogPartQuery {
+    pub bytes: usize,
+    /// From this place on: both or neither.
+    #[serde(default)]
+    pub generation: Option<u64>,
+    #[serde(default)]
+    pub offset: Option<u64>,
+}
+
 /// The query of `GET /v1/load-balancers/<name>/traffic`.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct TrafficQuery {

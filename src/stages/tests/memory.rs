@@ -14,7 +14,7 @@ use crate::model::{
     Account, Capacity, HealthSource, HealthState, Instance, InstanceHealth, LoadBalancer, LoadBalancerSpec, Place,
     SecurityGroup, SecurityGroupSpec, ServerGroup, ServerGroupSpec, Share, TrafficSecond, names,
 };
-use crate::providers::{Error, ErrorKind, Operation, Provider, ProviderKind, Snapshot};
+use crate::providers::{Error, ErrorKind, LogPart, LogPlace, Operation, Provider, ProviderKind, Snapshot};
 
 /// Instances become healthy, and groups go, this long after the call.
 const LATER: Duration = Duration::from_millis(3);
@@ -512,6 +512,11 @@ impl Provider for Memory {
             return Err(error(ErrorKind::NotFound, format!("there is no instance {instance}")));
         }
         Ok(format!("the last words of {instance}"))
+    }
+    async fn log_part(&self, _: &Place, instance: &str, _: Option<LogPlace>, _: usize) -> Result<LogPart, Error> {
+        let text = format!("the last words of {instance}\n");
+        let end = LogPlace { generation: 0, offset: text.len() as u64 };
+        Ok(LogPart { text, end, after_gap: false, more: false })
     }
     async fn traffic(&self, _: &Place, _: &str, _: i64) -> Result<Vec<TrafficSecond>, Error> {
         Ok(vec![])

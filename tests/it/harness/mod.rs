@@ -17,7 +17,7 @@ pub use database::{Schema, postgres};
 pub use follow::{Followed, follow};
 pub use hello::Hello;
 pub use ports::Ports;
-pub use server::{Options, Server, gennaker, processes_of};
+pub use server::{Done, Options, Server, gennaker, processes_of};
 
 /// What a trial ends with.
 pub type Outcome = anyhow::Result<()>;
@@ -77,6 +77,13 @@ where
         anyhow::ensure!(start.elapsed() < within, "waited {} s in vain for {what}", within.as_secs());
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// A token made on the command line, beside the running server.
+pub fn as_principal(server: &Server, principal: &str, role: &str) -> anyhow::Result<String> {
+    let made = server.command().args(["token", "create", "--principal", principal, "--role", role]).output()?;
+    anyhow::ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    Ok(String::from_utf8(made.stdout)?.trim().to_owned())
 }
 
 /// Random numbers without a dependency; printed seeds make a failure repeatable.

@@ -46,6 +46,35 @@ pub struct Server {
     token: String,
 }
 
+/// A command that has ended.
+#[derive(Debug)]
+pub struct Done {
+    what: String,
+    status: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
+impl Done {
+    /// Itself, if it ended with that status.
+    pub fn with_status(self, status: i32) -> anyhow::Result<Self> {
+        anyhow::ensure!(
+            self.status == Some(status),
+            "{} ended with {:?}, not {status}\n{}\n{}",
+            self.what,
+            self.status,
+            self.out,
+            self.err
+        );
+        Ok(self)
+    }
+
+    /// Its one document.
+    pub fn json(&self) -> anyhow::Result<serde_json::Value> {
+        serde_json::from_str(&self.out).with_context(|| format!("{} gave no JSON: {}", self.what, self.out))
+    }
+}
+
 /// From the start of the process to its first answer.
 const START_MAX: Duration = Duration::from_secs(60);
 
@@ -147,6 +176,45 @@ impl Server {
             command.env("DATABASE_URL", url);
         }
         command
+    }
+
+    /// A command of the binary that speaks to this server as `admin`, with nothing of its directories.
+    pub fn remote_command(&self) -> Command {
+        let mut command = Command::new(gennaker());
+        command
+            .env("GENNAKER_SERVER", self.url())
+            .env("GENNAKER_TOKEN", &self.token)
+            .env_remove("GENNAKER_TOKEN_FILE")
+            .env_remove("GENNAKER_DATA_DIR")
+            .env_remove("GENNAKER_HOST_DIR")
+            .env_remove("DATABASE_URL")
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs such a command to its end.
+    pub async fn gennaker(&self, args: &[&str]) -> anyhow::Result<Done> {
+        self.gennaker_with(args, "").await
+    }
+
+    /// The same with a standard input.
+    pub async fn gennaker_with(&self, args: &[&str], input: &str) -> anyhow::Result<Done> {
+        use tokio::io::AsyncWriteExt;
+        let mut command = self.remote_command();
+        command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = tokio::process::Command::from(command).kill_on_drop(true).spawn()?;
+        let mut stdin = child.stdin.take().context("standard input is a pipe")?;
+        stdin.write_all(input.as_bytes()).await?;
+        drop(stdin);
+        let output = tokio::time::timeout(Duration::from_secs(180), child.wait_with_output())
+            .await
+            .with_context(|| format!("gennaker {} did not end", args.join(" ")))??;
+        Ok(Done {
+            what: format!("gennaker {}", args.join(" ")),
+            status: output.status.code(),
+            out: String::from_utf8(output.stdout)?,
+            err: String::from_utf8(output.stderr)?,
+        })
     }
 
     pub fn url(&self) -> String {

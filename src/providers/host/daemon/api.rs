@@ -18,12 +18,12 @@ use tokio::sync::mpsc;
 
 use super::hub::{Hub, Reply, refuse};
 use super::logs;
-use crate::providers::ErrorKind;
 use crate::providers::host::protocol::{
     self, Changes, ChangesQuery, Done, EnsureAbsent, EnsureCapacity, EnsureEnabled, EnsureLoadBalancer,
-    EnsureSecurityGroup, EnsureServerGroup, EnsureShares, LogQuery, LogTail, Status, StopHost, Traffic, TrafficQuery,
-    Upgrade,
+    EnsureSecurityGroup, EnsureServerGroup, EnsureShares, LogPartQuery, LogQuery, LogTail, Status, StopHost, Traffic,
+    TrafficQuery, Upgrade,
 };
+use crate::providers::{ErrorKind, LogPart, LogPlace};
 use crate::secrets::{self, Mask, Secrets};
 
 /// What the worker itself has to do.
@@ -56,7 +56,8 @@ pub fn router(control: Control) -> Router {
         .route("/load-balancers/{name}/traffic", get(traffic))
         .route("/security-groups/{name}", put(security_group))
         .route("/security-groups/{name}/delete", post(delete_security_group))
-        .route("/instances/{id}/log", get(log));
+        .route("/instances/{id}/log", get(log))
+        .route("/instances/{id}/log-part", get(log_part));
     Router::new()
         .nest(&format!("/v{}", protocol::VERSION), v1)
         .route(protocol::STATUS, get(status))
@@ -326,48 +327,68 @@ async fn delete_security_group(
 }
 
 async fn log(State(control): State<Control>, Path(id): Path<String>, Query(query): Query<LogQuery>) -> Answer<LogTail> {
+    let bytes = query.bytes.min(protocol::MAX_LOG_BYTES);
+    read_log(&control, &id, move |directory, mask| {
+        let text = logs::tail(directory, bytes)?;
+        Ok(Json(LogTail { text: mask(&text) }))
+    })
+    .await
+}
+
+async fn log_part(
+    State(control): State<Control>,
+    Path(id): Path<String>,
+    Query(query): Query<LogPartQuery>,
+) -> Answer<LogPart> {
+    let bytes = query.bytes.clamp(1, protocol::MAX_LOG_BYTES);
+    let from = query.generation.zip(query.offset).map(|(generation, offset)| LogPlace { generation, offset });
+    read_log(&control, &id, move |directory, mask| {
+        let part = logs::part(directory, from, bytes)?;
+        Ok(Json(LogPart { text: mask(&part.text), ..part }))
+    })
+    .await
+}
+
+/// Reads the log of an instance beside the runtime; `mask` takes out the secrets that its writer was given.
+async fn read_log<T: Send + 'static>(
+    control: &Control,
+    id: &str,
+    read: impl FnOnce(&std::path::Path, &dyn Fn(&str) -> String) -> std::io::Result<Json<T>> + Send + 'static,
+) -> Answer<T> {
     let hub = &control.hub;
     let found = hub.read(|inner| {
-        let (name, group) = inner.groups.iter().find(|(_, group)| group.instances.contains_key(&id))?;
+        let (name, group) = inner.groups.iter().find(|(_, group)| group.instances.contains_key(id))?;
         Some((name.clone(), group.launch.environment.clone()))
     });
     let Some((group, environment)) = found else {
         return Err(Failed(refuse(ErrorKind::NotFound, format!("there is no instance {id} on this host"))));
     };
-    let directory = hub.layout.instance(&group, &id).logs();
-    let bytes = query.bytes.min(protocol::MAX_LOG_BYTES);
+    let directory = hub.layout.instance(&group, id).logs();
     let secrets = Secrets::new(hub.options.secret_roots.iter().cloned());
-    let text = tokio::task::spawn_blocking(move || masked_tail(&directory, bytes, &environment, &secrets))
+    tokio::task::spawn_blocking(move || read(&directory, &|text| masked(text, &environment, &secrets)))
         .await
         .map_err(std::io::Error::other)
-        .and_then(|text| text)
-        .map_err(|error| Failed(super::hub::unavailable(&error)))?;
-    Ok(Json(LogTail { text }))
+        .and_then(|answer| answer)
+        .map_err(|error| Failed(super::hub::unavailable(&error)))
 }
 
-/// The end of a log without the secrets that its writer was given.
-fn masked_tail(
-    directory: &std::path::Path,
-    bytes: usize,
-    environment: &BTreeMap<String, String>,
-    secrets: &Secrets,
-) -> std::io::Result<String> {
-    let text = logs::tail(directory, bytes)?;
+/// A part of a log without the secrets that its writer was given.
+fn masked(text: &str, environment: &BTreeMap<String, String>, secrets: &Secrets) -> String {
     if text.is_empty() {
-        return Ok(text);
+        return String::new();
     }
     let mut mask = Mask::default();
     for (name, value) in environment.iter().filter(|(_, value)| secrets::is_reference(value)) {
         match secrets.resolve(value) {
             Ok(secret) => mask.add(&secret),
             Err(error) => {
-                return Ok(format!(
+                return format!(
                     "(not shown: the secret of variable {name} cannot be masked, because it cannot be read: {error})\n"
-                ));
+                );
             }
         }
     }
-    Ok(mask.excerpt(&text))
+    mask.excerpt(text)
 }
 
 async fn upgrade(State(control): State<Control>, Body(body): Body<Upgrade>) -> Answer<Done> {

@@ -7,6 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use super::files;
+use crate::providers::{LogPart, LogPlace};
 
 /// A file is followed by another when it holds this many bytes.
 pub const FILE_BYTES: u64 = 10 * 1024 * 1024;
@@ -96,6 +97,90 @@ pub fn tail(directory: &Path, bytes: usize) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&all[start..]).into_owned())
 }
 
+/// What stands from a place on, at most so many bytes; without a place, what [`tail`] would give.
+/// A line is given once it is complete or longer than what was asked for. Parts do not go over
+/// the end of a file, so that each has one place to go on from.
+///
+/// # Errors
+/// The operating system's, with the path.
+pub fn part(directory: &Path, from: Option<LogPlace>, bytes: usize) -> io::Result<LogPart> {
+    let generations = generations(directory)?;
+    let (Some(&oldest), Some(&newest)) = (generations.first(), generations.last()) else {
+        let end = from.unwrap_or(LogPlace { generation: 0, offset: 0 });
+        return Ok(LogPart { text: String::new(), end, after_gap: false, more: false });
+    };
+    let mut after_gap = false;
+    let mut at = match from {
+        Some(at) => at,
+        None => tail_place(directory, &generations, bytes as u64)?,
+    };
+    if !generations.contains(&at.generation) || at.offset > size(directory, at.generation)? {
+        after_gap = true;
+        at = LogPlace { generation: oldest, offset: 0 };
+    }
+    let path = path(directory, at.generation);
+    let mut read = Vec::new();
+    let mut file = File::open(&path).map_err(|error| files::about(&path, "cannot read", &error))?;
+    file.seek(SeekFrom::Start(at.offset))?;
+    file.take(bytes as u64).read_to_end(&mut read)?;
+    let full = read.len() == bytes;
+    if full || at.generation == newest {
+        match read.iter().rposition(|byte| *byte == b'\n') {
+            Some(end) => read.truncate(end + 1),
+            None if full => read.truncate(whole_characters(&read)),
+            None => read.clear(),
+        }
+    }
+    let end = at.offset + read.len() as u64;
+    // A file that has a successor is written no more.
+    let finished = at.generation != newest && !full;
+    let end = match generations.iter().find(|generation| **generation > at.generation) {
+        Some(&next) if finished => LogPlace { generation: next, offset: 0 },
+        _ => LogPlace { generation: at.generation, offset: end },
+    };
+    Ok(LogPart { text: String::from_utf8_lossy(&read).into_owned(), end, after_gap, more: full || finished })
+}
+
+/// Where the last so many bytes begin, moved on to the beginning of a line.
+fn tail_place(directory: &Path, generations: &[u64], bytes: u64) -> io::Result<LogPlace> {
+    let mut left = bytes;
+    let mut place = LogPlace { generation: generations.first().copied().unwrap_or(0), offset: 0 };
+    for &generation in generations.iter().rev() {
+        let size = size(directory, generation)?;
+        if size > left {
+            place = LogPlace { generation, offset: size - left };
+            break;
+        }
+        left -= size;
+    }
+    if place.offset > 0 {
+        let mut file = File::open(path(directory, place.generation))?;
+        file.seek(SeekFrom::Start(place.offset - 1))?;
+        let mut read = Vec::new();
+        file.take(bytes + 1).read_to_end(&mut read)?;
+        let line = read.iter().position(|byte| *byte == b'\n').filter(|end| end + 1 < read.len());
+        place.offset += line.unwrap_or(0) as u64;
+    }
+    Ok(place)
+}
+
+/// Bytes of a file; none where it was rotated away meanwhile.
+fn size(directory: &Path, generation: u64) -> io::Result<u64> {
+    match path(directory, generation).metadata() {
+        Ok(metadata) => Ok(metadata.len()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(error),
+    }
+}
+
+/// Without a character that is cut at the end.
+fn whole_characters(bytes: &[u8]) -> usize {
+    match std::str::from_utf8(bytes) {
+        Err(error) if error.error_len().is_none() && error.valid_up_to() > 0 => error.valid_up_to(),
+        _ => bytes.len(),
+    }
+}
+
 fn path(directory: &Path, generation: u64) -> PathBuf {
     directory.join(format!("output.{generation}.log"))
 }
@@ -138,6 +223,64 @@ mod tests {
         let text = tail(scratch.path(), 155).expect("reads");
         assert!(text.starts_with("line ") && text.ends_with("line 0099\n"), "{text}");
         assert_eq!(text.lines().count(), 15);
+    }
+
+    #[test]
+    fn parts_follow_a_log_over_its_files_and_tell_of_gaps() {
+        let scratch = Scratch::new();
+        let mut log = Log::with_limit(scratch.path(), 100).expect("opens");
+        let empty = part(scratch.path(), None, 1_000).expect("reads");
+        assert_eq!((empty.text.as_str(), empty.more), ("", false));
+        let mut at = empty.end;
+        let mut seen = String::new();
+        let mut read = |at: &mut LogPlace| {
+            loop {
+                let part = part(scratch.path(), Some(*at), 37).expect("reads");
+                assert!(!part.after_gap);
+                assert!(part.text.is_empty() || part.text.ends_with('\n'), "whole lines: {:?}", part.text);
+                seen.push_str(&part.text);
+                *at = part.end;
+                if !part.more {
+                    break;
+                }
+            }
+        };
+        let mut written = String::new();
+        for line in 0..30 {
+            let line = format!("line {line:04}\n");
+            // In two pieces: a line counts once it is whole.
+            log.append(&line.as_bytes()[..4]).expect("writes");
+            read(&mut at);
+            log.append(&line.as_bytes()[4..]).expect("writes");
+            written.push_str(&line);
+            if !written.len().is_multiple_of(3) {
+                read(&mut at);
+            }
+        }
+        read(&mut at);
+        // Nothing is lost and nothing comes twice.
+        assert_eq!(seen, written);
+        for line in 0..100 {
+            log.append(format!("later {line:04}\n").as_bytes()).expect("writes");
+        }
+        let part = part(scratch.path(), Some(at), 1_000).expect("reads");
+        assert!(part.after_gap && part.text.starts_with("later "), "{part:?}");
+    }
+
+    #[test]
+    fn a_part_without_a_place_is_the_tail_from_a_line_on() {
+        let scratch = Scratch::new();
+        let mut log = Log::open(scratch.path()).expect("opens");
+        log.append("one\ntwo\nthree\n".as_bytes()).expect("writes");
+        let tail = |bytes| part(scratch.path(), None, bytes).expect("reads").text;
+        assert_eq!(tail(100), "one\ntwo\nthree\n");
+        assert_eq!(tail(8), "three\n");
+        assert_eq!(tail(6), "three\n");
+        assert_eq!(tail(10), "two\nthree\n");
+        // A line longer than what is asked for comes in pieces, of whole characters.
+        log.append("ää\n".as_bytes()).expect("writes");
+        let piece = part(scratch.path(), Some(LogPlace { generation: 0, offset: 14 }), 3).expect("reads");
+        assert_eq!((piece.text.as_str(), piece.more), ("ä", true));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Where the demo writes: a picture that is drawn again on a terminal, lines where there is none.
+//! Where progress is written: a picture that is drawn again on a terminal, lines where there is none.
 
 use std::io::{IsTerminal, Write};
 
@@ -8,6 +8,7 @@ use super::view::Paint;
 #[derive(Debug)]
 pub struct Screen {
     terminal: bool,
+    silent: bool,
     paint: Paint,
     /// Lines of the picture that stands at the bottom now.
     drawn: usize,
@@ -23,7 +24,13 @@ impl Screen {
         let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
         let terminal = !plain && !dumb && std::io::stdout().is_terminal();
         let colours = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        Self { terminal, paint: Paint(colours), drawn: 0 }
+        Self { terminal, silent: false, paint: Paint(colours), drawn: 0 }
+    }
+
+    /// One that shows nothing.
+    #[must_use]
+    pub const fn silent() -> Self {
+        Self { terminal: false, silent: true, paint: Paint(false), drawn: 0 }
     }
 
     /// Whether pictures are drawn.
@@ -40,6 +47,9 @@ impl Screen {
 
     /// A line that stays. A picture that stands at the bottom goes down by it when drawn next.
     pub fn line(&mut self, text: &str) {
+        if self.silent {
+            return;
+        }
         let erase = self.erase();
         put(&format!("{erase}{text}\n"));
     }

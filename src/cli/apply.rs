@@ -1,0 +1,342 @@
+//! `gennaker apply`: brings what files say to a server. Everything is checked before anything is
+//! changed; what is so already is left alone; running it again goes on where it broke off.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use similar::TextDiff;
+
+use super::files::{self, Document, Identity, Kind, Server};
+use super::remote::{RemoteArgs, answer, fault, print, span};
+use super::screen::Screen;
+use super::view::Paint;
+use super::{Failure, Outcome, told};
+
+/// Flags.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  gennaker apply -f shop.yaml
+  gennaker apply -f deploy/ --dry-run            what would change, as a diff
+  gennaker apply -f deploy/ --prune              deletes what no file mentions any more
+  gennaker export --application shop | gennaker apply -f -
+
+A file holds YAML documents, or JSON. A document has `kind` (Application, SecurityGroup, LoadBalancer,
+Pipeline), `name`, and the fields of the API's input for that kind; a pipeline names its `application`.
+
+Every document is checked first, also by the server; then they are brought over in the order in which
+one may need the other. A pipeline that somebody else has changed meanwhile is not overwritten.
+--prune looks at the applications that the files name, and at the kinds that the files have; server
+groups and applications are never deleted.
+
+Exit codes: 0 all is as the files say, 1 some of it failed, 2 a document does not hold (nothing was done).
+
+JSON: {\"dryRun\", \"objects\": [{kind, application, name, action, diff, error}]}, action being created,
+changed, unchanged, deleted, failed or skipped")]
+pub struct Args {
+    /// A file, a directory with .yaml, .yml and .json files, or - for standard input; may be repeated
+    #[arg(short, long = "file", value_name = "FILE|DIR|-", required = true)]
+    files: Vec<PathBuf>,
+    /// Change nothing, and show what would change
+    #[arg(long)]
+    dry_run: bool,
+    /// Delete what the server has and no file mentions
+    #[arg(long)]
+    prune: bool,
+    /// How long one load balancer or security group may take
+    #[arg(long, value_name = "TIME", value_parser = span, default_value = "5m")]
+    timeout: Duration,
+    #[command(flatten)]
+    remote: RemoteArgs,
+}
+
+/// Lines around a change.
+const CONTEXT: usize = 3;
+
+/// Brings it over.
+///
+/// # Errors
+/// When a document does not hold, or the server cannot be reached.
+pub fn run(args: Args) -> Outcome {
+    args.remote.clone().finish(apply(args))
+}
+
+/// What is to be done with one object.
+struct Step {
+    identity: Identity,
+    work: Work,
+    diff: String,
+}
+
+enum Work {
+    Save { document: Document, before: Option<files::Found> },
+    Keep,
+    Delete(files::Found),
+}
+
+impl Step {
+    const fn action(&self) -> &'static str {
+        match &self.work {
+            Work::Save { before: None, .. } => "created",
+            Work::Save { .. } => "changed",
+            Work::Keep => "unchanged",
+            Work::Delete(_) => "deleted",
+        }
+    }
+}
+
+async fn apply(args: Args) -> Outcome {
+    let files = files::find(&args.files).map_err(Failure::Input)?;
+    let server = Server::ask(args.remote.client()?).await.map_err(fault)?;
+    let documents = match files::read(&files, &server.types).map_err(Failure::Input)? {
+        Ok(documents) => documents,
+        Err(faults) => return Err(refuse(&faults)),
+    };
+    if documents.is_empty() {
+        return Err(Failure::Input(anyhow::anyhow!("there is no document in what -f names")));
+    }
+    let names: BTreeSet<&str> = documents.iter().map(|document| document.identity.application.as_str()).collect();
+    let mut present = BTreeMap::new();
+    for name in names {
+        for found in server.application(name).await.map_err(fault)? {
+            present.insert(found.identity.clone(), found);
+        }
+    }
+    let documents = ordered(documents);
+    check(&server, &documents, &present).await?;
+    let steps = plan(documents, &present, args.prune)?;
+    carry_out(&args, &server, steps).await
+}
+
+fn refuse(faults: &[String]) -> Failure {
+    let count = match faults.len() {
+        1 => String::new(),
+        count => format!("{count} faults, nothing was done:\n  "),
+    };
+    Failure::Input(anyhow::anyhow!("{count}{}", faults.join("\n  ")))
+}
+
+/// By kind; a pipeline behind those whose ends start it.
+fn ordered(mut documents: Vec<Document>) -> Vec<Document> {
+    documents.sort_by_key(|document| document.identity.kind);
+    let mut done: Vec<Document> = Vec::new();
+    while !documents.is_empty() {
+        let waits = |document: &Document| {
+            started_by(document)
+                .any(|other| documents.iter().any(|left| left.identity == other && left.identity != document.identity))
+        };
+        // Pipelines that start each other are refused by the server.
+        let next = documents.iter().position(|document| !waits(document)).unwrap_or(0);
+        done.push(documents.remove(next));
+    }
+    done
+}
+
+/// The pipelines whose ends start this one.
+fn started_by(document: &Document) -> impl Iterator<Item = Identity> {
+    let triggers = document.fields.get("triggers").and_then(Value::as_array).into_iter().flatten();
+    triggers.filter(|trigger| trigger["kind"] == "pipeline").map(|trigger| {
+        let text = |key: &str| trigger["config"][key].as_str().unwrap_or_default().to_owned();
+        Identity { kind: Kind::Pipeline, application: text("application"), place: None, name: text("pipeline") }
+    })
+}
+
+/// That what documents refer to is there or in the documents, and that the server would take each
+/// pipeline.
+async fn check(
+    server: &Server,
+    documents: &[Document],
+    present: &BTreeMap<Identity, files::Found>,
+) -> Result<(), Failure> {
+    let there = |identity: &Identity| {
+        present.contains_key(identity) || documents.iter().any(|document| document.identity == *identity)
+    };
+    let mut faults = Vec::new();
+    for document in documents {
+        let identity = &document.identity;
+        let application = Identity {
+            kind: Kind::Application,
+            application: identity.application.clone(),
+            place: None,
+            name: identity.application.clone(),
+        };
+        if !there(&application) {
+            let field = if identity.kind == Kind::Pipeline { "application" } else { "name" };
+            let message =
+                format!("there is no application `{}`, neither on the server nor in a file", application.name);
+            faults.push(document.fault(&[field], message));
+        }
+        let groups = document.fields.get("securityGroups").and_then(Value::as_array).into_iter().flatten();
+        for (index, name) in groups.filter_map(Value::as_str).enumerate() {
+            let group = Identity { kind: Kind::SecurityGroup, name: name.to_owned(), ..identity.clone() };
+            // A group of another application is looked for by the server.
+            let ours = name.split('-').next() == Some(identity.application.as_str());
+            if ours && !there(&group) {
+                let message = format!("there is no security group `{name}`, neither on the server nor in a file");
+                faults.push(document.fault(&["securityGroups", &index.to_string()], message));
+            }
+        }
+        if identity.kind == Kind::Pipeline {
+            faults.extend(check_pipeline(server, document, documents, present).await?);
+        }
+    }
+    if faults.is_empty() { Ok(()) } else { Err(refuse(&faults)) }
+}
+
+async fn check_pipeline(
+    server: &Server,
+    document: &Document,
+    documents: &[Document],
+    present: &BTreeMap<Identity, files::Found>,
+) -> Result<Option<String>, Failure> {
+    let mut fields = document.fields.clone();
+    // A pipeline that is still to be made cannot be referred to on the server yet.
+    let to_come =
+        |other: &Identity| !present.contains_key(other) && documents.iter().any(|document| document.identity == *other);
+    if started_by(document).any(|other| to_come(&other)) {
+        fields.shift_remove("triggers");
+    }
+    match server.check_pipeline(&fields).await {
+        Ok(()) => Ok(None),
+        Err(super::client::Error::Refused(errors)) => {
+            let error = errors.first().cloned().unwrap_or_default();
+            if error["code"] == "FORBIDDEN" || error["code"] == "UNAVAILABLE" {
+                return Err(fault(super::client::Error::Refused(errors)));
+            }
+            let path: Vec<&str> = error["field"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+            Ok(Some(document.fault(&path, error["message"].as_str().unwrap_or("refused"))))
+        }
+        Err(error) => Err(fault(error)),
+    }
+}
+
+fn plan(
+    documents: Vec<Document>,
+    present: &BTreeMap<Identity, files::Found>,
+    prune: bool,
+) -> Result<Vec<Step>, Failure> {
+    let kinds: BTreeSet<Kind> = documents.iter().map(|document| document.identity.kind).collect();
+    let named: BTreeSet<Identity> = documents.iter().map(|document| document.identity.clone()).collect();
+    let mut steps = Vec::new();
+    for document in documents {
+        let before = present.get(&document.identity).cloned();
+        let identity = document.identity.clone();
+        if before.as_ref().is_some_and(|before| before.fields == document.fields) {
+            steps.push(Step { identity, work: Work::Keep, diff: String::new() });
+            continue;
+        }
+        let old = before.as_ref().map(|before| files::to_yaml(&before.fields)).transpose()?.unwrap_or_default();
+        let diff = diff(&old, &files::to_yaml(&document.fields)?);
+        steps.push(Step { identity, work: Work::Save { document, before }, diff });
+    }
+    if prune {
+        let extra = present.values().filter(|found| {
+            let kind = found.identity.kind;
+            kind != Kind::Application && kinds.contains(&kind) && !named.contains(&found.identity)
+        });
+        // What uses something goes before it.
+        let mut extra: Vec<_> = extra.cloned().collect();
+        extra.sort_by_key(|found| std::cmp::Reverse(found.identity.kind));
+        for found in extra {
+            let diff = diff(&files::to_yaml(&found.fields)?, "");
+            steps.push(Step { identity: found.identity.clone(), work: Work::Delete(found), diff });
+        }
+    }
+    Ok(steps)
+}
+
+fn diff(old: &str, new: &str) -> String {
+    TextDiff::from_lines(old, new).unified_diff().context_radius(CONTEXT).to_string()
+}
+
+fn coloured(diff: &str, paint: Paint) -> Vec<String> {
+    let colour = |line: &str| match line.as_bytes().first() {
+        Some(b'+') => paint.with("32", line),
+        Some(b'-') => paint.with("31", line),
+        _ => paint.dim(line),
+    };
+    diff.lines().map(|line| format!("    {}", colour(line))).collect()
+}
+
+async fn carry_out(args: &Args, server: &Server, steps: Vec<Step>) -> Outcome {
+    let look = Screen::new(false);
+    let paint = look.paint();
+    // Progress is for a person who waits.
+    let mut screen = if look.is_terminal() && !args.remote.json { look } else { Screen::silent() };
+    let mut objects = Vec::new();
+    let mut broken: Option<anyhow::Error> = None;
+    if args.prune && !args.remote.json {
+        let doomed: Vec<_> = steps.iter().filter(|step| matches!(step.work, Work::Delete(_))).collect();
+        for step in &doomed {
+            print(&format!("no file mentions {}", step.identity));
+        }
+    }
+    for step in &steps {
+        let outcome = match &step.work {
+            _ if broken.is_some() && !matches!(step.work, Work::Keep) => None,
+            Work::Keep => Some(Ok(())),
+            _ if args.dry_run => Some(Ok(())),
+            Work::Save { document, before } => {
+                let saved = server.save(&step.identity, &document.fields, before.as_ref(), args.timeout, &mut screen);
+                Some(saved.await)
+            }
+            Work::Delete(found) => Some(server.delete(found, args.timeout, &mut screen).await),
+        };
+        let (action, error) = match outcome {
+            None => ("skipped", None),
+            Some(Ok(())) => (step.action(), None),
+            Some(Err(error)) => ("failed", Some(error)),
+        };
+        let said = error.as_ref().map(told);
+        if args.remote.json {
+            objects.push(shown(step, action, said.as_deref()));
+        } else {
+            tell(step, action, said.as_deref(), args.dry_run, paint);
+        }
+        broken = broken.or(error);
+    }
+    if args.remote.json {
+        answer(&json!({ "dryRun": args.dry_run, "objects": objects }));
+    }
+    let Some(error) = broken else { return Ok(ExitCode::SUCCESS) };
+    if !args.remote.json {
+        eprintln!("gennaker: not everything was done: {}", told(&error));
+        eprintln!("gennaker: what is done stays; run the same again to go on");
+    }
+    Ok(ExitCode::FAILURE)
+}
+
+fn shown(step: &Step, action: &str, error: Option<&str>) -> Value {
+    let identity = &step.identity;
+    json!({
+        "kind": identity.kind.as_str(),
+        "application": identity.application,
+        "account": identity.place.as_ref().map(|place| &place.0),
+        "location": identity.place.as_ref().map(|place| &place.1),
+        "name": identity.name,
+        "action": action,
+        "diff": step.diff,
+        "error": error,
+    })
+}
+
+fn tell(step: &Step, action: &str, error: Option<&str>, dry_run: bool, paint: Paint) {
+    let colour = match action {
+        "created" => "32",
+        "changed" => "33",
+        "deleted" | "failed" => "31",
+        _ => "2",
+    };
+    let note = match (error, dry_run) {
+        (Some(error), _) => format!(": {error}"),
+        (None, true) if action != "unchanged" => " (dry run)".to_owned(),
+        _ => String::new(),
+    };
+    print(&format!("{} {}{note}", paint.with(colour, action), step.identity));
+    if matches!(action, "created" | "changed" | "deleted") {
+        coloured(&step.diff, paint).iter().for_each(|line| print(line));
+    }
+}

@@ -1,0 +1,191 @@
+//! `gennaker status`, `approve`, `reject`, `cancel` and `logs`, with the real binary.
+
+use std::time::Duration;
+
+use libtest_mimic::Trial;
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, BufReader};
+
+use crate::harness::{Hello, Outcome, Server, trial, wait_for};
+
+pub fn trials() -> Vec<Trial> {
+    vec![
+        trial("commands", "a_judgment_is_given_from_the_command_line", judged),
+        trial("commands", "an_execution_is_cancelled_from_the_command_line", cancelled),
+        trial("commands", "status_shows_what_runs_and_how_it_is", status),
+        trial("commands", "logs_tell_why_an_execution_failed", failed),
+        trial("commands", "logs_of_instances_are_followed_without_loss", followed),
+    ]
+}
+
+fn judgment(keys: &[&str]) -> Value {
+    let stage = |key: &&str| json!({ "key": key, "kind": "manualJudgment", "config": { "instructions": "Look.", "inputs": ["a", "b"] } });
+    json!({ "stages": keys.iter().map(stage).collect::<Vec<_>>() })
+}
+
+async fn wait_for_stage(hello: &Hello, pipeline: &str, number: i64, count: usize) -> Outcome {
+    let query = "query($p: String!, $n: Int!) {
+        execution(application: \"hello\", pipeline: $p, number: $n) { stages { waitsFor } } }";
+    wait_for("the question", Duration::from_secs(30), || async {
+        let data = hello.client.query(query, json!({ "p": pipeline, "n": number })).await.ok()?;
+        let stages = data["execution"]["stages"].as_array()?;
+        (stages.iter().filter(|stage| stage["waitsFor"] == "judge").count() == count).then_some(())
+    })
+    .await
+}
+
+async fn judged() -> Outcome {
+    let server = Server::start().await?;
+    let hello = Hello::create(&server).await?;
+    hello.save("ask", &judgment(&["go"])).await?;
+    hello.save("ask twice", &judgment(&["one", "two"])).await?;
+    let run = async |args: &[&str]| server.gennaker(args).await;
+
+    run(&["run", "hello/ask"]).await?.with_status(0)?;
+    wait_for_stage(&hello, "ask", 1, 1).await?;
+    let shown = run(&["status", "hello/ask#1"]).await?.with_status(0)?;
+    anyhow::ensure!(shown.out.contains("gennaker approve 'hello/ask#1'"), "{}", shown.out);
+    let done = run(&["approve", "hello/ask#1", "--input", "a", "--comment", "fine", "--json"]).await?.with_status(0)?;
+    anyhow::ensure!(done.json()?["stage"] == "go", "{}", done.out);
+    let ended = run(&["logs", "hello/ask#1", "--follow", "--json"]).await?.with_status(0)?.json()?;
+    anyhow::ensure!(ended["execution"]["status"] == "SUCCEEDED", "{ended}");
+    let late = run(&["approve", "hello/ask#1"]).await?.with_status(2)?;
+    anyhow::ensure!(late.err.contains("no stage of hello/ask#1 waits"), "{}", late.err);
+
+    run(&["run", "hello/ask"]).await?.with_status(0)?;
+    wait_for_stage(&hello, "ask", 2, 1).await?;
+    run(&["reject", "hello/ask#2", "--comment", "error rate"]).await?.with_status(0)?;
+    let ended = run(&["logs", "hello/ask#2", "--follow"]).await?.with_status(0)?;
+    anyhow::ensure!(ended.out.contains("admin decided to stop: error rate"), "{}", ended.out);
+
+    run(&["run", "hello/ask twice"]).await?.with_status(0)?;
+    wait_for_stage(&hello, "ask twice", 1, 2).await?;
+    let several = run(&["approve", "hello/ask twice#1"]).await?.with_status(2)?;
+    anyhow::ensure!(several.err.contains("`one`, `two`") && several.err.contains("--stage"), "{}", several.err);
+    run(&["approve", "hello/ask twice#1", "--stage", "two", "--input", "b"]).await?.with_status(0)?;
+    run(&["approve", "hello/ask twice#1", "--stage", "three"]).await?.with_status(2)?;
+    run(&["approve", "hello/ask"]).await?.with_status(2)?;
+    run(&["approve", "hello/ask#77"]).await?.with_status(2)?;
+    Ok(())
+}
+
+async fn cancelled() -> Outcome {
+    let server = Server::start().await?;
+    let hello = Hello::create(&server).await?;
+    let long = json!({ "stages": [{ "key": "w", "kind": "wait", "config": { "seconds": 600 } }] });
+    hello.save("long", &long).await?;
+    server.gennaker(&["run", "hello/long"]).await?.with_status(0)?;
+    let args = ["cancel", "hello/long#1", "--reason", "wrong version", "--leave", "--json"];
+    let done = server.gennaker(&args).await?.with_status(0)?.json()?;
+    let wish = &done["execution"]["cancellation"];
+    anyhow::ensure!(wish["reason"] == "wrong version" && wish["mode"] == "LEAVE", "{done}");
+    let ended = server.gennaker(&["logs", "hello/long#1", "--follow", "--json"]).await?.with_status(0)?.json()?;
+    anyhow::ensure!(ended["execution"]["status"] == "CANCELED", "{ended}");
+    server.gennaker(&["cancel", "hello/long#9"]).await?.with_status(2)?;
+    server.gennaker(&["cancel", "hello/long"]).await?.with_status(2)?;
+    Ok(())
+}
+
+async fn status() -> Outcome {
+    let server = Server::start().await?;
+    let empty = server.gennaker(&["status"]).await?.with_status(0)?;
+    anyhow::ensure!(empty.out.contains("gennaker apply -f FILE"), "{}", empty.out);
+    let hello = Hello::create(&server).await?;
+    hello.deploy("1.0.0").await?.succeeded()?;
+    let all = server.gennaker(&["status"]).await?.with_status(0)?;
+    anyhow::ensure!(all.out.contains("1 server groups, 3 of 3 instances in traffic healthy"), "{}", all.out);
+    let one = server.gennaker(&["status", "hello"]).await?.with_status(0)?;
+    let group = one.out.lines().find(|line| line.contains("hello-v000")).unwrap_or_default();
+    for part in ["enabled", "3 of 3 healthy", "version=1.0.0"] {
+        anyhow::ensure!(group.contains(part), "{part}: {}", one.out);
+    }
+    anyhow::ensure!(one.out.contains(&format!("http://{}", hello.load_balancer)), "{}", one.out);
+    let pipeline = server.gennaker(&["status", "hello/deploy hello"]).await?.with_status(0)?;
+    anyhow::ensure!(pipeline.out.contains("hello/deploy hello #1"), "{}", pipeline.out);
+    anyhow::ensure!(pipeline.out.contains("SUCCEEDED"), "{}", pipeline.out);
+    let execution = server.gennaker(&["status", "hello/deploy hello#1", "--json"]).await?.with_status(0)?.json()?;
+    anyhow::ensure!(execution["execution"]["status"] == "SUCCEEDED", "{execution}");
+    let unknown = server.gennaker(&["status", "helo"]).await?.with_status(2)?;
+    anyhow::ensure!(unknown.err.contains("did you mean `hello`"), "{}", unknown.err);
+    server.gennaker(&["status", "hello/nothing"]).await?.with_status(2)?;
+    server.gennaker(&["status", "hello/deploy hello#9"]).await?.with_status(2)?;
+    Ok(())
+}
+
+async fn failed() -> Outcome {
+    let server = Server::start().await?;
+    let hello = Hello::create(&server).await?;
+    let mut definition = hello.pipeline();
+    let cluster = definition.pointer_mut("/stages/0/config/clusters/0").expect("the pipeline has a cluster");
+    let binary = cluster["launch"]["artifact"]["path"].clone();
+    cluster["launch"] = json!({ "artifact": { "path": binary },
+        "command": ["/bin/sh", "-c", "echo the last words; exit 3"] });
+    cluster["healthTimeoutSeconds"] = json!(5);
+    hello.save("dies", &definition).await?;
+    server.gennaker(&["run", "hello/dies", "-p", "version=1", "--wait", "--timeout", "120s"]).await?.with_status(1)?;
+    let logs = server.gennaker(&["logs", "hello/dies#1"]).await?.with_status(0)?;
+    anyhow::ensure!(logs.out.contains("dies #1 started") && logs.out.contains("dies #1 FAILED"), "{}", logs.out);
+    anyhow::ensure!(logs.out.contains("effect: "), "what was done outside: {}", logs.out);
+    anyhow::ensure!(logs.out.contains("  | the last words"), "what the instance wrote: {}", logs.out);
+    server.gennaker(&["logs", "hello/dies#7"]).await?.with_status(2)?;
+    Ok(())
+}
+
+/// Lines that an instance writes, each with its number.
+const LINES: usize = 3_000;
+
+async fn followed() -> Outcome {
+    let server = Server::start().await?;
+    let hello = Hello::create(&server).await?;
+    let mut definition = hello.pipeline();
+    let cluster = definition.pointer_mut("/stages/0/config/clusters/0").expect("the pipeline has a cluster");
+    let go = server.dir().join("go");
+    let binary = cluster["launch"]["artifact"]["path"].clone();
+    let script = format!(
+        "echo first; while [ ! -e {go} ]; do sleep 0.05; done; i=0; \
+         while [ $i -lt {LINES} ]; do echo \"line $i\"; i=$((i+1)); done; while :; do sleep 1; done",
+        go = go.display()
+    );
+    cluster["launch"] = json!({ "artifact": { "path": binary }, "command": ["/bin/sh", "-c", script] });
+    cluster["capacity"] = json!({ "min": 1, "desired": 1, "max": 1 });
+    for field in ["healthCheck", "loadBalancers", "strategy"] {
+        cluster.as_object_mut().expect("an object").remove(field);
+    }
+    definition["stages"] = json!([definition["stages"][0]]);
+    hello.save("writer", &definition).await?;
+    let mut command = server.remote_command();
+    command.args(["logs", "--server-group", "hello-v000", "--follow"]).stdout(std::process::Stdio::piped());
+    hello.start("writer", json!({ "version": "1" })).await?;
+    let name = wait_for("the instance's first words", Duration::from_secs(60), || async {
+        let tail = server.gennaker(&["logs", "--server-group", "hello-v000", "--json"]).await.ok()?;
+        let tail = tail.json().ok()?;
+        (tail["instances"][0]["text"] == "first\n").then(|| tail["instances"][0]["name"].clone())
+    })
+    .await?;
+    let mut child = tokio::process::Command::from(command).kill_on_drop(true).spawn()?;
+    let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+    let reading = async {
+        let first = lines.next_line().await?.unwrap_or_default();
+        anyhow::ensure!(first == "first", "{first}");
+        std::fs::write(&go, "")?;
+        for number in 0..LINES {
+            let line = lines.next_line().await?.unwrap_or_default();
+            anyhow::ensure!(line == format!("line {number}"), "line {number} is `{line}`");
+        }
+        Ok(())
+    };
+    tokio::time::timeout(Duration::from_secs(60), reading).await??;
+    let pid = i32::try_from(child.id().unwrap_or_default())?;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGINT)?;
+    let ended = tokio::time::timeout(Duration::from_secs(10), child.wait()).await??;
+    anyhow::ensure!(ended.success(), "{ended}");
+    let name = name.as_str().unwrap_or_default();
+    let tail = server.gennaker(&["logs", "--instance", name, "--tail", "20"]).await?.with_status(0)?;
+    anyhow::ensure!(tail.out == format!("line {}\n", LINES - 1), "whole lines only: {:?}", tail.out);
+    server.gennaker(&["logs", "--instance", "nobody"]).await?.with_status(2)?;
+    // A cursor that is none is refused with what to do.
+    let query = "query($name: String!) { instance(name: $name) { log(after: \"x\") { text } } }";
+    let error = hello.client.query(query, json!({ "name": name })).await.expect_err("no cursor");
+    anyhow::ensure!(error.to_string().contains("no cursor of a log"), "{error}");
+    Ok(())
+}
