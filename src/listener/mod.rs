@@ -131,7 +131,11 @@ impl Connection {
             async move {
                 let Some(client) = client else { return Ok::<_, Infallible>(not_a_proxy()) };
                 request.extensions_mut().insert(client);
-                router.call(request.map(Body::new)).await
+                let answer = router.call(request.map(Body::new)).await;
+                if answer.as_ref().is_ok_and(|answer| answer.status() == StatusCode::UNAUTHORIZED) {
+                    debug!(client = %client.0, "a request without a valid token was refused");
+                }
+                answer
             }
         });
         let mut builder = http1::Builder::new();
