@@ -38,7 +38,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the server
-    Serve(serve::Args),
+    Serve(Box<serve::Args>),
     /// Deploy a real application from one version to the next under traffic, and watch
     Demo(demo::Args),
     /// The daemon that owns instances and load balancers of this machine
@@ -87,7 +87,7 @@ pub fn main() -> ExitCode {
     // An error means that a provider is there already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let outcome = match Cli::parse().command {
-        Command::Serve(args) => serve::run(args),
+        Command::Serve(args) => serve::run(*args),
         Command::Demo(args) => demo::run(args),
         Command::Host(args) => host::run(args),
         Command::Shim(args) => shim::run(args),
