@@ -79,7 +79,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the server
-    Serve(serve::Args),
+    Serve(Box<serve::Args>),
     /// Deploy a real application from one version to the next under traffic, and watch
     Demo(demo::Args),
     /// Bring what files say to a server: applications, security groups, load balancers, pipelines
@@ -158,7 +158,7 @@ pub fn main() -> ExitCode {
         Err(error) => return complain(&error.into(), 2),
     };
     let outcome = match command {
-        Command::Serve(args) => serve::run(args, settings),
+        Command::Serve(args) => serve::run(*args, settings),
         Command::Config(args) => config::run(args, settings),
         Command::Demo(args) => demo::run(args),
         Command::Apply(args) => apply::run(args),

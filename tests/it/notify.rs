@@ -25,6 +25,7 @@ pub fn trials() -> Vec<Trial> {
         mail("a_kill_while_a_mail_is_sent_loses_none_and_a_repetition_has_the_same_id", || Box::pin(killed())),
         mail("a_certificate_that_is_not_trusted_is_told", || Box::pin(untrusted())),
         mail("a_test_mail_says_what_the_mail_server_says", || Box::pin(test_mail())),
+        trial("notify", "a_mail_server_that_says_nothing_is_given_up_in_time", silent),
         trial("notify", "without_a_mail_server_mail_is_a_dead_letter_that_says_why", not_set_up),
         trial("notify", "an_address_that_is_none_is_refused_by_its_place", bad_addresses),
     ]
@@ -363,6 +364,29 @@ async fn untrusted() -> Outcome {
     anyhow::ensure!(seen["state"] == "PENDING", "{seen}");
     anyhow::ensure!(error.contains("not trusted") && error.contains("--smtp-ca-file"), "{seen}");
     anyhow::ensure!(mail.mails()?.is_empty());
+    Ok(())
+}
+
+async fn silent() -> Outcome {
+    // Takes connections and never says a word.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let flags = [
+        "--smtp-host=127.0.0.1".to_owned(),
+        format!("--smtp-port={}", listener.local_addr()?.port()),
+        "--smtp-from=gennaker@cd.example.org".to_owned(),
+        "--smtp-timeout-seconds=1".to_owned(),
+        "--delivery-retry-seconds=1".to_owned(),
+        "--delivery-attempts=2".to_owned(),
+    ];
+    let rig = Rig::start(flags.to_vec(), "").await?;
+    rig.run().await?;
+    let waiting = rig.delivery("the first try's end", |one| one["lastError"].is_string()).await?;
+    let error = waiting["lastError"].as_str().unwrap_or_default();
+    anyhow::ensure!(error.contains("within 1 s") && error.contains("not known"), "{waiting}");
+    let dead = rig.delivery("the end", |one| one["state"] == "DEAD").await?;
+    anyhow::ensure!(dead["attempts"] == 2, "{dead}");
+    let error = dead["lastError"].as_str().unwrap_or_default();
+    anyhow::ensure!(error.starts_with("given up after 2 tries: "), "{dead}");
     Ok(())
 }
 

@@ -84,6 +84,8 @@ impl MailServer {
             .args(further)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            // It writes down each refusal at length.
+            .stderr(std::fs::File::create(self.dir.join("server.log"))?)
             .kill_on_drop(true);
         let mut child = command.spawn()?;
         let mut lines = BufReader::new(child.stdout.take().context("a pipe")?).lines();
