@@ -61,6 +61,8 @@ pub(super) struct Kept {
     pub progress: Option<Progress>,
     pub outputs: Map<String, Value>,
     pub intents: Vec<(IntentId, IntentOutcome)>,
+    /// Those intents themselves, for those who trace.
+    pub told: Vec<Intent>,
     /// Intents of this stage and attempt that were found open: their outcome is not known.
     pub open: HashMap<String, Intent>,
     /// Clusters this stage's topmost ancestor has claimed or waits for.
@@ -237,7 +239,7 @@ impl StepContext {
             // Whatever comes next, the old call's outcome stays unknown.
             self.state.kept().intents.push((found.id, IntentOutcome::Unknown));
             measure::effect(EffectOutcome::Unknown, None);
-            self.tell(found.clone(), IntentOutcome::Unknown);
+            self.tell(found);
             if effect.repeat == Repeat::Blind {
                 return Err(EffectError::Unknown { what: effect.what, since: found.created_at });
             }
@@ -272,7 +274,7 @@ impl StepContext {
         };
         measure::effect(counted, Some(since.elapsed()));
         if let Some(intent) = told {
-            self.tell(intent, outcome.clone());
+            self.tell(&intent);
         }
         self.state.kept().intents.push((id, outcome));
         match answer {
@@ -282,10 +284,10 @@ impl StepContext {
         }
     }
 
-    /// Tells that a call is over, to those who trace.
-    fn tell(&self, intent: Intent, outcome: IntentOutcome) {
-        if let Some(hook) = &self.shared.options.ended {
-            hook.effect(Intent { closed_at: Some(self.now()), outcome: Some(outcome), ..intent });
+    /// Keeps what those who trace are told once the outcome is committed.
+    fn tell(&self, intent: &Intent) {
+        if self.shared.options.ended.is_some() {
+            self.state.kept().told.push(intent.clone());
         }
     }
 

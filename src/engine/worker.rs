@@ -23,7 +23,7 @@ use super::runner::{Handle, Shared};
 use super::{CrashPoint, Moment, ended, notices, timers};
 use crate::expression;
 use crate::measure::{self, Invariant, engine::StepOutcome};
-use crate::model::{Execution, ExecutionId, Failure, Progress, Stage, StageId, Status, StreamId, Wake};
+use crate::model::{Execution, ExecutionId, Failure, IntentId, Progress, Stage, StageId, Status, StreamId, Wake};
 use crate::store::{ClusterKey, Commit, CommitError, Guard, Intent, IntentOutcome, Lease, NewEvent, Write};
 
 /// What a worker is told from outside.
@@ -73,6 +73,8 @@ pub(super) struct Worker {
     states: HashMap<StageId, Arc<StepState>>,
     /// Intents found open when the execution was claimed, by stage, attempt and key.
     open: HashMap<(StageId, i32), HashMap<String, Intent>>,
+    /// Calls that are over but not committed, for those who trace.
+    told: HashMap<IntentId, Intent>,
     /// Clusters claimed, by topmost stage.
     clusters: HashMap<StageId, HashSet<ClusterKey>>,
     progress: HashMap<StageId, ProgressState>,
@@ -128,6 +130,7 @@ pub(super) async fn run(
         steps: JoinSet::new(),
         states: HashMap::new(),
         open,
+        told: HashMap::new(),
         clusters: HashMap::new(),
         progress: HashMap::new(),
         topics: HashMap::new(),
@@ -237,6 +240,7 @@ impl Worker {
         self.facts.busy.remove(&report.stage);
         let Some(state) = self.states.remove(&report.stage) else { return };
         let mut kept = state.kept();
+        self.told.extend(kept.told.drain(..).map(|intent| (intent.id, intent)));
         if !kept.open.is_empty() {
             let open = std::mem::take(&mut kept.open);
             self.open.entry((report.stage, report.before.attempt)).or_default().extend(open);
@@ -521,7 +525,7 @@ impl Worker {
         for index in changes.stages.keys() {
             let stage = &self.execution.stages[*index];
             tracing::debug!(
-                execution.id = %stage.execution, stage.id = %stage.id, stage.kind = stage.kind,
+                execution.id = %stage.execution, stage.id = %stage.id, stage.key = stage.key, stage.kind = stage.kind,
                 "stage `{}` is {}", stage.key, stage.status.as_str()
             );
             if stage.status.is_complete() {
@@ -549,7 +553,15 @@ impl Worker {
     }
 
     /// Counts what began and ended with this commit, and tells those who trace.
-    fn tell(&self, changes: &Changes, now: DateTime<Utc>) {
+    fn tell(&mut self, changes: &Changes, now: DateTime<Utc>) {
+        for (id, outcome) in &changes.intents {
+            let left_open =
+                || self.open.values().find_map(|of_stage| of_stage.values().find(|intent| intent.id == *id));
+            let intent = self.told.remove(id).or_else(|| left_open().cloned());
+            if let (Some(hook), Some(intent)) = (&self.shared.options.ended, intent) {
+                hook.effect(Intent { closed_at: Some(now), outcome: Some(outcome.clone()), ..intent });
+            }
+        }
         let execution = &self.execution;
         let hook = self.shared.options.ended.as_ref();
         let over = changes.execution && execution.status.is_complete();

@@ -53,7 +53,10 @@ async fn ready(server: &Server) -> anyhow::Result<(StatusCode, Value)> {
 async fn readiness() -> Outcome {
     let server = Server::start().await?;
     anyhow::ensure!(get(&server, "/healthz", None).await? == (StatusCode::OK, "ok\n".to_owned()));
-    let (status, all) = ready(&server).await?;
+    let (status, all) = wait_for("the server to be ready", MAX, || async {
+        ready(&server).await.ok().filter(|(status, _)| *status == StatusCode::OK)
+    })
+    .await?;
     anyhow::ensure!(status == StatusCode::OK && all["ready"] == true, "{all}");
     let names: Vec<_> = all["checks"].as_array().into_iter().flatten().map(|check| check["name"].clone()).collect();
     anyhow::ensure!(names == ["server", "database", "store", "host", "engine"], "{names:?}");

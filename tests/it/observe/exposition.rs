@@ -61,8 +61,7 @@ impl Exposition {
             ensure!(!again, "twice: {sample:?}");
         }
         let read = Self { samples };
-        for (name, family) in families.iter().filter(|(_, family)| family.kind == "histogram") {
-            let _ = family;
+        for (name, _) in families.iter().filter(|(_, family)| family.kind == "histogram") {
             read.histogram(name)?;
         }
         Ok(read)
