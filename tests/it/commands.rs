@@ -180,7 +180,7 @@ async fn followed() -> Outcome {
     let ended = tokio::time::timeout(Duration::from_secs(10), child.wait()).await??;
     anyhow::ensure!(ended.success(), "{ended}");
     let name = name.as_str().unwrap_or_default();
-    let tail = server.gennaker(&["logs", "--instance", name, "--tail", "20"]).await?.with_status(0)?;
+    let tail = server.gennaker(&["logs", "--instance", name, "--tail", "15"]).await?.with_status(0)?;
     anyhow::ensure!(tail.out == format!("line {}\n", LINES - 1), "whole lines only: {:?}", tail.out);
     server.gennaker(&["logs", "--instance", "nobody"]).await?.with_status(2)?;
     // A cursor that is none is refused with what to do.
