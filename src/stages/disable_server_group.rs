@@ -136,11 +136,13 @@ impl DisableServerGroup {
             .map_err(|error| cloud::refused(&format!("look at server group `{name}`"), &error))?;
         let open = seen.as_ref().map_or(0, open);
         let late = cx.now() >= until;
-        if open == 0 || late {
-            return Ok(Next::Done(json!({"serverGroup": name, "drained": open == 0})));
-        }
         let total = seen.map_or(open, |group| group.instances.len());
         let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+        if open == 0 || late {
+            let said = if open == 0 { "drained".to_owned() } else { format!("{open} of {total} still had requests") };
+            cx.progress(count(total - open), count(total), "instances", said);
+            return Ok(Next::Done(json!({"serverGroup": name, "drained": open == 0})));
+        }
         cx.progress(count(total - open), count(total), "instances", format!("{open} of {total} still finish requests"));
         Ok(Next::Poll {
             cursor: Cursor::Drain { name, until },

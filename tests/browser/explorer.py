@@ -62,6 +62,10 @@ class Browser:
         }
         made = post(f"{self.base}/session", {"capabilities": {"alwaysMatch": wanted}})
         self.session = f"{self.base}/session/{made['value']['sessionId']}"
+        # What the browser asks for on its own first page is no business of ours.
+        self.open("about:blank")
+        for kind in ("browser", "performance"):
+            self.log(kind)
 
     def answers(self):
         try:
