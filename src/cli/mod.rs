@@ -227,7 +227,7 @@ pub fn block_on(future: impl Future<Output = Outcome>) -> Outcome {
 /// The flags of `serve` and where they come from, read once more.
 fn serve_again(arguments: &[OsString]) -> Result<(serve::Args, Settings), settings::Error> {
     match settings::parse::<Cli>(arguments, |_| false)? {
-        (Cli { command: Command::Serve(args) }, settings) => Ok((args, settings)),
+        (Cli { command: Command::Serve(args) }, settings) => Ok((*args, settings)),
         _ => Err(clap::Error::new(clap::error::ErrorKind::InvalidSubcommand).into()),
     }
 }
@@ -286,6 +286,8 @@ pub async fn asked_to_end() -> std::io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory as _;
+
     use super::*;
 
     #[test]

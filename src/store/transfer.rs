@@ -10,7 +10,8 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::open::{self, State};
-use super::sql::{all, execute_rows, one};
+use super::script::Script;
+use super::sql::{all, one};
 use super::{Error, Options, rows};
 
 /// What was moved.
@@ -185,7 +186,9 @@ async fn copy<C: ConnectionTrait>(source: &DatabaseConnection, target: &C, plan:
             return Ok(moved);
         }
         moved += batch.len() as u64;
-        execute_rows(target, &before, "", batch).await?;
+        let mut script = Script::default();
+        script.push_rows(&before, "", batch);
+        script.send(target).await?;
     }
 }
 

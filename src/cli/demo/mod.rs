@@ -79,6 +79,8 @@ const STARTED_WITHIN: Duration = Duration::from_secs(30);
 const MINUTE: Duration = Duration::from_secs(90);
 /// Ports that the load balancer may take.
 const LOAD_BALANCER_PORTS: (u16, u16) = (8080, 8179);
+/// From one look for a run that is to begin to the next.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// Shows it.
 ///
 /// # Errors
@@ -244,7 +246,7 @@ async fn smoke_run(
             if let Some(run) = setup::smoke_runs(client).await?.into_iter().find(&wanted) {
                 return anyhow::Ok(run);
             }
-            tokio::time::sleep(REDRAW).await;
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
     };
     let run = tokio::time::timeout(within, begun)
