@@ -243,6 +243,7 @@ pub fn example_execution(application: &gennaker::model::Application, stages: usi
         event_seq: 0,
         started_by: gennaker::model::PrincipalId::new(),
         started_by_name: "bench".into(),
+        trigger: None,
         parameters: json!({}),
         notifications: Vec::new(),
         cancel: None,
