@@ -664,4 +664,37 @@ mod tests {
         store.close().await;
         std::fs::remove_dir_all(data_dir).expect("removed");
     }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_jobs_of_a_server_delete_what_is_old() {
+        let data_dir = std::env::temp_dir().join(format!("gennaker-jobs-{}", uuid::Uuid::new_v4().simple()));
+        let options =
+            Options { database_url: None, data_dir: data_dir.clone(), durability: Durability::Normal, queue_max: 64 };
+        let clock = Clock::manual("2026-11-22T10:00:00Z".parse().expect("an instant"));
+        let store = Store::open(&options, clock.clone()).await.expect("opens");
+        // Its making is an entry of the audit log.
+        let local = local_actor(&store, &clock).await.expect("made");
+        token::ensure_principal(&store, &local, ADMIN, PrincipalKind::User, &[Role::Admin], clock.now())
+            .await
+            .expect("made");
+        let page = store::PageRequest { after: None, before: None, limit: 10, backward: false };
+        assert!(store.audit(&page).await.expect("read").total > 0);
+        clock.advance(Duration::from_secs(3 * 24 * 3600));
+        let registry = triggers::kinds(engine::contract::Registry::default());
+        let engine = Engine::new(engine::Options::default(), store.clone(), registry.clone(), clock.clone());
+        let dispatcher = Dispatcher::new(store.clone(), engine.commands(), registry, clock.clone(), engine.slots());
+        let day = Some(Duration::from_secs(24 * 3600));
+        let jobs = jobs(&store, &clock, Keep { executions: day, audit: day }, &engine, &dispatcher);
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(housekeeping::run(jobs, stop.clone()));
+        let start = std::time::Instant::now();
+        while store.audit(&page).await.expect("read").total > 0 {
+            assert!(start.elapsed() < Duration::from_secs(20), "retention comes");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        stop.cancel();
+        tokio::time::timeout(GRACE, running).await.expect("ends within its grace").expect("no panic");
+        store.close().await;
+        std::fs::remove_dir_all(data_dir).expect("removed");
+    }
 }

@@ -947,3 +947,29 @@ engine_test! {
         server.stop().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_is_renewed_when_asked_and_also_where_nobody_asks() {
+    let home = Home::new(Clock::system()).await;
+    let options = Options { renewed_by_job: true, lease: Duration::from_millis(1_500), ..Options::default() };
+    let server = home.start(options);
+    let owner = server.engine.owner();
+    let beat =
+        async || home.store.owners().await.unwrap().into_iter().find(|(id, _)| *id == owner).map(|(_, beat)| beat);
+    let start = Instant::now();
+    while beat().await.is_none_or(|beat| beat < 3) {
+        assert!(start.elapsed() < Duration::from_secs(20), "the engine's own loop renews");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let before = beat().await.unwrap();
+    for _ in 0..10 {
+        server.engine.renew().await.unwrap();
+    }
+    assert!(beat().await.unwrap() >= before + 10);
+    assert_eq!(server.engine.renew_every(), Duration::from_secs(1));
+    server.stop.cancel();
+    server.task.await.unwrap();
+    // Over, it renews nothing, and is not made an owner again.
+    server.engine.renew().await.unwrap();
+    assert_eq!(beat().await, None);
+}

@@ -435,3 +435,38 @@ async fn a_deleted_source_starts_nothing_and_a_deleted_pipeline_is_not_started()
     home.dispatcher().pass().await.expect("passed");
     assert_eq!(home.executions(&smoke).await.len(), 1);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chain_of_triggers_ends_somewhere() {
+    let mut home = Home::new().await;
+    let source = home.save("deploy", json!([])).await;
+    let smoke = home.save("smoke", after("deploy")).await;
+    home.run();
+    let start = StartPipeline { pipeline: source.id, parameters: json!(null), idempotency_key: None };
+    let mut execution = home.commands.start_pipeline(&home.actor, start).await.expect("started").execution;
+    // The same once more, as the twentieth of a chain.
+    let mut ids = std::iter::repeat_with(crate::model::StageId::new);
+    execution.id = crate::model::ExecutionId::new();
+    for stage in &mut execution.stages {
+        (stage.id, stage.execution) = (ids.next().expect("without end"), execution.id);
+    }
+    execution.trigger = Some(Box::new(crate::model::Triggered {
+        kind: "pipeline".into(),
+        key: "after".into(),
+        scheduled_at: None,
+        source: None,
+        depth: 20,
+        reason: "a test".into(),
+    }));
+    let commit = Commit { writes: vec![Write::InsertExecution(Box::new(execution))], ..Commit::default() };
+    home.store.commit(commit).await.expect("committed");
+    let begun = Instant::now();
+    while home.store.slots_pending(10).await.expect("read").len() < 2 {
+        assert!(begun.elapsed() < Duration::from_secs(30), "both end");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    home.dispatcher().pass().await.expect("passed");
+    assert_eq!(home.executions(&smoke).await.len(), 1, "the one that nobody triggered");
+    let slots = home.store.slots_pending(10).await.expect("read");
+    assert!(slots.is_empty(), "both are acted upon");
+}
