@@ -4,6 +4,7 @@
 mod error;
 pub mod graphql;
 mod http;
+mod inputs;
 mod precheck;
 #[cfg(test)]
 mod tests;
