@@ -4,6 +4,7 @@
 mod error;
 pub mod graphql;
 mod http;
+mod inputs;
 mod precheck;
 pub mod probes;
 mod request_id;

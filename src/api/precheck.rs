@@ -219,7 +219,11 @@ fn within(totals: &Totals, limits: &Limits) -> Result<(), Refused> {
     Ok(())
 }
 
-fn choose<'a>(operations: &'a DocumentOperations, name: Option<&str>) -> Result<&'a OperationDefinition, Refused> {
+/// The operation that will run.
+pub(super) fn choose<'a>(
+    operations: &'a DocumentOperations,
+    name: Option<&str>,
+) -> Result<&'a OperationDefinition, Refused> {
     let found = match (operations, name) {
         (DocumentOperations::Single(only), None) => Some(only),
         (DocumentOperations::Multiple(all), None) if all.len() == 1 => all.values().next(),

@@ -487,6 +487,30 @@ fn an_unwind_is_not_ended_by_a_cancel_but_by_its_own_deadline() {
 }
 
 #[test]
+fn an_unwind_may_be_left_and_what_is_not_back_is_told() {
+    let back = json!([{"key": "back", "config": {"steps": [{"poll": {"millis": 60_000}}]}}, {"key": "never"}]);
+    let config = |steps: Value| json!({"steps": steps, "unwind": back});
+    // After a failure: that stays, and its hint tells.
+    let mut sim = Sim::new(&[spec("a", &[], config(json!(["fail"])))]);
+    sim.run();
+    assert_eq!((sim.status("a"), sim.status("back")), (Running, Running));
+    sim.cancel(CancelMode::Leave);
+    sim.over(Failed, &[("a", Failed), ("back", Canceled), ("never", Canceled)]);
+    let failure = sim.execution.failure.clone().unwrap();
+    assert_eq!(failure.code, "SCRIPTED");
+    assert!(failure.hint.unwrap().contains("is not wholly back"));
+    // After a cancel, by another.
+    let mut sim = Sim::new(&[spec("a", &[], config(json!([{"poll": {"millis": 60_000}}])))]);
+    sim.run();
+    sim.cancel(CancelMode::Unwind);
+    sim.run();
+    assert_eq!((sim.status("a"), sim.status("back")), (Running, Running));
+    sim.cancel(CancelMode::Leave);
+    sim.over(Canceled, &[("a", Canceled), ("back", Canceled), ("never", Canceled)]);
+    assert_eq!(sim.execution.failure.clone().unwrap().code, "UNWIND_INCOMPLETE");
+}
+
+#[test]
 fn a_stage_past_its_deadline_unwinds_and_fails() {
     let config = json!({"steps": [{"poll": {"millis": 3_600_000}}], "unwind": [{"key": "back"}]});
     let mut sim = Sim::new(&[ChildSpec { timeout_seconds: Some(90), ..spec("a", &[], config) }]);

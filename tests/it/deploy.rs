@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use gennaker::providers::Provider as _;
+use gennaker::providers::host::client::HostProvider;
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
@@ -62,15 +64,73 @@ async fn two_at_once() -> Outcome {
     let hello = Hello::create(&server).await?;
     hello.deploy("1.0.0").await?.succeeded()?;
     let load = hello.load(100, false);
+    let watch = Watch::start(&server).await?;
     let (left, right) = tokio::join!(hello.deploy("2.0.0"), hello.deploy("3.0.0"));
     left?.succeeded()?;
     right?.succeeded()?;
+    let seen = watch.end().await?;
+    anyhow::ensure!(seen.zero.is_empty(), "the cluster was left with nothing: {:#?}", seen.zero);
+    // Not a look before and one after: the changes themselves were looked at.
+    anyhow::ensure!(seen.looks >= 20 && seen.states.len() >= 5, "{seen:?}");
+    anyhow::ensure!(seen.states.iter().any(|state| state.contains("hello-v002")), "{seen:?}");
     let report = load.stop().await;
     anyhow::ensure!(report.failed == 0, "{:?}", report.failures);
     let names = hello.names().await?;
     let enabled: Vec<_> = names.iter().filter(|(_, enabled)| *enabled).collect();
     anyhow::ensure!(names.len() == 3 && enabled.len() == 1, "{names:?}");
     Ok(())
+}
+
+/// What the host itself had behind the load balancer, over a time.
+#[derive(Debug, Default)]
+struct Seen {
+    looks: usize,
+    /// Those that differ from the one before: the groups that are enabled and healthy.
+    states: Vec<String>,
+    /// Where there was none.
+    zero: Vec<String>,
+}
+
+/// Looks at the host, past server and inventory, as fast as it answers.
+struct Watch {
+    stop: tokio::sync::oneshot::Sender<()>,
+    task: tokio::task::JoinHandle<anyhow::Result<Seen>>,
+}
+
+impl Watch {
+    async fn start(server: &Server) -> anyhow::Result<Self> {
+        let provider = HostProvider::connect(server.host_provider()?).await?;
+        let (stop, mut stopped) = tokio::sync::oneshot::channel();
+        let task = tokio::spawn(async move {
+            let mut seen = Seen::default();
+            while stopped.try_recv() == Err(tokio::sync::oneshot::error::TryRecvError::Empty) {
+                let snapshot = provider.snapshot().await?;
+                let balancer = snapshot.load_balancers.iter().find(|found| found.spec.name == "hello");
+                let registered = balancer.map(|found| found.server_groups.clone()).unwrap_or_default();
+                let serving: Vec<_> = snapshot
+                    .server_groups
+                    .iter()
+                    .filter(|group| registered.contains(&group.spec.name) && group.spec.enabled && group.healthy() > 0)
+                    .map(|group| format!("{} {}", group.spec.name, group.healthy()))
+                    .collect();
+                let state = serving.join(", ");
+                if serving.is_empty() {
+                    seen.zero.push(format!("revision {}: {:?}", snapshot.revision, snapshot.server_groups));
+                }
+                if seen.states.last() != Some(&state) {
+                    seen.states.push(state);
+                }
+                seen.looks += 1;
+            }
+            Ok(seen)
+        });
+        Ok(Self { stop, task })
+    }
+
+    async fn end(self) -> anyhow::Result<Seen> {
+        let _ = self.stop.send(());
+        self.task.await?
+    }
 }
 
 async fn never_healthy() -> Outcome {

@@ -1,6 +1,7 @@
 //! The `host` provider on real processes: `gennaker host` and what it runs, driven as the server
 //! drives it. `rig` is what the files share.
 
+mod behaviour;
 mod calls;
 mod checks;
 mod rig;
@@ -15,7 +16,7 @@ use gennaker::providers::{ErrorKind, Provider as _};
 use libtest_mimic::Trial;
 
 use crate::harness::{Outcome, trial, trial_with, wait_for};
-use rig::{Host, Load, get, lives, only, pids};
+use rig::{Host, Load, get, lives, only, pids, under_way};
 
 pub fn trials() -> Vec<Trial> {
     let mut trials = vec![
@@ -23,6 +24,7 @@ pub fn trials() -> Vec<Trial> {
         trial("host", "a_smaller_group_drops_no_request", smaller),
         trial_with("host", "nothing_that_an_instance_started_is_left_over", setsid(), left_over),
     ];
+    trials.extend(behaviour::trials());
     trials.extend(calls::trials());
     trials.extend(checks::trials());
     trials.extend(survival::trials());
@@ -111,15 +113,15 @@ async fn smaller() -> Outcome {
     let host = Host::start().await?;
     let address = host.balancer().await;
     host.provider().ensure_server_group(&host.op("ex/1"), &host.group("web-v000", 3)).await.expect("made");
-    host.up("web-v000", 3).await;
-    let load = Load::start(&address);
+    let group = host.up("web-v000", 3).await;
     let slow: Vec<_> = (0..6)
         .map(|_| {
             let address = address.clone();
-            tokio::spawn(async move { get(&address, "/slow?ms=1000").await })
+            tokio::spawn(async move { get(&address, "/slow?ms=3000").await })
         })
         .collect();
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    under_way(&group, 6).await;
+    let load = Load::start(&address);
     let capacity = Capacity::pinned(1);
     host.provider().ensure_capacity(&host.op("ex/2"), &Host::place(), "web-v000", capacity).await.expect("done");
     host.up("web-v000", 1).await;

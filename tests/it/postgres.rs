@@ -7,7 +7,7 @@ use libtest_mimic::Trial;
 use sea_orm::{ConnectionTrait as _, DbBackend, Statement};
 use serde_json::json;
 
-use crate::harness::{Hello, Options, Outcome, Schema, Server, follow, gennaker, postgres, trial_with};
+use crate::harness::{Hello, Options, Outcome, Schema, Server, follow, gennaker, postgres, trial_with, wait_for};
 
 pub fn trials() -> Vec<Trial> {
     vec![
@@ -37,7 +37,11 @@ async fn deploy_and_kill() -> Outcome {
         hello.deploy("1.0.0").await?.succeeded()?;
         let load = hello.load(100, false);
         let execution = hello.start("deploy hello", json!({ "version": "2.0.0" })).await?;
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        // In the middle of it: the new group is there, and the old one still serves.
+        wait_for("the new group", Duration::from_secs(120), || async {
+            (hello.names().await.ok()?.len() == 2).then_some(())
+        })
+        .await?;
         server.kill().await?;
         server.restart().await?;
         let followed = follow(&hello.client, &execution, Duration::from_secs(180)).await?;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use gennaker::cli::demo::setup::FOLLOW;
 
-use crate::harness::{Followed, Hello, Outcome, Server, follow, trial};
+use crate::harness::{Followed, Hello, Outcome, Server, follow, follow_with, trial};
 
 pub fn trials() -> Vec<Trial> {
     vec![
@@ -106,11 +106,13 @@ async fn foreign_cursor() -> Outcome {
 async fn over_a_kill() -> Outcome {
     let (mut server, hello) = prepared().await?;
     let execution = hello.start("waits", Value::Null).await?;
+    let (seen, mut sees) = tokio::sync::watch::channel(0);
     let following = tokio::spawn({
         let (client, execution) = (hello.client.clone(), execution.clone());
-        async move { follow(&client, &execution, MAX).await }
+        async move { follow_with(&client, &execution, MAX, |events| _ = seen.send_replace(events.len())).await }
     });
-    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    // In the middle of it: beyond the snapshot; the second stage is still to come or runs.
+    tokio::time::timeout(MAX, sees.wait_for(|events| *events >= 2)).await??;
     server.kill().await?;
     server.restart().await?;
     let followed = following.await??;

@@ -1,6 +1,6 @@
 //! Answers: GraphQL responses made presentable, and every fault as JSON with a code.
 
-use async_graphql::{ServerError, Value};
+use async_graphql::{PathSegment, ServerError, Value};
 use async_graphql_axum::GraphQLResponse;
 use axum::http::header::{self, HeaderValue};
 use axum::http::{Method, StatusCode, Uri};
@@ -120,7 +120,16 @@ fn error(mut error: ServerError) -> Json {
     }
     let has_code = error.extensions.as_ref().is_some_and(|values| values.get("code").is_some());
     if !has_code {
-        // The library's own: a document that does not fit, or an argument that cannot be read.
+        // The library's own: a document that does not fit, or an argument that cannot be read. Of the
+        // latter it tells the types and what they accept, and we the field.
+        let is_argument = ["Failed to parse", "Expected input type"].iter().any(|what| error.message.starts_with(what));
+        let field = error.path.iter().rev().find_map(|part| match part {
+            PathSegment::Field(name) => Some(name),
+            PathSegment::Index(_) => None,
+        });
+        if let (true, Some(field)) = (is_argument, field) {
+            error.message = format!("an argument of `{field}` does not hold: {}", error.message);
+        }
         let code = if error.path.is_empty() { Code::ValidationFailed } else { Code::BadRequest };
         error.extensions.get_or_insert_default().set("code", code.as_str());
     }

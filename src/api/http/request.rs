@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::App;
 use super::reply::Fault;
 use crate::api::graphql::LastCursor;
-use crate::api::precheck;
+use crate::api::{inputs, precheck};
 use crate::model::Actor;
 
 /// `query`, `operationName`, `variables`: not judged yet.
@@ -78,6 +78,7 @@ impl Parameters {
         let variables = Variables::from_json(Value::Object(self.variables));
         let limits = precheck::Limits { page: app.options.live.borrow().page_max, ..app.options.limits };
         let (document, ty) = precheck::read(&self.query, self.operation.as_deref(), &variables, &limits)?;
+        inputs::check(precheck::choose(&document.operations, self.operation.as_deref())?, &variables)?;
         let last = LastCursor::default();
         if let Some(after) = after {
             last.set(&after);

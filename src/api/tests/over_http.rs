@@ -394,3 +394,56 @@ async fn a_judgment_is_given_by_names_and_a_second_cancel_is_refused() {
     let again = server.data(cancel, Value::Null).await["cancelExecution"].take();
     assert_eq!(again["userErrors"][0]["code"], "WRONG_STATE", "{again}");
 }
+
+#[tokio::test]
+async fn a_cursor_of_another_list_is_refused_by_its_argument() {
+    let server = Server::start().await;
+    let id = server.start_waiting(3_600).await;
+    let first = |list: &str| format!("{{ {list} {{ pageInfo {{ endCursor }} }} }}");
+    let of_all = server.data(&first("executions(first: 1)"), Value::Null).await;
+    let of_waits = server.data(&first("executions(first: 1, filter: {kind: PIPELINE})"), Value::Null).await;
+    let cursor = |data: &Value| data["executions"]["pageInfo"]["endCursor"].as_str().expect("a cursor").to_owned();
+    let (of_all, of_waits) = (cursor(&of_all), cursor(&of_waits));
+    assert_ne!(of_all, of_waits);
+    let application = |list: &str| format!("{{ application(name: \"hello\") {{ {list} {{ totalCount }} }} }}");
+    for (document, argument) in [
+        (format!("{{ applications(after: \"{of_all}\") {{ totalCount }} }}"), "after"),
+        (format!("{{ executions(after: \"{of_waits}\") {{ totalCount }} }}"), "after"),
+        (
+            format!("{{ executions(last: 1, before: \"{of_all}\", filter: {{kind: PIPELINE}}) {{ totalCount }} }}"),
+            "before",
+        ),
+        (application(&format!("executions(after: \"{of_all}\")")), "after"),
+    ] {
+        let answer = server.ask(&document, Value::Null).await;
+        assert_eq!(code(&answer), "BAD_REQUEST", "{document}: {answer}");
+        let message = answer["errors"][0]["message"].as_str().expect("a message");
+        let named = message.starts_with(&format!("`{argument}`: ")) && message.contains("not a cursor of this list");
+        assert!(named, "{document}: {message}");
+    }
+    // In its own list it holds, however large the page is.
+    let mine = format!("{{ executions(first: 50, after: \"{of_all}\") {{ totalCount nodes {{ id }} }} }}");
+    assert_eq!(server.data(&mine, Value::Null).await["executions"], json!({"totalCount": 1, "nodes": []}), "{id}");
+}
+
+#[tokio::test]
+async fn values_that_do_not_hold_are_named() {
+    let server = Server::start().await;
+    let cancel =
+        "mutation($input: CancelExecutionInput!) { cancelExecution(input: $input) { userErrors { message } } }";
+    let put =
+        "mutation($input: UpsertLoadBalancerInput!) { upsertLoadBalancer(input: $input) { userErrors { message } } }";
+    let listener = |port: i64| json!({"input": {"name": "hello", "listeners": [{"port": port}]}});
+    for (document, variables, wanted) in [
+        (cancel, json!({}), vec!["`$input` of type `CancelExecutionInput!` is not given", "`variables`"]),
+        (cancel, json!({"input": {"reason": "x"}}), vec!["`$input.execution` is not given"]),
+        (put, listener(70_000), vec!["`upsertLoadBalancer`", "0 to 65535", "Listener"]),
+        (put, listener(-1), vec!["`upsertLoadBalancer`", "0 to 65535"]),
+        ("{ executions(first: 99999999999) { totalCount } }", Value::Null, vec!["`executions`", "2147483647"]),
+        ("{ executions(first: 101) { totalCount } }", Value::Null, vec!["`first` is 101"]),
+    ] {
+        let answer = server.ask(document, variables.clone()).await;
+        let message = answer["errors"][0]["message"].as_str().unwrap_or_default();
+        assert!(wanted.iter().all(|part| message.contains(part)), "{variables} {answer}: {wanted:?}");
+    }
+}

@@ -69,6 +69,16 @@ impl Followed {
 
 /// Follows to the end. Broken connections are taken up again where they broke.
 pub async fn follow(client: &Client, execution: &str, within: Duration) -> anyhow::Result<Followed> {
+    follow_with(client, execution, within, |_| {}).await
+}
+
+/// The same; `see` is shown all events so far after each.
+pub async fn follow_with(
+    client: &Client,
+    execution: &str,
+    within: Duration,
+    see: impl Fn(&[Value]),
+) -> anyhow::Result<Followed> {
     let start = Instant::now();
     let mut followed = Followed::default();
     loop {
@@ -84,7 +94,7 @@ pub async fn follow(client: &Client, execution: &str, within: Duration) -> anyho
                 .collect::<Vec<_>>()
         );
         let left = within.saturating_sub(start.elapsed());
-        match tokio::time::timeout(left, follow_once(client, execution, &mut followed)).await {
+        match tokio::time::timeout(left, follow_once(client, execution, &mut followed, &see)).await {
             Ok(Ok(())) => return Ok(followed),
             Ok(Err(error)) if error.is_temporary() => tokio::time::sleep(Duration::from_millis(50)).await,
             Ok(Err(error)) => return Err(error.into()),
@@ -97,12 +107,14 @@ async fn follow_once(
     client: &Client,
     execution: &str,
     followed: &mut Followed,
+    see: &impl Fn(&[Value]),
 ) -> Result<(), gennaker::cli::client::Error> {
     let variables = json!({ "id": execution, "after": followed.cursor() });
     let mut subscription = client.subscribe(FOLLOW, &variables).await?;
     followed.connections += 1;
     while let Some(mut data) = subscription.next().await? {
         followed.events.push(data["executionEvents"].take());
+        see(&followed.events);
     }
     Ok(())
 }

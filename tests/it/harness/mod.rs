@@ -1,6 +1,7 @@
 //! What the features share: trials with a runtime, a real server, the application `hello` on it,
 //! waiting with a deadline, and following executions.
 
+mod cut;
 mod database;
 mod follow;
 mod hello;
@@ -13,8 +14,9 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::{Failed, Trial};
 
+pub use cut::{Cut, Fate};
 pub use database::{Schema, postgres};
-pub use follow::{Followed, follow};
+pub use follow::{Followed, follow, follow_with};
 pub use hello::Hello;
 pub use ports::Ports;
 pub use server::{Done, Options, Server, gennaker, processes_of};
@@ -56,6 +58,26 @@ where
             eprintln!("{feature}::{name} is ignored: it needs {missing}");
             Trial::test(format!("{feature}::{name}"), || Ok(())).with_ignored_flag(true)
         }
+    }
+}
+
+/// The same for what lies in the nature of a machine, and cannot be installed: where it is not given
+/// the trial is ignored, and left out (which is said) where nothing may be ignored.
+pub fn trial_where<F>(
+    feature: &str,
+    name: &str,
+    given: Result<(), String>,
+    run: impl FnOnce() -> F + Send + 'static,
+) -> Option<Trial>
+where
+    F: Future<Output = Outcome>,
+{
+    match given {
+        Err(missing) if std::env::var("GENNAKER_TEST_REQUIRE_ALL").is_ok_and(|value| value == "1") => {
+            eprintln!("{feature}::{name} is left out: this machine has not {missing}");
+            None
+        }
+        given => Some(trial_with(feature, name, given, run)),
     }
 }
 

@@ -245,6 +245,19 @@ impl Server {
         self.options.host_dir.clone().unwrap_or_else(|| self.dir.join("host"))
     }
 
+    /// How to speak with its host directly.
+    pub fn host_provider(&self) -> anyhow::Result<gennaker::providers::host::client::Options> {
+        Ok(gennaker::providers::host::client::Options {
+            directory: self.host_dir(),
+            binary: gennaker().to_owned(),
+            account: "local".to_owned(),
+            location: "local".to_owned(),
+            artifact_roots: vec![self.dir.clone()],
+            secret_roots: Vec::new(),
+            ports: self.ports.instances().parse().map_err(anyhow::Error::msg)?,
+        })
+    }
+
     pub const fn load_balancer_ports(&self) -> (u16, u16) {
         self.ports.load_balancers()
     }

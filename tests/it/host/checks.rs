@@ -3,6 +3,7 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::time::Duration;
 
 use gennaker::model::{HealthState, InstanceHealth, ServerGroup};
 use gennaker::providers::Provider as _;
@@ -13,17 +14,21 @@ use nix::unistd::Pid;
 use serde_json::json;
 
 use super::rig::{Host, get, only};
-use crate::harness::{Outcome, trial, trial_with};
+use crate::harness::{Outcome, trial, trial_where, trial_with, wait_for};
 
 pub fn trials() -> Vec<Trial> {
-    vec![
+    let mut trials = vec![
         trial("host", "each_source_says_what_is_wrong", sources),
         trial_with("host", "a_descendant_that_listens_is_still_the_instances", super::setsid(), descendant),
         trial("host", "a_crashing_instance_is_started_again_and_its_exit_is_told", crashing),
         trial("host", "a_tcp_check_passes_while_connections_are_accepted", tcp),
         trial("host", "a_command_checks_with_the_instances_environment_and_in_time", command),
         trial("host", "limits_hold_and_it_is_told_how", limits),
-    ]
+    ];
+    trials.extend(trial_where("host", "a_cgroup_of_its_own_limits_an_instance", cgroup(), in_a_cgroup));
+    let name = "an_instance_runs_as_the_user_it_is_told_with_that_users_groups";
+    trials.extend(trial_where("host", name, root(), run_as));
+    trials
 }
 
 async fn sources() -> Outcome {
@@ -161,10 +166,19 @@ async fn limits() -> Outcome {
     let group = host.up("web-v000", 1).await;
     let told = group.limits_enforced_by.as_deref().expect("told");
     let log = host.provider().log_tail(&Host::place(), &only(&group).id, 10_000).await.expect("a log");
+    // The process that serves is the one that is limited.
+    let of_process = std::fs::read_to_string(format!("/proc/{}/limits", only(&group).pid.expect("runs")));
+    let of_process = of_process.expect("Linux has it");
+    let limit = |name: &str| {
+        let line = of_process.lines().find_map(|line| line.strip_prefix(name)).expect("a line for each limit");
+        line.split_whitespace().take(2).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(limit("Max open files"), ["300", "300"]);
     assert!(told.starts_with("open files by rlimit") && log.contains("files 300\n"), "{told}\n{log}");
     if told.contains("by cgroup") {
         assert!(log.contains("group 4294967296\n"), "{told}\n{log}");
     } else {
+        assert_eq!(limit("Max address space"), ["4294967296", "4294967296"]);
         assert!(told.contains("memory by rlimit") && log.contains("memory 4194304\n"), "{told}\n{log}");
         assert!(
             told.contains("CPU not enforced") && !Path::new("/sys/fs/cgroup/gennaker").join(&only(&group).id).exists()
@@ -174,6 +188,84 @@ async fn limits() -> Outcome {
     free.launch["limits"] = json!({});
     host.provider().ensure_server_group(&host.op("ex/2"), &free).await.expect("made");
     assert_eq!(host.up("web-v001", 1).await.limits_enforced_by, None);
+    host.end().await;
+    Ok(())
+}
+
+/// Where instances can get a control group: version 2 with the controllers, writable.
+fn cgroup() -> Result<(), String> {
+    let root = Path::new("/sys/fs/cgroup");
+    let controllers = std::fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
+    let has = |name: &str| controllers.split_whitespace().any(|controller| controller == name);
+    let delegated = std::fs::write(root.join("cgroup.subtree_control"), "+memory +cpu +pids").is_ok();
+    if ["memory", "cpu", "pids"].into_iter().all(has) && delegated {
+        return Ok(());
+    }
+    Err("a writable cgroup v2 hierarchy at /sys/fs/cgroup with memory, cpu and pids".to_owned())
+}
+
+async fn in_a_cgroup() -> Outcome {
+    let host = Host::start().await?;
+    host.balancer().await;
+    let mut spec = host.group("web-v000", 1);
+    spec.launch["limits"] = json!({ "memoryBytes": 512 << 20, "cpuMillis": 900, "processes": 50 });
+    host.provider().ensure_server_group(&host.op("ex/1"), &spec).await.expect("made");
+    let group = host.up("web-v000", 1).await;
+    let told = group.limits_enforced_by.as_deref().expect("told");
+    assert_eq!(told, "memory, CPU, processes by cgroup");
+    let member = std::fs::read_to_string(format!("/proc/{}/cgroup", only(&group).pid.expect("runs"))).expect("Linux");
+    let path = member.lines().find_map(|line| line.strip_prefix("0::/")).expect("a group").to_owned();
+    let group = Path::new("/sys/fs/cgroup").join(path);
+    let value = |file: &str| std::fs::read_to_string(group.join(file)).expect("readable").trim().to_owned();
+    assert_eq!(value("memory.max"), (512_u64 << 20).to_string());
+    assert_eq!(value("cpu.max"), "90000 100000");
+    assert_eq!(value("pids.max"), "50");
+    host.end().await;
+    Ok(())
+}
+
+/// Who may start processes of others, and somebody else to be.
+fn root() -> Result<(), String> {
+    let other = nix::unistd::User::from_name("nobody").ok().flatten().is_some();
+    if nix::unistd::geteuid().is_root() && other { Ok(()) } else { Err("root, and a user `nobody`".to_owned()) }
+}
+
+async fn run_as() -> Outcome {
+    let host = Host::start().await?;
+    host.balancer().await;
+    let mut spec = host.group("web-v000", 1);
+    // Not the sample application: its binary may lie where only root gets to.
+    spec.launch = host.script("exec sleep 600");
+    spec.launch["runAs"] = json!("nobody");
+    spec.launch["limits"] = json!({ "openFiles": 300, "processes": 4_000 });
+    host.provider().ensure_server_group(&host.op("ex/1"), &spec).await.expect("made");
+    let process = wait_for("the process", Duration::from_secs(30), || async {
+        let pid = host.find("web-v000").await?.instances.first()?.pid?;
+        let command = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        command.starts_with(b"sleep\0").then_some(pid)
+    })
+    .await?;
+    let read = |file: &str| std::fs::read_to_string(format!("/proc/{process}/{file}")).expect("it lives");
+    let (status, limits) = (read("status"), read("limits"));
+    let field = |name: &str| -> Vec<u32> {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a line for each field");
+        line.split_whitespace().map(|number| number.parse().expect("a number")).collect()
+    };
+    let nobody = nix::unistd::User::from_name("nobody")?.expect("checked before");
+    let (uid, gid) = (nobody.uid.as_raw(), nobody.gid.as_raw());
+    // Real, effective, saved and of the file system.
+    assert_eq!((field("Uid:"), field("Gid:")), (vec![uid; 4], vec![gid; 4]));
+    let id = std::process::Command::new("id").args(["-G", "nobody"]).output()?;
+    let mut own: Vec<u32> =
+        String::from_utf8(id.stdout)?.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+    own.sort_unstable();
+    let mut groups = field("Groups:");
+    groups.sort_unstable();
+    assert_eq!(groups, own, "the user's groups, and none of the host's own");
+    let line = limits.lines().find(|line| line.starts_with("Max processes")).expect("a line for each limit");
+    let told = host.find("web-v000").await.and_then(|group| group.limits_enforced_by).expect("told");
+    let by_rlimit = told.contains("processes by rlimit") && line.contains("4000");
+    assert!(by_rlimit || told.contains("processes by cgroup"), "{told}\n{line}");
     host.end().await;
     Ok(())
 }

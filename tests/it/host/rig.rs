@@ -107,22 +107,30 @@ impl Host {
         .expect("a spec")
     }
 
-    /// A load balancer that anybody on this machine may enter; its address.
-    pub async fn balancer(&self) -> String {
-        let open: SecurityGroupSpec = serde_json::from_value(json!({
+    /// Who is on this machine may enter.
+    pub fn open() -> SecurityGroupSpec {
+        serde_json::from_value(json!({
             "account": "local", "location": "local", "name": "open",
             "inbound": [{ "cidr": "127.0.0.0/8", "portFrom": 1, "portTo": 65535 }],
         }))
-        .expect("a spec");
-        self.provider().ensure_security_group(&self.op("ex/sg"), &open).await.expect("made");
+        .expect("a spec")
+    }
+
+    pub fn balancer_spec(&self) -> LoadBalancerSpec {
         let (first, last) = self.ports.load_balancers();
-        let spec: LoadBalancerSpec = serde_json::from_value(json!({
+        serde_json::from_value(json!({
             "account": "local", "location": "local", "name": "web",
             "listeners": [{ "port": first, "portTo": last }],
             "healthCheck": { "protocol": "http", "path": "/health", "intervalMs": 200 },
             "securityGroups": ["open"], "drainSeconds": 5,
         }))
-        .expect("a spec");
+        .expect("a spec")
+    }
+
+    /// A load balancer that anybody on this machine may enter; its address.
+    pub async fn balancer(&self) -> String {
+        self.provider().ensure_security_group(&self.op("ex/sg"), &Self::open()).await.expect("made");
+        let spec = self.balancer_spec();
         let balancer = self.provider().ensure_load_balancer(&self.op("ex/lb"), &spec).await.expect("made");
         balancer.bound[0].clone()
     }
@@ -198,6 +206,61 @@ impl Drop for Host {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }
+}
+
+/// Waits until so many connections to the group's instances are open, three looks in a row: requests
+/// that are under way, where nothing else is sent.
+pub async fn under_way(group: &ServerGroup, count: usize) {
+    let ports: Vec<u16> = group.instances.iter().filter_map(|instance| instance.port).collect();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let mut in_a_row = 0;
+    while in_a_row < 3 {
+        let open = sockets(ESTABLISHED).into_iter().filter(|socket| ports.contains(&socket.to)).count();
+        in_a_row = if open >= count { in_a_row + 1 } else { 0 };
+        assert!(Instant::now() < deadline, "{open} requests are under way, not {count}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Waits until the process has the socket that listens there.
+pub async fn holds_socket(pid: u32, address: &str) {
+    let port: u16 = address.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let inodes: Vec<String> = sockets(LISTENING)
+            .into_iter()
+            .filter(|socket| socket.from == port)
+            .map(|socket| format!("socket:[{}]", socket.inode))
+            .collect();
+        let files = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        let targets = files.filter_map(|file| std::fs::read_link(file.path()).ok());
+        if targets.into_iter().any(|target| inodes.iter().any(|inode| target.as_os_str() == inode.as_str())) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "process {pid} does not hold the socket of {address}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+struct Socket {
+    from: u16,
+    to: u16,
+    inode: String,
+}
+
+const ESTABLISHED: &str = "01";
+const LISTENING: &str = "0A";
+
+/// The machine's TCP sockets over IPv4 in that state.
+fn sockets(state: &str) -> Vec<Socket> {
+    let text = std::fs::read_to_string("/proc/net/tcp").expect("Linux has it");
+    let port = |address: &str| u16::from_str_radix(address.rsplit(':').next()?, 16).ok();
+    let socket = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let inode = (*fields.get(9)?).to_owned();
+        (fields[3] == state).then_some(Socket { from: port(fields[1])?, to: port(fields[2])?, inode })
+    };
+    text.lines().skip(1).filter_map(socket).collect()
 }
 
 pub fn kill_now(pid: u32) {

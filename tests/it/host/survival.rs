@@ -12,7 +12,7 @@ use libtest_mimic::Trial;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::rig::{Host, Load, get, gone, kill_now, lives, only, pids};
+use super::rig::{Host, Load, get, gone, holds_socket, kill_now, lives, only, pids, under_way};
 use crate::harness::{Outcome, gennaker, trial, wait_for};
 
 pub fn trials() -> Vec<Trial> {
@@ -52,13 +52,14 @@ async fn upgrade() -> Outcome {
     let host = Host::start().await?;
     let address = host.balancer().await;
     host.provider().ensure_server_group(&host.op("ex/1"), &host.group("web-v000", 2)).await.expect("made");
-    let before = pids(&host.up("web-v000", 2).await);
-    let load = Load::start(&address);
+    let group = host.up("web-v000", 2).await;
+    let before = pids(&group);
     let slow = tokio::spawn({
         let address = address.clone();
-        async move { get(&address, "/slow?ms=1000").await }
+        async move { get(&address, "/slow?ms=3000").await }
     });
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    under_way(&group, 1).await;
+    let load = Load::start(&address);
     let old = host.status().await.pid;
     let binary = Some(gennaker().to_owned());
     let status =
@@ -135,8 +136,8 @@ async fn killed_keeper() -> Outcome {
     assert_eq!(host.status().await.pid, before.pid, "the worker goes on");
     let second = HostProvider::connect(host.options()).await.expect("the same host");
     assert_eq!(second.control().status().await.expect("answers").pid, before.pid);
-    // The new keeper may still be taking the sockets.
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    // Until the new keeper has taken the sockets the worker is the only one that holds them.
+    holds_socket(host.status().await.keeper.expect("has one"), &address).await;
     kill_now(before.pid);
     host.another_worker(before.pid).await;
     load.goes_on().await;

@@ -137,6 +137,15 @@ async fn a_cluster_is_held_in_order_of_arrival(at: &Home) {
     at.store.commit(write(vec![Write::ReleaseClusterClaims { stage: leases[1].1 }])).await.expect("committed");
     assert_eq!(claim(0).await, ClusterClaim::Held);
     assert_eq!(claim(2).await, ahead(&[0]));
+    // What changes the cluster is committed only for who holds it.
+    let held = async |index: usize| {
+        let guard = Guard::ClusterHeld { key: key.clone(), stage: leases[index].1 };
+        at.store.commit(Commit { guards: vec![guard], ..Commit::default() }).await
+    };
+    held(0).await.expect("it is first");
+    for other in [1, 2, 3] {
+        assert!(matches!(held(other).await, Err(CommitError::Refused(_))), "{other} is not first");
+    }
     let queue = at.store.cluster_queue(&key).await.expect("read");
     assert_eq!(queue, [(leases[0].0.execution, leases[0].1), (leases[2].0.execution, leases[2].1)]);
     // An execution that ends leaves the queue.
