@@ -684,7 +684,8 @@ mod tests {
         let engine = Engine::new(engine::Options::default(), store.clone(), registry.clone(), clock.clone());
         let dispatcher = Dispatcher::new(store.clone(), engine.commands(), registry, clock.clone(), engine.slots());
         let day = Some(Duration::from_secs(24 * 3600));
-        let jobs = jobs(&store, &clock, Keep { executions: day, audit: day }, &engine, &dispatcher);
+        let keep = watch::Sender::new(Keep { executions: day, audit: day });
+        let jobs = jobs(&store, &clock, keep.subscribe(), &engine, &dispatcher);
         let stop = CancellationToken::new();
         let running = tokio::spawn(housekeeping::run(jobs, stop.clone()));
         let start = std::time::Instant::now();
