@@ -438,7 +438,7 @@ async fn values_that_do_not_hold_are_named() {
         (cancel, json!({}), vec!["`$input` of type `CancelExecutionInput!` is not given", "`variables`"]),
         (cancel, json!({"input": {"reason": "x"}}), vec!["`$input.execution` is not given"]),
         (put, listener(70_000), vec!["`upsertLoadBalancer`", "0 to 65535", "Listener"]),
-        (put, listener(-1), vec!["`upsertLoadBalancer`", "0 to 65535"]),
+        (put, listener(-1), vec!["`upsertLoadBalancer`", "Invalid number", "ListenerInput"]),
         ("{ executions(first: 99999999999) { totalCount } }", Value::Null, vec!["`executions`", "2147483647"]),
         ("{ executions(first: 101) { totalCount } }", Value::Null, vec!["`first` is 101"]),
     ] {
