@@ -250,11 +250,9 @@ impl Server {
         Ok(gennaker::providers::host::client::Options {
             directory: self.host_dir(),
             binary: gennaker().to_owned(),
-            account: "local".to_owned(),
-            location: "local".to_owned(),
             artifact_roots: vec![self.dir.clone()],
-            secret_roots: Vec::new(),
             ports: self.ports.instances().parse().map_err(anyhow::Error::msg)?,
+            ..gennaker::providers::host::client::Options::new(&self.host_dir())?
         })
     }
 
