@@ -8,8 +8,7 @@ pub struct LogArgs {
     #[arg(long = "log", env = "GENNAKER_LOG", value_enum, default_value_t = LogFormat::Text)]
     pub format: LogFormat,
     /// What is in the log: a level, and levels of single parts (`info`, `warn,gennaker::engine=debug`)
-    /// [default: info, with less of the database]
-    #[arg(long, env = "GENNAKER_LOG_FILTER", value_name = "FILTER", value_parser = filter)]
+    #[arg(long, env = "GENNAKER_LOG_FILTER", value_name = "FILTER", default_value = LogArgs::FILTER, value_parser = filter)]
     pub log_filter: Option<String>,
 }
 

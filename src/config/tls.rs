@@ -7,7 +7,7 @@ use super::Error;
 use crate::listener::tls::{Certificates, Error as Unusable, Files};
 
 /// Flags.
-#[derive(Debug, Clone, Default, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "TLS")]
 pub struct TlsArgs {
     /// Speak TLS, with this certificate (PEM, the server's own first, then those that lead to its root)
@@ -16,9 +16,15 @@ pub struct TlsArgs {
     /// Private key of the certificate (PEM, without a passphrase)
     #[arg(long, env = "GENNAKER_TLS_KEY", value_name = "FILE")]
     pub tls_key: Option<PathBuf>,
-    /// Seconds from one look whether certificate and key have changed to the next [default: 60]
-    #[arg(long, env = "GENNAKER_TLS_CHECK_SECONDS", value_name = "SECONDS")]
-    pub tls_check_seconds: Option<u64>,
+    /// Seconds from one look whether certificate and key have changed to the next
+    #[arg(long, env = "GENNAKER_TLS_CHECK_SECONDS", value_name = "SECONDS", default_value_t = TlsArgs::CHECK_SECONDS)]
+    pub tls_check_seconds: u64,
+}
+
+impl Default for TlsArgs {
+    fn default() -> Self {
+        Self { tls_cert: None, tls_key: None, tls_check_seconds: Self::CHECK_SECONDS }
+    }
 }
 
 impl TlsArgs {
@@ -27,7 +33,7 @@ impl TlsArgs {
     /// # Errors
     /// When one of the two files is missing, or they are no certificate with its key.
     pub fn validate(self) -> Result<Option<TlsConfig>, Error> {
-        let seconds = self.tls_check_seconds.unwrap_or(Self::CHECK_SECONDS);
+        let seconds = self.tls_check_seconds;
         if !(1..=86_400).contains(&seconds) {
             return Err(Error::new("--tls-check-seconds", format!("{seconds} is not within 1 to 86400")));
         }

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::model::{
-    Application, Cancel, CancelMode, EventBody, Failure, NotificationRule, Occasion, Phase, Pipeline,
-    PipelineDefinition, PrincipalId, Progress, Revision, Role, Task, Unwinding, Wake,
+    Application, Cancel, CancelMode, DeliveryState, EventBody, ExecutionRule, Failure, NotificationRule, Occasion,
+    Phase, Pipeline, PipelineDefinition, PrincipalId, Progress, Revision, Role, Task, Triggered, Unwinding, Wake,
 };
 
 /// A database of the test's own, gone with it.
@@ -245,6 +245,10 @@ fn documents_of_format_1_are_still_read_and_every_variant_has_one() {
     every_variant::<Wake>("wake", Some("on"));
     read_all::<PipelineDefinition>("definition");
     read_all::<Vec<NotificationRule>>("rules");
+    read_all::<Vec<ExecutionRule>>("executionRules");
+    read_all::<Triggered>("triggered");
+    read_all::<DeliveryState>("deliveryState");
+    every_variant::<DeliveryState>("deliveryState", None);
     read_all::<Cancel>("cancel");
     read_all::<Failure>("failure");
     read_all::<Progress>("progress");
