@@ -72,9 +72,9 @@ struct Step {
 }
 
 enum Work {
-    Save { document: Document, before: Option<files::Found> },
+    Save { document: Box<Document>, before: Option<Box<files::Found>> },
     Keep,
-    Delete(files::Found),
+    Delete(Box<files::Found>),
 }
 
 impl Step {
@@ -230,7 +230,7 @@ fn plan(
         }
         let old = before.as_ref().map(|before| files::to_yaml(&before.fields)).transpose()?.unwrap_or_default();
         let diff = diff(&old, &files::to_yaml(&document.fields)?);
-        steps.push(Step { identity, work: Work::Save { document, before }, diff });
+        steps.push(Step { identity, work: Work::Save { document: Box::new(document), before: before.map(Box::new) }, diff });
     }
     if prune {
         let extra = present.values().filter(|found| {
@@ -242,7 +242,7 @@ fn plan(
         extra.sort_by_key(|found| std::cmp::Reverse(found.identity.kind));
         for found in extra {
             let diff = diff(&files::to_yaml(&found.fields)?, "");
-            steps.push(Step { identity: found.identity.clone(), work: Work::Delete(found), diff });
+            steps.push(Step { identity: found.identity.clone(), work: Work::Delete(Box::new(found)), diff });
         }
     }
     Ok(steps)
@@ -280,7 +280,7 @@ async fn carry_out(args: &Args, server: &Server, steps: Vec<Step>) -> Outcome {
             Work::Keep => Some(Ok(())),
             _ if args.dry_run => Some(Ok(())),
             Work::Save { document, before } => {
-                let saved = server.save(&step.identity, &document.fields, before.as_ref(), args.timeout, &mut screen);
+                let saved = server.save(&step.identity, &document.fields, before.as_deref(), args.timeout, &mut screen);
                 Some(saved.await)
             }
             Work::Delete(found) => Some(server.delete(found, args.timeout, &mut screen).await),

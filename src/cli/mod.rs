@@ -106,17 +106,17 @@ enum Command {
     /// A small HTTP server to deploy: shows its version, and fails in chosen ways
     SampleApp(sample_app::Args),
     /// Create, list and revoke the tokens that let programs and people in
-    Token(token::Args),
+    Token(Box<token::Args>),
     /// Print the GraphQL schema
     Schema(schema::Args),
     /// Bring the database's schema up to date, as `serve` does at its start
-    Migrate(migrate::Args),
+    Migrate(Box<migrate::Args>),
     /// Check and show the settings: file, variables and flags together
-    Config(config::Args),
+    Config(Box<config::Args>),
     /// Copy the database while the server runs
-    Backup(backup::Args),
+    Backup(Box<backup::Args>),
     /// Make the database from a backup
-    Restore(restore::Args),
+    Restore(Box<restore::Args>),
     /// Print or write the units that run server and host under systemd
     Systemd(systemd::Args),
 }
@@ -159,7 +159,7 @@ pub fn main() -> ExitCode {
     };
     let outcome = match command {
         Command::Serve(args) => serve::run(*args, settings),
-        Command::Config(args) => config::run(args, settings),
+        Command::Config(args) => config::run(*args, settings),
         Command::Demo(args) => demo::run(args),
         Command::Apply(args) => apply::run(args),
         Command::Export(args) => export::run(args),
@@ -172,11 +172,11 @@ pub fn main() -> ExitCode {
         Command::Host(args) => host::run(args),
         Command::Shim(args) => shim::run(args),
         Command::SampleApp(args) => block_on(async { Ok(sample_app::run(args).await.map(|()| ExitCode::SUCCESS)?) }),
-        Command::Token(args) => token::run(args),
+        Command::Token(args) => token::run(*args),
         Command::Schema(args) => schema::run(args),
-        Command::Migrate(args) => migrate::run(args),
-        Command::Backup(args) => backup::run(args),
-        Command::Restore(args) => restore::run(args),
+        Command::Migrate(args) => migrate::run(*args),
+        Command::Backup(args) => backup::run(*args),
+        Command::Restore(args) => restore::run(*args),
         Command::Systemd(args) => systemd::run(args),
     };
     match outcome {

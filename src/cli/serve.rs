@@ -90,7 +90,7 @@ pub fn run(args: Args, settings: Settings) -> Outcome {
 }
 
 /// Reads the settings again, with the flags and variables of the start.
-fn reload(app: &App, running: &mut Vec<Setting>) {
+fn reload(app: &App, running: &mut [Setting]) {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let (args, settings) = match super::serve_again(&arguments) {
         Ok(read) => read,
