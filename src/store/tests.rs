@@ -60,11 +60,12 @@ async fn a_full_disk_is_told_and_survived() {
         let prepared = prepare::Prepared { ops: vec![op], ..Default::default() };
         store.inner.write.write(prepared).await.expect("written");
     };
-    // SQLite does not let it fall below what is used: the file is full.
-    limit("PRAGMA max_page_count = 1").await;
     let mut big = application("big");
     big.description = "x".repeat(1 << 20);
     for _ in 0..3 {
+        // SQLite does not let it fall below what is used: the file is full. Of the connection, which
+        // is made anew after each failure.
+        limit("PRAGMA max_page_count = 1").await;
         match store.commit(write(vec![Write::InsertApplication(big.clone())])).await {
             Err(CommitError::Unavailable(message)) => assert!(message.contains("disk is full"), "{message}"),
             other => panic!("expected a full disk, got {other:?}"),

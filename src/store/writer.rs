@@ -268,6 +268,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Bytes of log at which the writer itself makes it begin anew; above what the file is cut to
 /// then (`journal_size_limit`, 64 MiB).
 pub(super) const LOG_MAX: u64 = 96 << 20;
+/// Bytes above that at which it does not wait for the rest to be carried before.
+const LOG_SLACK: u64 = 8 << 20;
 
 /// How far the log runs ahead of the file. SQLite would carry it over within a commit, which then
 /// takes as long as writing a thousand pages; so it is done beside the writer.
@@ -300,7 +302,8 @@ impl Log {
         if self.commits >= CARRY_AFTER {
             self.carry();
         }
-        if std::fs::metadata(&self.path).is_ok_and(|log| log.len() <= LOG_MAX) {
+        let size = std::fs::metadata(&self.path).map_or(0, |log| log.len());
+        if size <= LOG_MAX {
             return;
         }
         // While commits follow each other without a gap, only their writer can begin the log anew.
@@ -312,7 +315,7 @@ impl Log {
                 self.carry();
             }
             // The first may have been under way already.
-            Some(since) if times >= since + 2 => {
+            Some(since) if times >= since + 2 || size > LOG_MAX + LOG_SLACK => {
                 let _one = self.shared.one.lock().await;
                 // A long read (a backup) keeps the log from beginning anew: nobody waits for its end.
                 let _ = sql::one(db, "PRAGMA busy_timeout = 20", Vec::new()).await;
