@@ -228,12 +228,16 @@ impl App {
             failed: CancellationToken::new(),
             stopping,
         };
+        let dispatcher = Dispatcher::new(store.clone(), engine.commands(), registry, clock.clone(), engine.slots());
+        let jobs = jobs(&store, &clock, keep, &engine, &dispatcher);
+        // Nothing new is started by itself once the server has been asked to end.
+        app.spawn("triggers", GRACE, |stop| async move { dispatcher.run(stop).await });
         app.spawn("deliveries", deliver::GRACE + GRACE, {
             let (options, store, clock) = (config.smtp.deliveries.clone(), store.clone(), clock.clone());
             let me = engine.owner();
             move |stop| deliver::run(options, notifiers, store, clock, me, stop)
         });
-        // First to end, so that whoever watches still sees what its last steps did.
+        // Before the API, so that whoever watches still sees what its last steps did.
         app.spawn("engine", config.server.shutdown_grace + GRACE, {
             let engine = engine.clone();
             |stop| async move {
@@ -253,9 +257,6 @@ impl App {
             |stop| forward(inventory, engine, stop)
         });
         app.spawn("inventory", GRACE, |stop| async move { inventory.run(stop).await });
-        let dispatcher = Dispatcher::new(store.clone(), engine.commands(), registry, clock.clone(), engine.slots());
-        let jobs = jobs(&store, &clock, keep, &engine, &dispatcher);
-        app.spawn("triggers", GRACE, |stop| async move { dispatcher.run(stop).await });
         app.spawn("housekeeping", GRACE, |stop| housekeeping::run(jobs, stop));
         app.spawn("proxy counters", GRACE, |stop| proxies.run(stop));
         app.spawn("metrics", GRACE, upkeep);

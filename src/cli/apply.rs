@@ -230,7 +230,11 @@ fn plan(
         }
         let old = before.as_ref().map(|before| files::to_yaml(&before.fields)).transpose()?.unwrap_or_default();
         let diff = diff(&old, &files::to_yaml(&document.fields)?);
-        steps.push(Step { identity, work: Work::Save { document: Box::new(document), before: before.map(Box::new) }, diff });
+        steps.push(Step {
+            identity,
+            work: Work::Save { document: Box::new(document), before: before.map(Box::new) },
+            diff,
+        });
     }
     if prune {
         let extra = present.values().filter(|found| {

@@ -42,12 +42,22 @@ enum Command {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  gennaker config check
+  gennaker config check --config ./gennaker.toml
+
+Exit status: 0 all settings hold, 2 they do not.")]
 struct Check {
     #[command(flatten)]
     config: config::Args,
 }
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  gennaker config show
+  gennaker config show --json | jq '.settings'")]
 struct Show {
     /// One JSON object
     #[arg(long)]

@@ -191,6 +191,8 @@ async fn looks(all: &mut Operations) -> Outcome {
     anyhow::ensure!(log["instance"]["log"]["cursor"].is_string(), "{log}");
     let traffic = all.query("traffic", json!({ "name": "hello" })).await?;
     anyhow::ensure!(traffic["loadBalancer"]["traffic"].is_array(), "{traffic}");
+    let triggers = all.query("triggers", json!({ "application": "hello" })).await?;
+    anyhow::ensure!(triggers["application"]["triggers"]["nodes"].is_array(), "{triggers}");
     let kinds = all.query("kinds", json!({})).await?;
     anyhow::ensure!(kinds["stageKinds"].as_array().is_some_and(|kinds| kinds.len() > 5), "{kinds}");
     let audit = all.query("audit", json!({})).await?;

@@ -45,7 +45,10 @@ fn main() {
     if store::killed::is_child() {
         return store::killed::child();
     }
-    let arguments = Arguments::from_args();
+    let mut arguments = Arguments::from_args();
+    // Most of them wait for processes most of the time.
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    arguments.test_threads.get_or_insert(cores * 2);
     let trials: Vec<Trial> = [
         access::trials(),
         api_errors::trials(),
