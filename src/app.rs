@@ -90,6 +90,7 @@ pub struct App {
     notes: Vec<String>,
     data_dir: PathBuf,
     store: Store,
+    engine: Engine,
     lifecycle: api::Lifecycle,
     live: Live,
     /// In the order in which they end.
@@ -222,6 +223,7 @@ impl App {
             notes,
             data_dir: config.data.dir.clone(),
             store: store.clone(),
+            engine: engine.clone(),
             lifecycle: lifecycle.clone(),
             live,
             tasks: Vec::new(),
@@ -229,7 +231,7 @@ impl App {
             stopping,
         };
         let dispatcher = Dispatcher::new(store.clone(), engine.commands(), registry, clock.clone(), engine.slots());
-        let jobs = jobs(&store, &clock, keep, &engine, &dispatcher);
+        let jobs = jobs(&store, &clock, keep, &engine, &dispatcher, &app.stopping);
         // Nothing new is started by itself once the server has been asked to end.
         app.spawn("triggers", GRACE, |stop| async move { dispatcher.run(stop).await });
         app.spawn("deliveries", deliver::GRACE + GRACE, {
@@ -344,6 +346,7 @@ impl App {
     /// When a part had failed before.
     pub async fn stop(mut self) -> Result<(), Failed> {
         self.stopping.cancel();
+        self.engine.drain();
         let failed = self.failed.is_cancelled();
         info!("stopping: nothing new is begun, and steps under way may end");
         self.lifecycle.draining.cancel();
@@ -493,7 +496,9 @@ fn jobs(
     keep: watch::Receiver<Keep>,
     engine: &Engine,
     dispatcher: &Dispatcher,
+    stopping: &CancellationToken,
 ) -> Vec<Job> {
+    let stopping = stopping.clone();
     let (store, clock, engine, dispatcher) = (store.clone(), clock.clone(), engine.clone(), dispatcher.clone());
     let renew_every = engine.renew_every();
     vec![
@@ -502,8 +507,14 @@ fn jobs(
             async move { prune(&store, &clock, keep).await.map_err(|error| error.to_string()) }
         }),
         Job::new("sweep for triggers", SWEEP_EVERY, move || {
-            let dispatcher = dispatcher.clone();
-            async move { dispatcher.sweep().await.map_err(|error| error.to_string()) }
+            let (dispatcher, stopping) = (dispatcher.clone(), stopping.clone());
+            async move {
+                // A server that is to end starts nothing by itself.
+                if stopping.is_cancelled() {
+                    return Ok(());
+                }
+                dispatcher.sweep().await.map_err(|error| error.to_string())
+            }
         }),
         Job::new("renewal of leases", renew_every, move || {
             let engine = engine.clone();
@@ -686,7 +697,7 @@ mod tests {
         let dispatcher = Dispatcher::new(store.clone(), engine.commands(), registry, clock.clone(), engine.slots());
         let day = Some(Duration::from_secs(24 * 3600));
         let keep = watch::Sender::new(Keep { executions: day, audit: day });
-        let jobs = jobs(&store, &clock, keep.subscribe(), &engine, &dispatcher);
+        let jobs = jobs(&store, &clock, keep.subscribe(), &engine, &dispatcher, &CancellationToken::new());
         let stop = CancellationToken::new();
         let running = tokio::spawn(housekeeping::run(jobs, stop.clone()));
         let start = std::time::Instant::now();

@@ -67,10 +67,11 @@ pub struct Args {
     /// Instances on this host, at most
     #[arg(long, env = "GENNAKER_MAX_INSTANCES", value_name = "COUNT", default_value_t = MAX_INSTANCES)]
     pub max_instances: usize,
-    /// Bytes of all unpacked artifacts together, at most.
-    #[arg(long, default_value_t = MAX_ARTIFACT_BYTES, value_name = "BYTES")]
+    /// Bytes of all unpacked artifacts together, at most
+    #[arg(long, env = "GENNAKER_MAX_ARTIFACT_BYTES", default_value_t = MAX_ARTIFACT_BYTES, value_name = "BYTES",
+          value_parser = clap::value_parser!(u64).range(1 << 20..))]
     pub max_artifact_bytes: u64,
-    /// Seconds for which an artifact stays that no server group uses.
+    /// Seconds for which an artifact stays that no server group uses
     #[arg(long, default_value_t = ARTIFACT_KEEP_SECONDS, value_name = "SECONDS")]
     pub artifact_keep_seconds: u64,
     /// Used by a host for its own parts.

@@ -80,6 +80,8 @@ pub fn run(args: Args, settings: Settings) -> Outcome {
         systemd::notify("STOPPING=1");
         tokio::select! {
             stopped = app.stop() => stopped?,
+            // While it ends, the runtime still turns.
+            () = &mut life => {}
             () = signals.asked_to_end() => {
                 error!("asked a second time: the server ends at once; the next start goes on where this one was");
                 return Ok(ExitCode::FAILURE);

@@ -203,6 +203,12 @@ impl Engine {
         recovery::renew(&self.shared).await
     }
 
+    /// From now on nothing is begun: no execution is taken up, no step is started; those under way
+    /// may end. [`Engine::run`] goes on until its own token says that it has to end.
+    pub fn drain(&self) {
+        self.shared.stopping.cancel();
+    }
+
     /// Whether it works: registered, not ended, and its search for due executions not overdue.
     ///
     /// # Errors

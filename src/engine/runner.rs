@@ -231,6 +231,10 @@ impl Runner {
     /// of one in memory that has something to do anyway.
     fn wake(&mut self, id: ExecutionId, due: bool) {
         let shared = Arc::clone(&self.shared);
+        // What is under way hears of it; nothing else is begun any more.
+        if shared.stopping.is_cancelled() && !shared.active().contains_key(&id) {
+            return;
+        }
         let mut active = shared.active();
         if let Some(handle) = active.get(&id) {
             let now = if due { shared.clock.now().timestamp_micros() } else { i64::MIN };

@@ -83,6 +83,7 @@ static EFFECTS: LazyLock<[Counter; 4]> =
 static EFFECT_DURATION: LazyLock<Histogram> = LazyLock::new(|| histogram!("gennaker_effect_duration_seconds"));
 static RETRIES: LazyLock<Counter> = LazyLock::new(|| counter!("gennaker_step_retries_total"));
 static LEASES_LOST: LazyLock<Counter> = LazyLock::new(|| counter!("gennaker_leases_lost_total"));
+static CALLS_FENCED: LazyLock<Counter> = LazyLock::new(|| counter!("gennaker_calls_fenced_total"));
 static SCAN_DURATION: LazyLock<Histogram> = LazyLock::new(|| histogram!("gennaker_scan_duration_seconds"));
 static LAG: LazyLock<Histogram> = LazyLock::new(|| histogram!("gennaker_step_lag_seconds"));
 
@@ -96,6 +97,10 @@ pub(super) fn describe() {
     describe_histogram!("gennaker_effect_duration_seconds", "How long calls to the outside took.");
     describe_counter!("gennaker_step_retries_total", "Steps that failed and are tried again.");
     describe_counter!("gennaker_leases_lost_total", "Executions that another server took from this one.");
+    describe_counter!(
+        "gennaker_calls_fenced_total",
+        "Late calls of this server that a host refused, since another server had acted after them."
+    );
     describe_histogram!("gennaker_scan_duration_seconds", "How long the search for due executions took.");
     describe_histogram!("gennaker_step_lag_seconds", "From the instant at which a step was due to its beginning.");
     LazyLock::force(&STARTED);
@@ -104,6 +109,7 @@ pub(super) fn describe() {
     LazyLock::force(&EFFECT_DURATION);
     LazyLock::force(&RETRIES);
     LazyLock::force(&LEASES_LOST);
+    LazyLock::force(&CALLS_FENCED);
     LazyLock::force(&SCAN_DURATION);
     LazyLock::force(&LAG);
 }
@@ -153,6 +159,11 @@ pub fn effect(outcome: EffectOutcome, took: Option<Duration>) {
 /// Another server has taken an execution.
 pub fn lease_lost() {
     LEASES_LOST.increment(1);
+}
+
+/// A host has refused a late call.
+pub fn call_fenced() {
+    CALLS_FENCED.increment(1);
 }
 
 /// The search for due executions took this long.

@@ -80,8 +80,6 @@ pub enum Invariant {
     EventGap,
     /// An execution is over and an effect of it is open past its deadline.
     IntentLeftOpen,
-    /// A host refused a late call of an owner that had lost its execution to another.
-    TwoOwners,
     /// The rules of an execution give new decisions without an end.
     EndlessDecisions,
     /// Code of ours panicked.
@@ -93,12 +91,11 @@ pub enum Invariant {
 }
 
 impl Invariant {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 8] = [
         Self::RunningWithoutWake,
         Self::DueAndNotTaken,
         Self::EventGap,
         Self::IntentLeftOpen,
-        Self::TwoOwners,
         Self::EndlessDecisions,
         Self::Panic,
         Self::PartEnded,
@@ -112,7 +109,6 @@ impl Invariant {
             Self::DueAndNotTaken => "due_and_not_taken",
             Self::EventGap => "event_gap",
             Self::IntentLeftOpen => "intent_left_open",
-            Self::TwoOwners => "two_owners",
             Self::EndlessDecisions => "endless_decisions",
             Self::Panic => "panic",
             Self::PartEnded => "part_ended",
@@ -121,7 +117,7 @@ impl Invariant {
     }
 }
 
-static VIOLATIONS: LazyLock<[Counter; 9]> = LazyLock::new(|| {
+static VIOLATIONS: LazyLock<[Counter; 8]> = LazyLock::new(|| {
     Invariant::ALL.map(|invariant| counter!("gennaker_invariant_violations_total", "invariant" => invariant.name()))
 });
 

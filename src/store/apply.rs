@@ -56,12 +56,22 @@ pub(super) struct Memory {
     position: Option<i64>,
 }
 
+/// What a transaction teaches.
+#[derive(Debug)]
+pub(super) struct Learned {
+    known: Memory,
+    doubted: Vec<Uuid>,
+}
+
 /// Executions remembered; those in use come back by themselves.
 const REMEMBERED_MAX: usize = 4096;
 
 impl Memory {
     /// The transaction was committed.
-    pub(super) fn learn(&mut self, learned: Self) {
+    pub(super) fn learn(&mut self, Learned { known: learned, doubted }: Learned) {
+        for id in doubted {
+            self.rows.remove(&id);
+        }
         if self.rows.len() + learned.rows.len() > REMEMBERED_MAX {
             self.rows.clear();
         }
@@ -83,6 +93,8 @@ pub(super) struct Batch<'c, C> {
     rows: HashMap<Uuid, Row>,
     /// What the newest position was before; None: it has to be asked for.
     position: Option<i64>,
+    /// Executions of which a guard did not hold: read anew the next time.
+    doubted: Vec<Uuid>,
     script: Script,
     executions: Gathered,
     advances: Gathered,
@@ -167,6 +179,7 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
             db,
             rows,
             position: memory.position,
+            doubted: Vec::new(),
             script: Script::default(),
             executions: Gathered::default(),
             advances: Gathered::default(),
@@ -182,6 +195,7 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
     pub(super) async fn add(&mut self, prepared: &Prepared) -> Result<(), DbErr> {
         for guard in &prepared.guards {
             if !self.holds(guard).await? {
+                self.doubted.extend(&prepared.rows);
                 self.outcomes.push(Err(Refusal { guard: guard.clone() }));
                 return Ok(());
             }
@@ -198,11 +212,17 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
 
     /// Writes what is left. The events' positions are taken last, from a row that stays locked
     /// until COMMIT, so that positions are in the order of commits.
-    pub(super) async fn finish(mut self) -> Result<(Vec<Result<Outcome, Refusal>>, Memory), DbErr> {
+    pub(super) async fn finish(mut self) -> Result<(Vec<Result<Outcome, Refusal>>, Learned), DbErr> {
         self.gather();
         self.append().await?;
         self.script.send(self.db).await?;
-        Ok((self.outcomes, Memory { rows: self.rows, position: self.position }))
+        for id in &self.doubted {
+            self.rows.remove(id);
+        }
+        Ok((
+            self.outcomes,
+            Learned { known: Memory { rows: self.rows, position: self.position }, doubted: self.doubted },
+        ))
     }
 
     // --- guards ------------------------------------------------------------------------------

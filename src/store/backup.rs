@@ -113,6 +113,14 @@ pub async fn restore(options: &Options, file: &Path, replace: bool, now: DateTim
     close(db).await;
     let (executions, unfinished) = counted?;
     let kept = if database.exists() { Some(keep_aside(&database, now).await?) } else { None };
+    // A log whose database is gone would be played into the new one.
+    for suffix in ["-wal", "-shm"] {
+        let left = open::beside(&database, suffix);
+        match fs::rename(&left, open::beside(&left, &format!(".replaced-{}", now.format("%Y%m%dT%H%M%SZ")))) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(about(&left, error)),
+            _ => {}
+        }
+    }
     partial.finish(&database)?;
     Ok(Restored { executions, unfinished, kept })
 }

@@ -27,7 +27,7 @@ mod writer;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sea_orm::DatabaseConnection;
 use tokio::sync::{Mutex, broadcast};
@@ -166,9 +166,6 @@ pub enum ClusterClaim {
     },
 }
 
-/// For how long a commit that went well says that the next one will.
-const WRITABLE_FOR: Duration = Duration::from_secs(5);
-
 /// Of why a commit did not happen, what a client may be told; none for what is the inside's.
 #[must_use]
 pub fn advice(why: &str) -> Option<&'static str> {
@@ -188,8 +185,6 @@ struct Inner {
     clock: Clock,
     notices: writer::Notices,
     latency: Arc<writer::Latency>,
-    /// How the newest write ended, and when.
-    newest: std::sync::Mutex<Option<(Instant, Result<(), String>)>>,
     stop: CancellationToken,
     task: Mutex<Option<JoinHandle<()>>>,
     /// Ends the task with the last clone of the store.
@@ -253,36 +248,8 @@ impl Store {
         Ok(self.write(prepared).await?.committed)
     }
 
-    /// Hands it to the writer, and remembers how it went.
     async fn write(&self, prepared: prepare::Prepared) -> Result<apply::Outcome, CommitError> {
-        let result = self.inner.write.write(prepared).await;
-        let went = match &result {
-            Ok(_) | Err(CommitError::Refused(_)) => Ok(()),
-            Err(CommitError::Unavailable(why) | CommitError::Unknown(why)) => Err(why.clone()),
-        };
-        *self.inner.newest.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some((Instant::now(), went));
-        result
-    }
-
-    /// Whether commits are taken: by how the newest one went, if that was a moment ago and well,
-    /// else by a small write of its own.
-    ///
-    /// # Errors
-    /// What is in the way: a full disk, a read-only file, a database that does not answer.
-    pub async fn writable(&self) -> Result<(), String> {
-        let newest = self.inner.newest.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-        if let Some((at, Ok(()))) = newest
-            && at.elapsed() < WRITABLE_FOR
-        {
-            return Ok(());
-        }
-        let sql = "INSERT INTO counter (key, value) VALUES ('probe', 1) \
-                   ON CONFLICT (key) DO UPDATE SET value = counter.value + 1";
-        let op = prepare::Op::Run { sql, values: Vec::new() };
-        match self.write(prepare::Prepared { ops: vec![op], ..prepare::Prepared::default() }).await {
-            Ok(_) | Err(CommitError::Refused(_)) => Ok(()),
-            Err(CommitError::Unavailable(why) | CommitError::Unknown(why)) => Err(why),
-        }
+        self.inner.write.write(prepared).await
     }
 
     /// Woken, after COMMIT, with each (stream, sequence) that grew, here or at another replica. A

@@ -63,20 +63,7 @@ pub(super) async fn open(options: &Options, clock: Clock, role: As) -> Result<St
     let epoch = read_epoch(&read).await?;
     let guard = stop.clone().drop_guard();
     let task = Mutex::new(Some(task));
-    Ok(Store {
-        inner: Arc::new(Inner {
-            write,
-            read,
-            epoch,
-            clock,
-            notices,
-            latency,
-            newest: std::sync::Mutex::default(),
-            stop,
-            task,
-            _guard: guard,
-        }),
-    })
+    Ok(Store { inner: Arc::new(Inner { write, read, epoch, clock, notices, latency, stop, task, _guard: guard }) })
 }
 
 // --- SQLite --------------------------------------------------------------------------------------

@@ -111,13 +111,13 @@ async fn the_log_does_not_grow_for_ever() {
 async fn a_database_that_cannot_be_written_to_says_so() {
     let home = Home::new().await;
     let store = &home.store;
-    assert_eq!(store.writable().await, Ok(()));
+    store.check_write().await.expect("it is written to");
     let op = prepare::Op::Run { sql: "PRAGMA query_only = on", values: Vec::new() };
     let _ = store.write(prepare::Prepared { ops: vec![op], ..Default::default() }).await;
     let refused = store.commit(write(vec![Write::InsertApplication(application("hello"))])).await;
     let Err(CommitError::Unavailable(why)) = refused else { panic!("{refused:?}") };
     assert!(why.contains("read-only") && advice(&why).is_some(), "{why}");
-    let why = store.writable().await.expect_err("still so");
+    let why = store.check_write().await.expect_err("still so").to_string();
     assert!(why.contains("read-only"), "{why}");
     assert_eq!(store.application_names().await.expect("read"), Vec::<String>::new());
     home.end().await;

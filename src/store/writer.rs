@@ -13,7 +13,7 @@ use sea_orm::{
 use tokio::sync::{Mutex, Notify, Semaphore, broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::apply::{Batch, Memory, Outcome};
+use super::apply::{Batch, Learned, Memory, Outcome};
 use super::prepare::Prepared;
 use super::{CommitError, Refusal, health, postgres, sql};
 use crate::model::{ExecutionId, StreamId};
@@ -253,8 +253,11 @@ pub(super) async fn run<G>(
     if let Err(error) = checkpoints.close().await {
         tracing::warn!(%error, "the connection for checkpoints did not close");
     }
-    // Carried over as a whole, so that the next start finds an empty log. A reader may be in the way.
-    checkpoint(&db, "PRAGMA wal_checkpoint(TRUNCATE)").await;
+    // Carried over as a whole, so that the next start finds an empty log. A reader may be in the way;
+    // a command beside a running server leaves it to that one, which would wait meanwhile.
+    if alone {
+        checkpoint(&db, "PRAGMA wal_checkpoint(TRUNCATE)").await;
+    }
     if let Err(error) = db.close().await {
         tracing::warn!(%error, "the database's file did not close");
     }
@@ -399,7 +402,7 @@ async fn renew(db: &DatabaseConnection) {
     }
 }
 
-async fn apply(tx: &DatabaseTransaction, commits: &[&Prepared], memory: &Memory) -> Result<(Outcomes, Memory), DbErr> {
+async fn apply(tx: &DatabaseTransaction, commits: &[&Prepared], memory: &Memory) -> Result<(Outcomes, Learned), DbErr> {
     let mut batch = Batch::begin(tx, commits, memory).await?;
     for prepared in commits {
         batch.add(prepared).await?;

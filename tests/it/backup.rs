@@ -258,6 +258,16 @@ async fn refusals() -> Outcome {
     anyhow::ensure!(kept == 1, "{kept} databases are kept aside");
     server.restart().await?;
     refused(&run(&server, &["backup", text(&server.data_dir().join("gennaker.db"))?])?, "there already")?;
+
+    // A log without its database must not be played into the one that is restored.
+    Hello::create(&server).await?;
+    server.kill().await?;
+    std::fs::remove_file(server.data_dir().join("gennaker.db"))?;
+    anyhow::ensure!(server.data_dir().join("gennaker.db-wal").exists(), "the killed server left its log");
+    done(&run(&server, &["restore", text(&backup)?])?)?;
+    server.restart().await?;
+    let found = server.client().query("{ applications { totalCount } }", json!({})).await?;
+    anyhow::ensure!(found["applications"]["totalCount"] == 0, "the backup knew of no application: {found}");
     Ok(())
 }
 

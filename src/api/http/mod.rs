@@ -48,7 +48,6 @@ pub(super) fn routes(app: Arc<App>) -> Router {
     let cors = middleware::from_fn_with_state(Arc::clone(&app), origin::cors);
     let draining = middleware::from_fn_with_state(Arc::clone(&app), draining);
     Router::new()
-        .route("/metrics", get(observe::metrics))
         .route("/graphql", any(graphql::serve).layer(cors))
         .route("/graphql/ws", any(websocket::upgrade))
         .merge(assets::routes())
@@ -57,6 +56,7 @@ pub(super) fn routes(app: Arc<App>) -> Router {
         // Below here: what answers until the very end.
         .route("/healthz", get("ok\n"))
         .route("/readyz", get(observe::ready))
+        .route("/metrics", get(observe::metrics))
         .layer(middleware::from_fn(headers))
         .layer(middleware::from_fn(observe::observe))
         .with_state(app)

@@ -239,8 +239,8 @@ impl HostProvider {
                 other => {
                     return other.map_err(Error::from).inspect_err(|error| {
                         if error.kind == ErrorKind::Fenced {
-                            crate::measure::violated(crate::measure::Invariant::TwoOwners);
-                            tracing::error!("a late call was refused, since another owner has acted after it: {error}");
+                            crate::measure::engine::call_fenced();
+                            tracing::warn!("a late call was refused, since another owner has acted after it: {error}");
                         }
                     });
                 }

@@ -430,7 +430,9 @@ async fn notices_follow_commits(at: &Home) {
     }
     at.store.commit(own).await.expect("committed");
     assert_eq!(heard(&mut appended, |(grown, _)| *grown == stream).await, (stream, 4));
-    assert!(work.try_recv().is_err(), "the holder knows its own work");
+    // On PostgreSQL, servers of other schemas are heard too.
+    let own_work = std::iter::from_fn(|| work.try_recv().ok()).any(|id| id == stored.id);
+    assert!(!own_work, "the holder knows its own work");
     at.store.commit(command).await.expect("committed");
     assert_eq!(heard(&mut work, |id| *id == stored.id).await, stored.id);
     assert!(at.store.commit_latency().is_some());
