@@ -209,6 +209,7 @@ impl App {
             clock: clock.clone(),
             config: api::Options {
                 base_url: url(address, config.server.tls.is_some()),
+                public_url: config.smtp.public_url.clone(),
                 live: live.api.subscribe(),
                 lifecycle: lifecycle.clone(),
                 ..api::Options::default()

@@ -32,8 +32,10 @@ use crate::store::Store;
 /// Settings of the API.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// What links begin with: `http://127.0.0.1:8080`, without a slash at the end.
+    /// The server's own address: `http://127.0.0.1:8080`, without a slash at the end.
     pub base_url: String,
+    /// What links begin with instead, where people reach it by another address.
+    pub public_url: Option<String>,
     /// What may change while the server runs.
     pub live: watch::Receiver<Live>,
     /// How the API hears that the server is about to end.
@@ -97,6 +99,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             base_url: "http://127.0.0.1:8080".into(),
+            public_url: None,
             live: watch::channel(Live::default()).1,
             lifecycle: Lifecycle::default(),
             timeout: std::time::Duration::from_secs(30),

@@ -32,7 +32,7 @@ one may need the other. A pipeline that somebody else has changed meanwhile is n
 --prune looks at the applications that the files name, and at the kinds that the files have; server
 groups and applications are never deleted.
 
-Exit codes: 0 all is as the files say, 1 some of it failed, 2 a document does not hold (nothing was done).
+Exit status: 0 all is as the files say, 1 some of it failed, 2 a document does not hold (nothing was done).
 
 JSON: {\"dryRun\", \"objects\": [{kind, application, name, action, diff, error}]}, action being created,
 changed, unchanged, deleted, failed or skipped")]
@@ -125,7 +125,7 @@ fn ordered(mut documents: Vec<Document>) -> Vec<Document> {
     let mut done: Vec<Document> = Vec::new();
     while !documents.is_empty() {
         let waits = |document: &Document| {
-            started_by(document)
+            started_by(&document.fields)
                 .any(|other| documents.iter().any(|left| left.identity == other && left.identity != document.identity))
         };
         // Pipelines that start each other are refused by the server.
@@ -136,8 +136,8 @@ fn ordered(mut documents: Vec<Document>) -> Vec<Document> {
 }
 
 /// The pipelines whose ends start this one.
-fn started_by(document: &Document) -> impl Iterator<Item = Identity> {
-    let triggers = document.fields.get("triggers").and_then(Value::as_array).into_iter().flatten();
+fn started_by(fields: &serde_json::Map<String, Value>) -> impl Iterator<Item = Identity> {
+    let triggers = fields.get("triggers").and_then(Value::as_array).into_iter().flatten();
     triggers.filter(|trigger| trigger["kind"] == "pipeline").map(|trigger| {
         let text = |key: &str| trigger["config"][key].as_str().unwrap_or_default().to_owned();
         Identity { kind: Kind::Pipeline, application: text("application"), place: None, name: text("pipeline") }
@@ -196,7 +196,7 @@ async fn check_pipeline(
     // A pipeline that is still to be made cannot be referred to on the server yet.
     let to_come =
         |other: &Identity| !present.contains_key(other) && documents.iter().any(|document| document.identity == *other);
-    if started_by(document).any(|other| to_come(&other)) {
+    if started_by(&document.fields).any(|other| to_come(&other)) {
         fields.shift_remove("triggers");
     }
     match server.check_pipeline(&fields).await {
@@ -244,7 +244,15 @@ fn plan(
         // What uses something goes before it.
         let mut extra: Vec<_> = extra.cloned().collect();
         extra.sort_by_key(|found| std::cmp::Reverse(found.identity.kind));
-        for found in extra {
+        while !extra.is_empty() {
+            // A pipeline whose end starts another goes after that one.
+            let starts = |found: &files::Found| {
+                extra.iter().any(|left| {
+                    left.identity != found.identity && started_by(&left.fields).any(|by| by == found.identity)
+                })
+            };
+            let next = extra.iter().position(|found| !starts(found)).unwrap_or(0);
+            let found = extra.remove(next);
             let diff = diff(&files::to_yaml(&found.fields)?, "");
             steps.push(Step { identity: found.identity.clone(), work: Work::Delete(Box::new(found)), diff });
         }

@@ -21,7 +21,7 @@ Examples:
 A pipeline in which the server hides a secret (`***`) is left out, because applying it would put the
 stars where the secret is; it is named, and the exit code is 1.
 
-Exit codes: 0 all was written, 1 something was left out or failed, 2 no such application.
+Exit status: 0 all was written, 1 something was left out or failed, 2 no such application.
 
 JSON: {\"documents\": [{kind, name, …}], \"leftOut\": [{kind, application, name, masked: [PATH]}]}, with -o
 DIR {\"files\": [PATH], \"leftOut\"}")]

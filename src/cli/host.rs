@@ -43,6 +43,10 @@ pub struct Args {
     /// [default: `host` in the server's data directory]
     #[arg(long, global = true, env = "GENNAKER_HOST_DIR", value_name = "DIR")]
     pub dir: Option<PathBuf>,
+    /// The server's file of settings (TOML): what it says of the host holds here too
+    /// [default: as for `gennaker serve`]
+    #[arg(long, env = "GENNAKER_CONFIG", value_name = "FILE", help_heading = "Settings")]
+    pub config: Option<PathBuf>,
     /// The account that this host belongs to
     #[arg(long, default_value = "local")]
     pub account: String,

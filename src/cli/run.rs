@@ -21,7 +21,7 @@ Examples:
   gennaker run shop/deploy -p version=1.2.0 -p replicas:=3 --wait --timeout 30m --cancel-on-timeout
   gennaker run shop/deploy --idempotency-key build-4711 --json
 
-Exit codes: 0 succeeded (without --wait: started), 1 failed, 2 bad input, 3 cancelled, 4 timed out.
+Exit status: 0 succeeded (without --wait: started), 1 failed, 2 bad input, 3 cancelled, 4 timed out.
 With --wait, Ctrl-C ends the watching and leaves the execution running.
 
 JSON: {\"execution\": {id, number, name, application, status, url, failure}, \"isReplay\": BOOL}")]
@@ -130,7 +130,15 @@ async fn start(args: Args) -> Outcome {
     }
     let id = execution["id"].as_str().unwrap_or_default();
     let end = wait(&args, &client, id, &name).await?;
-    let ended = client.query(LOOK, json!({ "id": id })).await.map_err(fault)?;
+    let ended = match client.query(LOOK, json!({ "id": id })).await {
+        Ok(ended) => ended,
+        // What is known already is said all the same: that it took too long.
+        Err(error) if matches!(end, End::TimedOut) => {
+            eprintln!("gennaker: how it stands cannot be asked: {error}");
+            json!({ "node": execution })
+        }
+        Err(error) => return Err(fault(error)),
+    };
     if args.remote.json {
         let mut document = json!({ "execution": shown(&ended["node"]), "isReplay": started["isReplay"] });
         if matches!(end, End::TimedOut) {
@@ -184,8 +192,12 @@ async fn wait(args: &Args, client: &Client, id: &str, name: &str) -> Result<End,
             if args.cancel_on_timeout {
                 let reason = format!("not over within {waited:?}");
                 let input = json!({ "execution": { "id": id }, "reason": reason });
-                client.mutate(CANCEL, input).await.map_err(fault)?;
-                eprintln!("gennaker: {name} is not over within {waited:?}; it is being cancelled");
+                match client.mutate(CANCEL, input).await {
+                    Ok(_) => eprintln!("gennaker: {name} is not over within {waited:?}; it is being cancelled"),
+                    Err(error) => {
+                        eprintln!("gennaker: {name} is not over within {waited:?}, and cannot be cancelled: {error}");
+                    }
+                }
             } else {
                 eprintln!(
                     "gennaker: {name} is not over within {waited:?}, and goes on. To end it: gennaker cancel '{name}'"

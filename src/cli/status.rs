@@ -20,7 +20,7 @@ Examples:
   gennaker status shop/deploy        the pipeline's last executions
   gennaker status shop/deploy#12     the tree of one execution
 
-Exit codes: 0 when it could be asked, whatever the answer says; 1 failed; 2 no such thing.
+Exit status: 0 when it could be asked, whatever the answer says; 1 failed; 2 no such thing.
 
 JSON: {\"applications\", \"executions\"}, {\"application\"}, {\"pipeline\"} or {\"execution\"}, as the API
 has them (see the queries in client-examples/operations)")]

@@ -86,6 +86,8 @@ pub struct SmtpConfig {
     /// None: no mail is sent.
     pub email: Option<Options>,
     pub deliveries: deliver::Options,
+    /// What links to this server begin with, if not with its own address.
+    pub public_url: Option<String>,
 }
 
 impl SmtpArgs {
@@ -118,8 +120,8 @@ impl SmtpArgs {
             ..deliver::Options::default()
         };
         let public_url = self.public_url.as_deref().map(public_url).transpose()?;
-        let email = self.email(public_url, variable)?;
-        Ok(SmtpConfig { email, deliveries })
+        let email = self.email(public_url.clone(), variable)?;
+        Ok(SmtpConfig { email, deliveries, public_url })
     }
 
     fn email(

@@ -272,7 +272,9 @@ impl Execution {
             "{{ node(id: \"{}\") {{ ... on Execution {{ name number status stages {{ key status }} }} }} }}",
             Key::Execution(self.own.id).id().as_str()
         );
-        let mut text = format!("{}/?query=", session(ctx)?.api.config.base_url.trim_end_matches('/'));
+        let config = &session(ctx)?.api.config;
+        let base = config.public_url.as_deref().unwrap_or(&config.base_url);
+        let mut text = format!("{}/?query=", base.trim_end_matches('/'));
         for byte in query.bytes() {
             match byte {
                 b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => text.push(char::from(byte)),

@@ -195,8 +195,8 @@ pub struct SavePipelineInput {
     /// The revision that was read before; refused with `CONFLICT` when there is a newer one.
     /// 0: the pipeline must not exist yet.
     expected_revision: Option<i64>,
-    /// Check everything and save nothing; the application need not exist yet. The payload's
-    /// pipeline is null then.
+    /// Check everything but what triggers refer to, and save nothing; neither the application nor
+    /// those pipelines need exist yet. The payload's pipeline is null then.
     #[graphql(default)]
     validate_only: bool,
 }
