@@ -15,7 +15,7 @@ pub struct LogArgs {
 impl LogArgs {
     /// What is in the log unless something else is wanted: statements of the database and each
     /// connection's life are of use to few.
-    pub const FILTER: &'static str = "info,sqlx=warn,sea_orm=warn,sea_orm_migration=warn,tokio_cron_scheduler=warn";
+    pub const FILTER: &'static str = "info,sqlx=warn,sea_orm=warn,tokio_cron_scheduler=warn";
 
     /// What is in the log.
     #[must_use]

@@ -19,6 +19,7 @@ pub fn trials() -> Vec<Trial> {
         trial("config", "check_tells_every_fault_with_its_line_and_touches_nothing", check),
         trial("config", "secrets_are_masked_and_a_readable_file_with_one_is_refused", secrets),
         trial("config", "a_server_and_the_other_commands_take_their_settings_from_the_file", from_the_file),
+        trial("config", "a_host_by_itself_takes_its_settings_from_the_servers_file", host),
         trial("config", "sighup_takes_over_what_can_change_and_names_what_cannot", reload),
         trial("config", "the_readme_lists_every_limit_with_its_default", readme),
     ]
@@ -51,15 +52,22 @@ impl Drop for Dir {
     }
 }
 
-/// `gennaker config …` without the settings of whoever runs the trials.
+/// `gennaker config …`
 fn config(dir: &Dir) -> Command {
+    let mut command = bare(dir);
+    command.arg("config");
+    command
+}
+
+/// `gennaker …` without the settings of whoever runs the trials.
+fn bare(dir: &Dir) -> Command {
     let mut command = Command::new(gennaker());
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("GENNAKER_") || name == "DATABASE_URL" {
             command.env_remove(name);
         }
     }
-    command.env("HOME", &dir.0).env("XDG_CONFIG_HOME", dir.0.join("config")).env_remove("XDG_DATA_HOME").arg("config");
+    command.env("HOME", &dir.0).env("XDG_CONFIG_HOME", dir.0.join("config")).env_remove("XDG_DATA_HOME");
     command
 }
 
@@ -240,6 +248,36 @@ async fn from_the_file() -> Outcome {
         .output()?;
     let text = String::from_utf8_lossy(&output.stdout);
     anyhow::ensure!(output.status.success() && text.contains("admin"), "{text}{}", stderr(&output));
+    Ok(())
+}
+
+async fn host() -> Outcome {
+    let dir = Dir::new()?;
+    let text = "max-instances = 7\nport-range = \"27400-27450\"\nlisten = \"127.0.0.1:17999\"\n[max]\npage = 9\n";
+    let file = dir.write("g.toml", text)?;
+    let at = dir.0.join("host");
+    let host = |arguments: &[&str]| {
+        let mut command = bare(&dir);
+        command.arg("host").args(arguments).arg("--dir").arg(&at).env("GENNAKER_CONFIG", &file);
+        command
+    };
+    let mut process = tokio::process::Command::from({
+        let mut command = bare(&dir);
+        command.env("GENNAKER_CONFIG", &file).arg("host").arg("--dir").arg(&at);
+        command
+    })
+    .stderr(std::process::Stdio::null())
+    .kill_on_drop(true)
+    .spawn()?;
+    let status = wait_for("the host's status", MAX, || async {
+        let output = host(&["status"]).output().ok().filter(|output| output.status.success())?;
+        serde_json::from_slice::<Value>(&output.stdout).ok()
+    })
+    .await?;
+    let said = (&status["maxInstances"], &status["ports"]);
+    anyhow::ensure!(said == (&json!(7), &json!("27400-27450")), "{status}");
+    anyhow::ensure!(host(&["stop"]).output()?.status.success());
+    tokio::time::timeout(MAX, process.wait()).await??;
     Ok(())
 }
 

@@ -107,6 +107,14 @@ async fn server_full() -> Outcome {
         anyhow::ensure!(["RUNNING", "NOT_STARTED"].iter().any(|open| status["node"]["status"] == *open), "{status}");
         anyhow::ensure!(hello.names().await?.is_empty(), "no intent, no effect");
     }
+    let http = reqwest::Client::builder().no_proxy().build()?;
+    let health = http.get(format!("{}/healthz", server.url())).send().await?;
+    anyhow::ensure!(health.status() == 200, "{health:?}");
+    let ready = http.get(format!("{}/readyz", server.url())).send().await?;
+    anyhow::ensure!(ready.status() == 503, "{ready:?}");
+    let ready: Value = ready.json().await?;
+    let store = ready["checks"].as_array().into_iter().flatten().find(|check| check["name"] == "store");
+    anyhow::ensure!(store.is_some_and(|check| check["ok"] == false), "{ready}");
     let said = lines()? - before;
     anyhow::ensure!(said < 100, "{said} lines of log in 4 s");
 

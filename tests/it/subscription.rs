@@ -17,6 +17,7 @@ pub fn trials() -> Vec<Trial> {
         trial("subscription", "a_cursor_of_another_execution_is_refused", foreign_cursor),
         trial("subscription", "a_subscriber_goes_on_over_a_kill_without_a_gap", over_a_kill),
         trial("subscription", "the_notifications_of_an_execution_come_over_the_feed", notifications),
+        trial("subscription", "failures_cancels_approvals_and_stages_are_told_too", other_notifications),
     ]
 }
 
@@ -143,4 +144,50 @@ async fn notifications() -> Outcome {
     }
     anyhow::ensure!(occasions == ["STARTED", "COMPLETED"], "{occasions:?}");
     Ok(())
+}
+
+async fn other_notifications() -> Outcome {
+    let (_server, hello) = prepared().await?;
+    let document = "subscription { notifications { notification { occasion executionName stage { key } } } }";
+    let mut feed = hello.client.subscribe(document, &json!({})).await?;
+    let rule = json!([{ "on": ["FAILED", "CANCELED", "APPROVAL_NEEDED"] }]);
+    let nowhere = json!({ "url": "http://127.0.0.1:1/", "method": "GET", "retries": 0 });
+    hello
+        .save(
+            "fails",
+            &json!({
+                "stages": [{
+                    "key": "call", "kind": "webhook", "config": nowhere,
+                    "notifications": [{ "on": ["STARTED", "FAILED"] }],
+                }],
+                "notifications": rule,
+            }),
+        )
+        .await?;
+    hello
+        .save(
+            "asks",
+            &json!({
+                "stages": [{ "key": "ask", "kind": "manualJudgment", "config": { "instructions": "Well?" } }],
+                "notifications": rule,
+            }),
+        )
+        .await?;
+    let mut next = async |wanted: [&str; 3]| {
+        let data = tokio::time::timeout(MAX, feed.next()).await??.unwrap_or_default();
+        let said = &data["notifications"]["notification"];
+        let found = [&said["occasion"], &said["executionName"], &said["stage"]["key"]];
+        anyhow::ensure!(found.map(|value| value.as_str().unwrap_or_default()) == wanted, "{data}, not {wanted:?}");
+        anyhow::Ok(())
+    };
+    hello.start("fails", Value::Null).await?;
+    next(["STARTED", "fails", "call"]).await?;
+    next(["FAILED", "fails", "call"]).await?;
+    next(["FAILED", "fails", ""]).await?;
+    let execution = hello.start("asks", Value::Null).await?;
+    next(["APPROVAL_NEEDED", "asks", "ask"]).await?;
+    let cancel =
+        "mutation Cancel($input: CancelExecutionInput!) { cancelExecution(input: $input) { userErrors { message } } }";
+    hello.client.mutate(cancel, json!({ "execution": { "id": execution }, "reason": "no" })).await?;
+    next(["CANCELED", "asks", ""]).await
 }
