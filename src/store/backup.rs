@@ -16,7 +16,7 @@ use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, TransactionTrait};
 use uuid::Uuid;
 
 use super::open::{self, State};
-use super::sql::{execute, one};
+use super::sql::{all, execute, one};
 use super::{Error, Options, rows};
 
 /// A backup that was made and read back.
@@ -135,12 +135,33 @@ pub async fn adopt_restored(options: &Options, now: DateTime<Utc>) -> Result<Res
     };
     let db = open::connect_postgres(url).await?;
     open::migrate_postgres(&db).await?;
+    if beats(&db).await? {
+        close(db).await;
+        return refuse("a server is at work on this database; stop it first".to_owned());
+    }
     let tx = db.begin().await?;
     set_back(&tx, now).await?;
     let (executions, unfinished) = count(&tx).await?;
     tx.commit().await?;
     close(db).await;
     Ok(Restored { executions, unfinished, kept: None })
+}
+
+/// Longer than a server takes from one sign of life to the next.
+const LISTEN: std::time::Duration = std::time::Duration::from_secs(12);
+
+/// Whether an owner gives signs of life; those that came with the backup give none.
+async fn beats(db: &DatabaseConnection) -> Result<bool, Error> {
+    let owners = async || -> Result<Vec<(Uuid, i64)>, Error> {
+        let rows = all(db, "SELECT id, beat FROM owner ORDER BY id", Vec::new()).await?;
+        rows.iter().map(|row| Ok((row.try_get_by_index(0)?, row.try_get_by_index(1)?))).collect()
+    };
+    let before = owners().await?;
+    if before.is_empty() {
+        return Ok(false);
+    }
+    tokio::time::sleep(LISTEN).await;
+    Ok(owners().await?.iter().any(|owner| !before.contains(owner)))
 }
 
 /// Judges the copy, brings its schema up to date, and marks it as one that was restored.

@@ -284,6 +284,7 @@ async fn on_postgres() -> Outcome {
     let mut subscription = hello.client.subscribe(FOLLOW, &json!({ "id": execution })).await?;
     let seen = subscription.next().await?.context("a snapshot")?["executionEvents"]["cursor"].clone();
     drop(subscription);
+    refused(&run(&server, &["restore", "--in-place"])?, "a server is at work")?;
     server.stop().await?;
     done(&run(&server, &["restore", "--in-place"])?)?;
     server.restart().await?;
