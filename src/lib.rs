@@ -12,6 +12,7 @@ pub mod clock;
 pub mod config;
 pub mod engine;
 pub mod expression;
+pub mod footprint;
 pub mod housekeeping;
 pub mod inventory;
 pub mod listener;

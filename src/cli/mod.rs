@@ -121,6 +121,42 @@ enum Command {
     Systemd(systemd::Args),
 }
 
+/// The processes that stay for as long as instances run and must be small: their command line is
+/// read without the tree of all other commands.
+#[derive(Debug, Parser)]
+#[command(name = "gennaker", version, max_term_width = 100, disable_help_subcommand = true)]
+struct Small {
+    #[command(subcommand)]
+    command: SmallCommand,
+}
+
+/// As in [`Command`].
+#[derive(Debug, Subcommand)]
+enum SmallCommand {
+    /// The daemon that owns instances and load balancers of this machine
+    Host(host::Args),
+    /// The parent of one instance; started by the host
+    Shim(shim::Args),
+}
+
+impl From<Small> for Command {
+    fn from(small: Small) -> Self {
+        match small.command {
+            SmallCommand::Host(args) => Self::Host(args),
+            SmallCommand::Shim(args) => Self::Shim(args),
+        }
+    }
+}
+
+fn parse(arguments: &[OsString]) -> Result<(Command, Settings), settings::Error> {
+    if arguments.get(1).is_some_and(|name| name == "host" || name == "shim") {
+        let (small, settings) = settings::parse::<Small>(arguments, |_| false)?;
+        return Ok((small.into(), settings));
+    }
+    let (cli, settings) = settings::parse::<Cli>(arguments, config::tolerates)?;
+    Ok((cli.command, settings))
+}
+
 /// A command did not do what it was asked.
 #[derive(Debug)]
 pub enum Failure {
@@ -152,8 +188,8 @@ pub fn main() -> ExitCode {
     // An error means that a provider is there already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let arguments: Vec<OsString> = std::env::args_os().collect();
-    let (command, settings) = match settings::parse::<Cli>(&arguments, config::tolerates) {
-        Ok((cli, settings)) => (cli.command, settings),
+    let (command, settings) = match parse(&arguments) {
+        Ok(parsed) => parsed,
         Err(settings::Error::Line(error)) => error.exit(),
         Err(error) => return complain(&error.into(), 2),
     };
@@ -293,5 +329,15 @@ mod tests {
     #[test]
     fn the_command_line_holds_together() {
         documented(Cli::command()).debug_assert();
+        documented(Small::command()).debug_assert();
+    }
+
+    #[test]
+    fn what_is_read_without_the_other_commands_is_the_same() {
+        let whole = documented(Cli::command());
+        for mut command in documented(Small::command()).get_subcommands().cloned() {
+            let mut same = whole.find_subcommand(command.get_name()).expect("a command of both").clone();
+            assert_eq!(command.render_long_help().to_string(), same.render_long_help().to_string());
+        }
     }
 }

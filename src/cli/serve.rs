@@ -10,7 +10,7 @@ use super::{Asked, Outcome, Signals, block_on};
 use crate::app::{self, App};
 use crate::clock::Clock;
 use crate::config::{self, Setting};
-use crate::{systemd, telemetry};
+use crate::{footprint, systemd, telemetry};
 
 /// Flags.
 #[derive(Debug, clap::Args)]
@@ -64,6 +64,7 @@ pub fn run(args: Args, settings: Settings) -> Outcome {
             () = signals.asked_to_end() => return Ok(ExitCode::SUCCESS),
         };
         announce(&app, &data);
+        footprint::give_back_the_start();
         systemd::notify(&format!("READY=1\nSTATUS=serves {}", app.url()));
         let mut life = std::pin::pin!(signs_of_life());
         let mut running = settings.all;

@@ -68,8 +68,8 @@ pub fn parse<C: CommandFactory + FromArgMatches>(
     arguments: &[OsString],
     tolerant: impl Fn(&[String]) -> bool,
 ) -> Result<(C, Settings), Error> {
-    let command = super::documented(C::command());
-    let matches = command.clone().try_get_matches_from(arguments)?;
+    let mut command = super::documented(C::command());
+    let matches = command.try_get_matches_from_mut(arguments)?;
     let path = chosen(&matches);
     let (leaf, inner) = leaf(&command, &matches);
     if !leaf.get_arguments().any(|arg| arg.get_id() == "config") {
@@ -83,14 +83,15 @@ pub fn parse<C: CommandFactory + FromArgMatches>(
     if !faults.is_empty() && !tolerant(&path) {
         return Err(Error::File(faults));
     }
-    let command = match &file {
-        Some(file) => at(command, &path, &|command| file.apply(command)),
-        None => command,
+    let Some(file) = file else {
+        let all = config::effective(leaf, inner, None);
+        return Ok((C::from_arg_matches(&matches)?, Settings { file: None, faults, all }));
     };
-    let matches = command.clone().try_get_matches_from(arguments)?;
+    let mut command = at(super::documented(C::command()), &path, &|command| file.apply(command));
+    let matches = command.try_get_matches_from_mut(arguments)?;
     let (leaf, inner) = self::leaf(&command, &matches);
-    let all = config::effective(leaf, inner, file.as_ref());
-    Ok((C::from_arg_matches(&matches)?, Settings { file, faults, all }))
+    let all = config::effective(leaf, inner, Some(&file));
+    Ok((C::from_arg_matches(&matches)?, Settings { file: Some(file), faults, all }))
 }
 
 /// The names of the commands within each other that were chosen.

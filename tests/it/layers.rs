@@ -55,7 +55,7 @@ const MAP: &[(&str, &[&str])] = &[
     ("notifiers", &["store", "model", "secrets", "clock"]),
     ("inventory", &["providers", "store", "model", "clock"]),
     ("auth", &["store", "model", "clock"]),
-    ("providers", &["model", "clock", "secrets", "outbound", "systemd", "config::PortRange"]),
+    ("providers", &["model", "clock", "secrets", "outbound", "systemd", "footprint", "config::PortRange"]),
     ("store", &["model", "clock"]),
     (
         "config",
@@ -76,6 +76,7 @@ const MAP: &[(&str, &[&str])] = &[
     ("outbound", &[]),
     ("secrets", &[]),
     ("systemd", &[]),
+    ("footprint", &[]),
     ("model", &[]),
     ("expression", &["model"]),
     ("clock", &[]),

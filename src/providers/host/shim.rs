@@ -26,6 +26,7 @@ use super::daemon::limits::{self, Cgroup};
 use super::daemon::logs::Log;
 use super::launch::Launch;
 use crate::clock::Clock;
+use crate::footprint;
 use crate::model::NOT_STARTED;
 use crate::secrets::{self, Secrets};
 
@@ -414,6 +415,7 @@ pub fn user(name: Option<&str>) -> anyhow::Result<Option<User>> {
 /// Stays until the command has ended and everything it left is gone.
 fn attend(child: Child, directory: &InstanceDirectory, forwarded: SigSet) -> anyhow::Result<Exit> {
     let log = Log::open(&directory.logs())?;
+    footprint::give_back_the_start();
     let output = File::from(child.output);
     let copier = std::thread::Builder::new().name("log".to_owned()).spawn(move || copy(output, log))?;
     let group = Pid::from_raw(child.pid);

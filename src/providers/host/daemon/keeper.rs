@@ -22,7 +22,7 @@ use super::identity::Identity;
 use super::records::Layout;
 use super::succession::{self, About, Estate, EstateRef, Heir};
 use super::{Options, files};
-use crate::systemd;
+use crate::{footprint, systemd};
 
 /// Before a worker that ended at once is started again, at first and at most.
 const FIRST_DELAY: Duration = Duration::from_millis(50);
@@ -396,6 +396,7 @@ impl Keeper {
                     self.options.program.clone_from(&worker.program);
                 }
                 systemd::notify("READY=1");
+                footprint::give_back_the_start();
                 if self.upgrading == Some(Upgrading::To(id)) {
                     self.upgrading = Some(Upgrading::Done);
                 }

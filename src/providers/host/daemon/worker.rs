@@ -27,6 +27,7 @@ use super::hub::{BalancerCell, GroupCell, Hub, Inner};
 use super::records::{BalancerRecord, GroupRecord, InstanceRecord, Layout, SecurityRecord};
 use super::{Options, files, instance, supervisor};
 use crate::clock::Clock;
+use crate::footprint;
 use crate::providers::host::launch::{Launch, Stop};
 use crate::providers::host::protocol::{self, StopHost};
 use crate::providers::host::proxy::Proxy;
@@ -138,6 +139,7 @@ async fn serve(
     });
     hub.sockets.tell(&ToKeeper::Ready { pid: std::process::id() }, None);
     tracing::info!(directory = %options.directory.display(), "host serves");
+    footprint::give_back_the_start();
 
     let mut server = Some(server);
     let mut lock = Some(lock);
