@@ -144,7 +144,10 @@ impl App {
         parts::first_look(&inventory).await;
         let outbound = Outbound::new(outbound::Options {
             allow: config.security.outbound_allow.clone(),
-            own_listeners: parts::own_listeners(inventory.clone()),
+            own_listeners: Arc::new({
+                let inventory = inventory.clone();
+                move |address, port| inventory.listens_on(address, port)
+            }),
             ..outbound::Options::default()
         });
         let secrets = Secrets::new(config.security.secret_dirs.clone());

@@ -1,6 +1,5 @@
 //! Parts of the server, each made from the settings.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +12,6 @@ use crate::engine;
 use crate::inventory::Inventory;
 use crate::notifiers::email::Email;
 use crate::notifiers::{Notifier, Notifiers};
-use crate::outbound;
 use crate::providers::host::client::{self, HostProvider};
 use crate::secrets::Secrets;
 use crate::telemetry::traces;
@@ -45,13 +43,6 @@ pub(super) async fn first_look(inventory: &Inventory) {
             tracing::warn!(account = account.name, "account `{}` cannot be read yet", account.name);
         }
     }
-}
-
-pub(super) fn own_listeners(inventory: Inventory) -> outbound::OwnListeners {
-    Arc::new(move |ip, port| {
-        let wanted = SocketAddr::new(ip, port).to_string();
-        inventory.load_balancers().iter().any(|load_balancer| load_balancer.bound.contains(&wanted))
-    })
 }
 
 /// The channels that the settings give.

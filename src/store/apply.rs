@@ -369,9 +369,12 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
             Op::ReserveName { place, name, stage, attempt } => {
                 self.flush().await?;
                 let key = vec![rows::text(&place.account), rows::text(&place.location), rows::text(name)];
-                let sql =
-                    "SELECT stage_id, attempt FROM name_reservation WHERE account = ? AND location = ? AND name = ?";
-                let mine = match one(self.db, sql, key.clone()).await? {
+                // Locked, so that of those who find its holder's execution over one takes it.
+                let lock = for_update(self.db);
+                let sql = format!(
+                    "SELECT stage_id, attempt FROM name_reservation WHERE account = ? AND location = ? AND name = ?{lock}"
+                );
+                let mine = match one(self.db, &sql, key.clone()).await? {
                     Some(row) => {
                         let (holder, held): (Uuid, i64) = (row.try_get_by_index(0)?, row.try_get_by_index(1)?);
                         let mine = holder == stage.uuid() && held == i64::from(*attempt);

@@ -140,8 +140,8 @@ impl Writer {
     pub(super) async fn drain(&self) {
         if let Self::Direct { slots, queue_max, .. } = self {
             let all = u32::try_from(*queue_max).unwrap_or(u32::MAX);
-            // Fails only when it was closed before.
-            let _ = slots.acquire_many(all).await;
+            // Held until it is closed, so that nobody gets in between. Fails only when it was closed before.
+            let _all = slots.acquire_many(all).await;
             slots.close();
         }
     }

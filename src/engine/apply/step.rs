@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Map, Value};
 
-use super::children::{add_children, plan};
+use super::children::{add_children, plan, unknown_kind};
 use super::decision::finish;
 use super::tasks::sync_tasks;
 use super::{Changes, JUDGE, STAGES_MAX, Setting, cut, cut_front, delta, fail};
@@ -43,6 +43,20 @@ pub struct Report {
     pub progress: Option<Progress>,
     pub outputs: Map<String, Value>,
     pub intents: Vec<(IntentId, IntentOutcome)>,
+}
+
+impl Report {
+    /// Of a stage that is under way and whose kind is not known any more: it fails.
+    pub fn of_unknown_kind(stage: &Stage) -> Self {
+        Self {
+            stage: stage.id,
+            before: Seen::of(stage),
+            end: StepEnd::Returned(Err(StepError::fail("UNKNOWN_KIND", unknown_kind(stage).message))),
+            progress: None,
+            outputs: Map::new(),
+            intents: Vec::new(),
+        }
+    }
 }
 
 /// The part of a stage that a step's outcome replaces: by it one sees whether the outcome was

@@ -25,10 +25,15 @@ impl Worker {
     pub(super) fn begin(&mut self, id: StageId, turn: DateTime<Utc>) {
         let Some(index) = self.execution.stages.iter().position(|stage| stage.id == id) else { return };
         let stage = &self.execution.stages[index];
-        let Some(kind) = self.shared.registry.get(&stage.kind).cloned() else { return };
         if !self.facts.busy.insert(id) {
             return;
         }
+        let Some(kind) = self.shared.registry.get(&stage.kind).cloned() else {
+            // Another binary has begun it.
+            let report = Report::of_unknown_kind(stage);
+            self.steps.spawn(std::future::ready(report));
+            return;
+        };
         let noticed = self.facts.noticed.remove(&id);
         let not_before = self.facts.not_before.remove(&id);
         // By a timer: since its instant; by anything else: since the turn that found it out began.
