@@ -16,9 +16,8 @@ pub(super) use decision::decision;
 pub(super) use step::{Later, Report, Seen, StepEnd, outcome};
 
 use super::contract::Registry;
-use super::decide::is_unwind;
 use super::{Options, notices};
-use crate::model::{Execution, Failure, IntentId, Stage, StageId};
+use crate::model::{Failure, IntentId, Stage, StageId};
 use crate::store::IntentOutcome;
 
 /// The signal whose wait means that a person has to approve.
@@ -81,9 +80,4 @@ fn cut_front(text: &str) -> String {
 
 pub(super) fn delta(span: Duration) -> TimeDelta {
     TimeDelta::from_std(span).unwrap_or(TimeDelta::days(365 * 100)).min(TimeDelta::days(365 * 100))
-}
-
-/// Whether an effect of this stage goes on although the execution is cancelled.
-pub(super) fn ignores_cancel(execution: &Execution, stage: &Stage) -> bool {
-    is_unwind(execution, stage)
 }

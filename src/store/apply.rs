@@ -12,8 +12,8 @@ use uuid::Uuid;
 use super::prepare::{NewRow, Op, Prepared, body};
 use super::script::Script;
 use super::sql::{all, execute, for_update, marks, one, padded};
-use super::{ClusterClaim, ClusterKey, Committed, Guard, Lease, Refusal, event_execution, event_stage, rows};
-use crate::model::{Execution, ExecutionId, ExecutionKind, OwnerId, StageId, StreamId};
+use super::{ClusterClaim, ClusterKey, Committed, Guard, Lease, Refusal, rows};
+use crate::model::{EventBody, Execution, ExecutionId, ExecutionKind, OwnerId, StageId, StreamId};
 
 /// What one commit of a batch gave.
 #[derive(Debug, Default)]
@@ -456,7 +456,8 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
                 finished: execution.status.is_complete(),
             },
         );
-        let bodies = std::iter::once(event_execution(&execution)).chain(execution.stages.iter().map(event_stage));
+        let bodies =
+            std::iter::once(EventBody::execution(&execution)).chain(execution.stages.iter().map(EventBody::stage));
         self.events.extend((1..).zip(bodies).map(|(seq, event)| {
             let stream = StreamId::Execution(execution.id);
             (commit, NewRow { stream, seq: Some(seq), at: execution.created_at, body: body(&event) })
@@ -636,13 +637,13 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
 }
 
 /// The queue before a cluster, the holder first.
-pub(super) fn cluster_values(key: &ClusterKey) -> Vec<Value> {
+fn cluster_values(key: &ClusterKey) -> Vec<Value> {
     vec![rows::text(&key.place.account), rows::text(&key.place.location), rows::text(&key.cluster)]
 }
 
-pub(super) const QUEUE: &str = "SELECT execution_id, stage_id FROM cluster_claim WHERE account = ? AND location = ? AND cluster = ? ORDER BY arrival";
+const QUEUE: &str = "SELECT execution_id, stage_id FROM cluster_claim WHERE account = ? AND location = ? AND cluster = ? ORDER BY arrival";
 
-pub(super) fn queue_row(row: &sea_orm::QueryResult) -> Result<(ExecutionId, StageId), DbErr> {
+fn queue_row(row: &sea_orm::QueryResult) -> Result<(ExecutionId, StageId), DbErr> {
     let (execution, stage): (Uuid, Uuid) = (row.try_get_by_index(0)?, row.try_get_by_index(1)?);
     Ok((execution.into(), stage.into()))
 }

@@ -13,7 +13,6 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
-pub use event::{event_execution, event_stage};
 pub(super) use {access::*, definition::*, event::*, execution::*, notification::*};
 
 use super::Error;

@@ -108,7 +108,7 @@ impl Worker {
             commit.events.push(event(notices::execution_event(execution, max)));
         }
         commit.writes.push(match wake {
-            Wakes::At(wake_at) => Write::UpdateExecution { execution: Box::new(notices::header(execution)), wake_at },
+            Wakes::At(wake_at) => Write::UpdateExecution { execution: Box::new(execution.header()), wake_at },
             Wakes::AsBefore => {
                 Write::AdvanceExecution { id: execution.id, version: execution.version, event_seq: execution.event_seq }
             }
