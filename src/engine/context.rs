@@ -10,9 +10,9 @@ use chrono::{DateTime, Utc};
 use serde_json::{Map, Value};
 use tokio::sync::Notify;
 
-use super::apply::{cut, delta, ignores_cancel};
+use super::apply::{cut, delta};
 use super::contract::{Cause, Effect, EffectError, NOT_MADE, Repeat, StepError, Ticket};
-use super::decide::topmost;
+use super::decide::{is_unwind, topmost};
 use super::runner::Shared;
 use super::worker::Message;
 use super::{CrashPoint, Moment};
@@ -334,7 +334,8 @@ impl StepContext {
     async fn record<E>(&self, intent: Intent, cluster: Option<&ClusterKey>) -> Result<(), EffectError<E>> {
         let execution = self.execution.id;
         let mut guards = vec![Guard::Lease { execution, owner: self.lease.owner, number: self.lease.number }];
-        if !ignores_cancel(&self.execution, self.stage()) {
+        // An unwind goes on although the execution is cancelled.
+        if !is_unwind(&self.execution, self.stage()) {
             guards.push(Guard::NotCancelled { execution });
         }
         if let Some(key) = cluster {

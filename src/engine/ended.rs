@@ -6,9 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use serde_json::Value;
 
-use super::notices;
 use super::runner::Shared;
 use crate::model::{Execution, ExecutionId, Stage, Status};
 use crate::store::{Error, ExecutionFilter, Intent, PageRequest};
@@ -39,25 +37,11 @@ impl fmt::Debug for EndedHook {
 
 impl EndedHook {
     pub(super) fn execution(&self, execution: &Execution) {
-        self.0(Ended::Execution(Box::new(notices::header(execution))));
+        self.0(Ended::Execution(Box::new(execution.header())));
     }
 
     pub(super) fn stage(&self, stage: &Stage) {
-        let stage = Stage {
-            key: stage.key.clone(),
-            kind: stage.kind.clone(),
-            name: stage.name.clone(),
-            failure: stage.failure.clone(),
-            progress: None,
-            requires: Vec::new(),
-            tasks: Vec::new(),
-            wake: stage.wake.clone(),
-            config: Value::Null,
-            resolved: None,
-            cursor: Value::Null,
-            outputs: Value::Null,
-            ..*stage
-        };
+        let stage = Stage { progress: None, requires: Vec::new(), tasks: Vec::new(), ..stage.header() };
         self.0(Ended::Stage(Box::new(stage)));
     }
 

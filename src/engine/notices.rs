@@ -26,25 +26,9 @@ pub(super) fn size(value: &Value) -> usize {
     }
 }
 
-/// The execution without its stages.
-pub(super) fn header(execution: &Execution) -> Execution {
-    Execution {
-        stages: Vec::new(),
-        application_name: execution.application_name.clone(),
-        name: execution.name.clone(),
-        started_by_name: execution.started_by_name.clone(),
-        trigger: execution.trigger.clone(),
-        parameters: execution.parameters.clone(),
-        notifications: execution.notifications.clone(),
-        cancel: execution.cancel.clone(),
-        failure: execution.failure.clone(),
-        ..*execution
-    }
-}
-
 /// The event that the execution's own fields changed.
 pub(super) fn execution_event(execution: &Execution, max: usize) -> EventBody {
-    let mut execution = header(execution);
+    let mut execution = execution.header();
     if size(&execution.parameters) > max / 2 {
         execution.parameters = left_out();
     }
@@ -55,21 +39,7 @@ pub(super) fn execution_event(execution: &Execution, max: usize) -> EventBody {
 /// The event that a stage changed: without config and cursor, large outputs left out.
 pub(super) fn stage_event(stage: &Stage, max: usize) -> EventBody {
     let outputs = if size(&stage.outputs) > max / 2 { left_out() } else { stage.outputs.clone() };
-    let mut stage = Stage {
-        config: Value::Null,
-        resolved: None,
-        cursor: Value::Null,
-        outputs,
-        key: stage.key.clone(),
-        kind: stage.kind.clone(),
-        name: stage.name.clone(),
-        requires: stage.requires.clone(),
-        wake: stage.wake.clone(),
-        progress: stage.progress.clone(),
-        tasks: stage.tasks.clone(),
-        failure: stage.failure.clone(),
-        ..*stage
-    };
+    let mut stage = Stage { outputs, ..stage.header() };
     shorten(&mut stage.failure, max);
     if let Some(progress) = &mut stage.progress {
         let end = progress.message.floor_char_boundary(max / 16);

@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::commands::{Code, Commands, Judgment, SaveApplication, SavePipeline, StartOperation, StartPipeline};
+use super::contract::Registry;
 use super::script::{self, World};
 use super::{CrashHook, CrashPoint, Engine, Moment, Options};
 use crate::clock::Clock;
@@ -66,7 +67,10 @@ impl Home {
     }
 
     fn start(&self, options: Options) -> Server {
-        let engine = self.engine(options);
+        Self::run(self.engine(options))
+    }
+
+    fn run(engine: Engine) -> Server {
         let stop = CancellationToken::new();
         let task = tokio::spawn({
             let (engine, stop) = (engine.clone(), stop.clone());
@@ -287,6 +291,37 @@ engine_test! {
         assert_eq!(execution.failure.unwrap().code, "PANIC");
         let id = home.begin(&server.commands, vec![stage("a", &[], json!({}))]).await;
         assert_eq!(home.over(id).await.status, Status::Succeeded);
+        server.stop().await;
+    }
+
+    async fn a_stage_of_a_kind_that_the_next_binary_does_not_know_fails_and_says_so() {
+        let home = Home::new(Clock::system()).await;
+        let server = home.start(Home::options());
+        let id = home.begin(&server.commands, vec![stage("a", &[], json!({"steps": [{"poll": {"millis": 20}}]}))]).await;
+        home.until(id, "a step", |execution| status(execution, "a") == Status::Running).await;
+        server.stop().await;
+        let clock = home.clock.clone();
+        let server = Home::run(Engine::new(Home::options(), home.store.clone(), Registry::default(), clock));
+        let failure = home.over(id).await.failure.unwrap();
+        assert_eq!(failure.code, "UNKNOWN_KIND");
+        assert!(failure.message.contains("`script`"), "{failure:?}");
+        server.stop().await;
+    }
+
+    async fn an_event_leaves_out_what_is_too_large_for_it() {
+        let home = Home::new(Clock::system()).await;
+        let server = home.start(Options { event_max: 4_096, ..Home::options() });
+        let long = "x".repeat(3_000);
+        let id = home.begin(&server.commands, vec![stage("a", &[], json!({"outputs": {"text": long}}))]).await;
+        let execution = home.until(id, "the end", |execution| execution.status.is_complete()).await;
+        assert_eq!(row(&execution, "a").outputs["text"], long);
+        let events = home.store.events(StreamId::Execution(id), 0, 100).await.unwrap();
+        let told = events.iter().rev().find_map(|event| match &event.body {
+            EventBody::StageChanged { stage } => Some(&stage.outputs),
+            _ => None,
+        });
+        assert!(told.unwrap()["leftOut"].is_string(), "{told:?}");
+        assert!(events.iter().all(|event| serde_json::to_string(&event.body).unwrap().len() <= 4_096));
         server.stop().await;
     }
 

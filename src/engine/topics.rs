@@ -27,19 +27,25 @@ struct Topic {
     waiting: HashMap<(ExecutionId, StageId), UnboundedSender<Message>>,
 }
 
-impl Topics {
-    /// Topics remembered although nobody waits on them.
-    const MAX: usize = 10_000;
+/// Topics remembered although nobody waits on them.
+const REMEMBERED_MAX: usize = 10_000;
 
+impl Inner {
+    fn topic(&mut self, name: &str) -> &mut Topic {
+        if self.topics.len() >= REMEMBERED_MAX && !self.topics.contains_key(name) {
+            self.topics.retain(|_, topic| !topic.waiting.is_empty());
+        }
+        self.topics.entry(name.to_owned()).or_default()
+    }
+}
+
+impl Topics {
     /// Wakes every stage that polls on the topic.
     pub fn notify(&self, topic: &str) {
         let mut inner = self.lock();
         inner.count += 1;
         let count = inner.count;
-        if inner.topics.len() >= Self::MAX && !inner.topics.contains_key(topic) {
-            inner.topics.retain(|_, topic| !topic.waiting.is_empty());
-        }
-        let topic = inner.topics.entry(topic.to_owned()).or_default();
+        let topic = inner.topic(topic);
         topic.newest = count;
         for ((_, stage), sender) in topic.waiting.drain() {
             // A worker that is gone has left its row's instant behind.
@@ -71,7 +77,7 @@ impl Topics {
         sender: &UnboundedSender<Message>,
     ) -> bool {
         let mut inner = self.lock();
-        let topic = inner.topics.entry(topic.to_owned()).or_default();
+        let topic = inner.topic(topic);
         if topic.newest > mark {
             return true;
         }
@@ -88,5 +94,26 @@ impl Topics {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn topics_on_which_nobody_waits_any_more_are_forgotten() {
+        let topics = Topics::default();
+        let (sender, mut inbox) = tokio::sync::mpsc::unbounded_channel();
+        let (execution, waiting) = (ExecutionId::new(), StageId::new());
+        assert!(!topics.wait("cluster:kept", topics.mark(), execution, waiting, &sender));
+        for number in 0..2 * REMEMBERED_MAX {
+            let (name, stage) = (format!("cluster:{number}"), StageId::new());
+            assert!(!topics.wait(&name, topics.mark(), execution, stage, &sender));
+            topics.leave(&name, execution, stage);
+        }
+        assert!(topics.lock().topics.len() <= REMEMBERED_MAX);
+        topics.notify("cluster:kept");
+        assert_eq!(inbox.try_recv(), Ok(Message::Noticed(waiting)));
     }
 }

@@ -1,30 +1,30 @@
 //! Holds one claimed execution in memory: runs the steps that are due, applies what they return,
 //! decides, and saves each turn as one commit.
 
+mod config;
+mod save;
+mod step;
+
 use std::collections::{HashMap, HashSet};
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use futures_util::FutureExt;
-use serde_json::{Map, Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::task::JoinSet;
-use tracing::Instrument as _;
 
-use super::apply::{self, Changes, Later, Report, Seen, Setting, StepEnd, cut};
-use super::commands::trigger_variables;
-use super::context::{StepContext, StepState};
-use super::contract::{DynStage, NOT_MADE, Next, StepError, cluster_topic};
-use super::decide::{Decision, Facts, decide, failure};
+use super::apply::{self, Changes, Later, Report, Setting, StepEnd};
+use super::context::StepState;
+use super::contract::Next;
+use super::decide::{Decision, Facts, decide};
 use super::runner::{Handle, Shared};
-use super::{CrashPoint, Moment, ended, notices, timers};
-use crate::expression;
-use crate::measure::{self, Invariant, engine::StepOutcome};
-use crate::model::{Execution, ExecutionId, Failure, IntentId, Progress, Stage, StageId, Status, StreamId, Wake};
-use crate::store::{ClusterKey, Commit, CommitError, Guard, Intent, IntentOutcome, Lease, NewEvent, Write};
+use super::{CrashPoint, Moment};
+use crate::measure::{self, Invariant};
+use crate::model::{Execution, ExecutionId, IntentId, Progress, StageId, Status, Wake};
+use crate::store::{ClusterKey, Intent, Lease};
+
+/// Where messages to a worker go.
+pub(super) type Sender = UnboundedSender<Message>;
 
 /// What a worker is told from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,14 +33,6 @@ pub(super) enum Message {
     Changed,
     /// A notice came on the topic that the stage waits on.
     Noticed(StageId),
-}
-
-/// When the execution's row is to be looked at again.
-#[derive(Debug, Clone, Copy)]
-enum Wakes {
-    At(Option<DateTime<Utc>>),
-    /// The row is due already.
-    AsBefore,
 }
 
 /// Why a worker leaves before its execution is over.
@@ -54,8 +46,7 @@ pub(super) enum Gone {
 
 /// Without a commit for this long the rows are read again: a signal may have been lost.
 const RECHECK: Duration = Duration::from_secs(5);
-/// A step that has to end may take this long after its last call was answered.
-const LINGER: Duration = Duration::from_secs(10);
+
 /// How often progress alone is saved.
 const PROGRESS_EVERY: TimeDelta = TimeDelta::seconds(1);
 /// Passes of decisions in one turn; more would be a fault in the rules.
@@ -380,305 +371,6 @@ impl Worker {
         vec![Decision::WaitUntil(now + TimeDelta::seconds(30))]
     }
 
-    /// The stage's config with expressions evaluated; those of children are values already.
-    async fn resolve(&self, id: StageId) -> Result<Value, Box<Failure>> {
-        let Some(stage) = self.execution.stage(id) else { return Ok(Value::Null) };
-        if stage.parent.is_some() {
-            return Ok(stage.config.clone());
-        }
-        let refuse = |code: &str, what: String| {
-            Box::new(failure(code, cut(&format!("stage `{}`: {what}", stage.key)), Some(id)))
-        };
-        let evaluated = if expression::has_expression(&stage.config) {
-            let (config, vars) = (stage.config.clone(), variables(&self.execution));
-            let evaluation = tokio::task::spawn_blocking(move || expression::evaluate(&config, &vars));
-            evaluation.await.map_err(|_| refuse("PANIC", "the expressions met a fault".to_owned()))?
-        } else {
-            expression::evaluate(&stage.config, &Value::Null)
-        };
-        let config = evaluated
-            .map_err(|error| refuse("EXPRESSION", format!("config at `{}`: {}", error.pointer, error.message)))?;
-        let max = self.shared.options.config_max;
-        if notices::size(&config) > max {
-            return Err(refuse("CONFIG_TOO_LARGE", format!("the config has more than {max} bytes once evaluated")));
-        }
-        Ok(config)
-    }
-
-    /// One commit for the turn. False: the rows were newer, and are in memory now.
-    async fn save(&mut self, changes: &Changes, decisions: &[Decision], now: DateTime<Utc>) -> Result<bool, Gone> {
-        let over = self.execution.status.is_complete();
-        let wake_at = if over { None } else { timers::wake_at(decisions, !self.facts.busy.is_empty(), now) };
-        // Due it is, and due it stays.
-        let advance = !changes.execution && wake_at.is_some_and(|at| at <= now) && self.handle.was_due(now);
-        let wake = if advance { Wakes::AsBefore } else { Wakes::At(wake_at) };
-        let execution = Arc::make_mut(&mut self.execution);
-        let (version, seq) = (execution.version, execution.event_seq);
-        let events = i64::try_from(changes.stages.values().filter(|seen| **seen).count()).unwrap_or(i64::MAX);
-        execution.version += 1;
-        execution.event_seq += events + i64::from(changes.execution);
-        let mut pause = Duration::from_millis(20);
-        loop {
-            let commit = self.commit(changes, version, seq, wake, now);
-            self.shared.alive().await;
-            match self.shared.store.commit(commit).await {
-                Ok(committed) => {
-                    if committed.triggered > 0 {
-                        self.shared.slots.notify_one();
-                    }
-                    if let Wakes::At(at) = wake {
-                        self.handle.wakes(at);
-                    }
-                    self.synced = tokio::time::Instant::now();
-                    return Ok(true);
-                }
-                Err(CommitError::Refused(refusal)) => {
-                    if let Guard::Lease { .. } = refusal.guard {
-                        return Err(Gone::Lost);
-                    }
-                    self.reload().await?;
-                    return Ok(false);
-                }
-                Err(CommitError::Unavailable(message)) => {
-                    tracing::warn!(execution.id = %self.execution.id, "commit is tried again: {message}");
-                    self.pause(pause).await?;
-                    pause = (pause * 2).min(Duration::from_secs(2));
-                }
-                Err(CommitError::Unknown(message)) => {
-                    tracing::warn!(execution.id = %self.execution.id, "outcome of a commit is not known: {message}");
-                    let wanted = Arc::clone(&self.execution);
-                    self.reload().await?;
-                    return Ok(self.execution == wanted);
-                }
-            }
-        }
-    }
-
-    fn commit(&self, changes: &Changes, version: i64, mut seq: i64, wake: Wakes, now: DateTime<Utc>) -> Commit {
-        let execution = &self.execution;
-        let stream = StreamId::Execution(execution.id);
-        let max = self.shared.options.event_max;
-        let mut commit = Commit {
-            guards: vec![
-                Guard::Lease { execution: execution.id, owner: self.lease.owner, number: self.lease.number },
-                Guard::ExecutionVersion { id: execution.id, version },
-            ],
-            ..Commit::default()
-        };
-        let mut event = |body| {
-            seq += 1;
-            NewEvent { stream, seq: Some(seq), at: now, body }
-        };
-        // An execution's beginning comes before its stages', its end after theirs.
-        let first = changes.execution && !execution.status.is_complete();
-        if first {
-            commit.events.push(event(notices::execution_event(execution, max)));
-        }
-        for (index, seen) in &changes.stages {
-            let stage = &execution.stages[*index];
-            commit.writes.push(Write::PutStage(Box::new(stage.clone())));
-            if *seen {
-                commit.events.push(event(notices::stage_event(stage, max)));
-            }
-        }
-        if changes.execution && !first {
-            commit.events.push(event(notices::execution_event(execution, max)));
-        }
-        commit.writes.push(match wake {
-            Wakes::At(wake_at) => Write::UpdateExecution { execution: Box::new(notices::header(execution)), wake_at },
-            Wakes::AsBefore => {
-                Write::AdvanceExecution { id: execution.id, version: execution.version, event_seq: execution.event_seq }
-            }
-        });
-        if let Some(pipeline) = execution.pipeline.filter(|_| execution.status.is_complete()) {
-            let (execution, status) = (execution.id, execution.status);
-            commit.writes.push(Write::EndTriggers { pipeline, execution, status, at: now });
-        }
-        for (id, outcome) in &changes.intents {
-            commit.writes.push(Write::CloseIntent { id: *id, at: now, outcome: outcome.clone() });
-        }
-        for stage in &changes.released {
-            commit.writes.push(Write::ReleaseClusterClaims { stage: *stage });
-        }
-        for notices::Told { notification, deliveries } in &changes.notifications {
-            commit.writes.push(Write::InsertNotification(notification.clone()));
-            commit.writes.extend(deliveries.iter().cloned().map(Write::InsertDelivery));
-            commit.events.push(NewEvent {
-                stream: StreamId::Notifications,
-                seq: None,
-                at: now,
-                body: crate::model::EventBody::Notified { notification: Box::new(notification.clone()) },
-            });
-        }
-        commit
-    }
-
-    fn saved(&mut self, changes: &Changes, now: DateTime<Utc>) {
-        self.tell(changes, now);
-        let execution = &self.execution;
-        if changes.execution {
-            tracing::info!(
-                execution.id = %execution.id, application = execution.application_name,
-                "execution `{}` #{} is {}", execution.name, execution.number, execution.status.as_str()
-            );
-        }
-        for index in changes.stages.keys() {
-            let stage = &self.execution.stages[*index];
-            tracing::debug!(
-                execution.id = %stage.execution, stage.id = %stage.id, stage.key = stage.key, stage.kind = stage.kind,
-                "stage `{}` is {}", stage.key, stage.status.as_str()
-            );
-            if stage.status.is_complete() {
-                self.progress.remove(&stage.id);
-                self.open.remove(&(stage.id, stage.attempt));
-                self.facts.not_before.remove(&stage.id);
-                self.facts.noticed.remove(&stage.id);
-                self.marks.remove(&stage.id);
-            } else if stage.progress.is_some() {
-                self.progress.entry(stage.id).or_default().saved_at = Some(now);
-            }
-        }
-        for stage in &changes.released {
-            match self.clusters.remove(stage) {
-                Some(clusters) => {
-                    for cluster in clusters {
-                        self.shared.topics.notify(&cluster_topic(&cluster));
-                    }
-                }
-                // Claimed by an earlier owner: which clusters is not in memory.
-                None if self.resumed => self.shared.topics.notify_all("cluster:"),
-                None => {}
-            }
-        }
-    }
-
-    /// Counts what began and ended with this commit, and tells those who trace.
-    fn tell(&mut self, changes: &Changes, now: DateTime<Utc>) {
-        for (id, outcome) in &changes.intents {
-            let left_open =
-                || self.open.values().find_map(|of_stage| of_stage.values().find(|intent| intent.id == *id));
-            let intent = self.told.remove(id).or_else(|| left_open().cloned());
-            if let (Some(hook), Some(intent)) = (&self.shared.options.ended, intent) {
-                hook.effect(Intent { closed_at: Some(now), outcome: Some(outcome.clone()), ..intent });
-            }
-        }
-        let execution = &self.execution;
-        let hook = self.shared.options.ended.as_ref();
-        let over = changes.execution && execution.status.is_complete();
-        if changes.execution && execution.started_at == Some(now) {
-            measure::engine::execution_started();
-        }
-        for stage in changes.stages.keys().map(|index| &execution.stages[*index]) {
-            if stage.status.is_complete() {
-                measure::engine::stage_ended(&stage.kind, stage.status.as_str());
-                if let Some(hook) = hook {
-                    hook.stage(stage);
-                }
-            }
-        }
-        if over {
-            measure::engine::execution_ended(execution.status.as_str());
-        }
-        if let (true, Some(hook)) = (over, hook) {
-            hook.execution(execution);
-            if self.lease.number > 1 {
-                // An owner before may have died with what it had not handed on yet.
-                let (shared, whole, before) = (Arc::clone(&self.shared), (**execution).clone(), self.claimed_at);
-                tokio::spawn(async move {
-                    if let Err(error) = ended::tell_before(&shared, whole, before).await {
-                        tracing::warn!("what ended before this owner's time cannot be told again: {error}");
-                    }
-                });
-            }
-        }
-    }
-
-    /// A call whose outcome nobody knows, of a stage that ended before it was looked into, stays
-    /// unknown: no step will ask any more.
-    fn close_left_open(&self, changes: &mut Changes) {
-        for index in changes.stages.keys() {
-            let stage = &self.execution.stages[*index];
-            if let (true, Some(open)) = (stage.status.is_complete(), self.open.get(&(stage.id, stage.attempt))) {
-                changes.intents.extend(open.values().map(|intent| (intent.id, IntentOutcome::Unknown)));
-            }
-        }
-    }
-
-    /// Reads the execution again; keeps trying while the database is away.
-    async fn reload(&mut self) -> Result<(), Gone> {
-        let mut pause = Duration::from_millis(20);
-        loop {
-            self.shared.alive().await;
-            match self.shared.store.execution_claim(self.lease.owner, self.execution.id).await {
-                // With another number, calls under way carry an old one: somebody was in between.
-                Ok(Some((lease, execution))) if lease.number == self.lease.number => {
-                    if execution.version != self.execution.version || execution != *self.execution {
-                        self.execution = Arc::new(execution);
-                    }
-                    self.synced = tokio::time::Instant::now();
-                    return Ok(());
-                }
-                Ok(_) => return Err(Gone::Lost),
-                Err(error) => {
-                    tracing::warn!(execution.id = %self.execution.id, "execution could not be read: {error}");
-                    self.pause(pause).await?;
-                    pause = (pause * 2).min(Duration::from_secs(2));
-                }
-            }
-        }
-    }
-
-    async fn pause(&self, span: Duration) -> Result<(), Gone> {
-        if self.shared.stopping.is_cancelled() {
-            return Err(Gone::Stopped);
-        }
-        tokio::time::sleep(span).await;
-        Ok(())
-    }
-
-    /// Begins the stage's step in a task of its own.
-    fn begin(&mut self, id: StageId, turn: DateTime<Utc>) {
-        let Some(index) = self.execution.stages.iter().position(|stage| stage.id == id) else { return };
-        let stage = &self.execution.stages[index];
-        let Some(kind) = self.shared.registry.get(&stage.kind).cloned() else { return };
-        if !self.facts.busy.insert(id) {
-            return;
-        }
-        let noticed = self.facts.noticed.remove(&id);
-        let not_before = self.facts.not_before.remove(&id);
-        // By a timer: since its instant; by anything else: since the turn that found it out began.
-        let due = match &stage.wake {
-            Wake::At { at, .. } if !noticed => not_before.unwrap_or(*at),
-            _ => not_before.unwrap_or(turn),
-        };
-        measure::engine::lag((self.shared.clock.now() - due).to_std().unwrap_or_default());
-        if let Some(topic) = self.topics.remove(&id) {
-            self.shared.topics.leave(&topic, self.execution.id, id);
-        }
-        self.marks.insert(id, self.shared.topics.mark());
-        let state = Arc::new(StepState::default());
-        if let Some(open) = self.open.remove(&(id, stage.attempt)) {
-            state.kept().open = open;
-        }
-        self.states.insert(id, Arc::clone(&state));
-        let context = StepContext {
-            shared: Arc::clone(&self.shared),
-            lease: self.lease,
-            execution: Arc::clone(&self.execution),
-            index,
-            state,
-            worker: self.handle.sender.clone(),
-        };
-        let span = tracing::error_span!(
-            "step",
-            stage.id = %id,
-            stage.key = context.stage().key,
-            stage.kind = context.stage().kind,
-            stage.attempt = context.stage().attempt,
-        );
-        self.steps.spawn(step(context, kind).instrument(span));
-    }
-
     /// Hears the topics that stages wait on. True: a notice has come already.
     fn listen(&mut self) -> bool {
         let mut noticed = false;
@@ -756,88 +448,3 @@ async fn until(shared: &Shared, at: Option<DateTime<Utc>>) {
         None => std::future::pending().await,
     }
 }
-
-/// One step, whatever it does.
-async fn step(context: StepContext, kind: Arc<dyn DynStage>) -> Report {
-    let stage = context.stage();
-    let before = Seen::of(stage);
-    let id = stage.id;
-    let config = stage.resolved.as_ref().unwrap_or(&Value::Null);
-    let state = Arc::clone(&context.state);
-    let since = tokio::time::Instant::now();
-    let run = async {
-        let _permit = context.shared.permits.acquire().await;
-        kind.step(&context, config, before.cursor.clone()).await
-    };
-    let end = tokio::select! {
-        biased;
-        returned = AssertUnwindSafe(run).catch_unwind() => match returned {
-            Ok(Err(_)) if state.not_made.load(Ordering::Acquire) => StepEnd::NotMade,
-            Ok(returned) => StepEnd::Returned(returned),
-            Err(panic) => StepEnd::Panicked(panic_text(panic.as_ref())),
-        },
-        () = state.kill.notified() => StepEnd::Interrupted,
-        () = async {
-            state.linger.notified().await;
-            tokio::time::sleep(LINGER).await;
-        } => StepEnd::Interrupted,
-    };
-    let mut kept = state.kept();
-    measure::engine::step(&stage.kind, outcome(&end), since.elapsed());
-    Report {
-        stage: id,
-        before,
-        end,
-        progress: kept.progress.take(),
-        outputs: std::mem::take(&mut kept.outputs),
-        intents: std::mem::take(&mut kept.intents),
-    }
-}
-
-fn outcome(end: &StepEnd) -> StepOutcome {
-    match end {
-        StepEnd::NotMade => StepOutcome::NotMade,
-        StepEnd::Interrupted => StepOutcome::Interrupted,
-        StepEnd::Panicked(_) => StepOutcome::Panicked,
-        StepEnd::Returned(Ok(next)) => match next {
-            Next::Goto(_) => StepOutcome::Goto,
-            Next::Poll { .. } => StepOutcome::Poll,
-            Next::Wait { .. } => StepOutcome::Wait,
-            Next::Spawn { .. } => StepOutcome::Spawn,
-            Next::Done(_) => StepOutcome::Done,
-        },
-        StepEnd::Returned(Err(StepError::Retry(cause))) if cause.code == NOT_MADE => StepOutcome::NotMade,
-        StepEnd::Returned(Err(StepError::Retry(_))) => StepOutcome::Retry,
-        StepEnd::Returned(Err(StepError::Fail(_))) => StepOutcome::Fail,
-    }
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    cut(&text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "panic".to_owned()))
-}
-
-/// What expressions may read.
-fn variables(execution: &Execution) -> Value {
-    let stages: Map<String, Value> = execution
-        .stages
-        .iter()
-        .filter(|stage| stage.parent.is_none())
-        .map(|stage: &Stage| (stage.key.clone(), json!({ "outputs": stage.outputs, "status": stage.status.as_str() })))
-        .collect();
-    json!({
-        "parameters": execution.parameters,
-        "execution": {
-            "id": execution.id,
-            "number": execution.number,
-            "application": execution.application_name,
-            "pipeline": execution.name,
-            "startedBy": execution.started_by_name,
-        },
-        "stages": stages,
-        "trigger": execution.trigger.as_ref().map_or_else(|| json!({ "kind": "manual" }), |why| trigger_variables(why)),
-    })
-}
-
-/// Where messages to a worker go.
-pub(super) type Sender = UnboundedSender<Message>;

@@ -264,6 +264,17 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_listens_on_all_addresses_is_ours_by_any_of_this_machine() {
+        let (cloud, inventory) = inventory();
+        cloud.given_bound("hello", "0.0.0.0:8080");
+        inventory.refresh("local").await.expect("read");
+        assert!(inventory.listens_on([127, 0, 0, 1].into(), 8080));
+        assert!(inventory.listens_on([0, 0, 0, 0].into(), 8080));
+        assert!(!inventory.listens_on([127, 0, 0, 1].into(), 8081));
+        assert!(!inventory.listens_on([10, 0, 0, 1].into(), 8080), "that may be another machine");
+    }
+
+    #[tokio::test]
     async fn nothing_is_known_before_the_first_read() {
         let (_, inventory) = inventory();
         assert_eq!(inventory.snapshot("local").expect_err("not read").kind, ErrorKind::Unavailable);

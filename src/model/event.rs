@@ -54,6 +54,20 @@ pub enum EventBody {
     Notified { notification: Box<Notification> },
 }
 
+impl EventBody {
+    /// That the execution's own fields are these.
+    #[must_use]
+    pub fn execution(execution: &Execution) -> Self {
+        Self::ExecutionChanged { execution: Box::new(execution.header()) }
+    }
+
+    /// That the stage is this one.
+    #[must_use]
+    pub fn stage(stage: &Stage) -> Self {
+        Self::StageChanged { stage: Box::new(Stage { outputs: stage.outputs.clone(), ..stage.header() }) }
+    }
+}
+
 /// Where a reader stands in a stream: the epoch of the database and the sequence number of the
 /// last event it has. Its text is opaque to clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

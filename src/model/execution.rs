@@ -60,6 +60,24 @@ pub struct Execution {
 }
 
 impl Execution {
+    /// Its own fields, without its stages.
+    #[must_use]
+    pub fn header(&self) -> Self {
+        // Field by field: to clone the stages only to drop them would be dear.
+        Self {
+            stages: Vec::new(),
+            application_name: self.application_name.clone(),
+            name: self.name.clone(),
+            started_by_name: self.started_by_name.clone(),
+            trigger: self.trigger.clone(),
+            parameters: self.parameters.clone(),
+            notifications: self.notifications.clone(),
+            cancel: self.cancel.clone(),
+            failure: self.failure.clone(),
+            ..*self
+        }
+    }
+
     /// The stage of that id.
     #[must_use]
     pub fn stage(&self, id: StageId) -> Option<&Stage> {
@@ -187,6 +205,28 @@ pub struct Stage {
     pub deadline: Option<DateTime<Utc>>,
     pub started_at: Option<DateTime<Utc>>,
     pub ended_at: Option<DateTime<Utc>>,
+}
+
+impl Stage {
+    /// Where it stands: without config, resolved config, cursor and outputs, which may be large.
+    #[must_use]
+    pub fn header(&self) -> Self {
+        Self {
+            config: Value::Null,
+            resolved: None,
+            cursor: Value::Null,
+            outputs: Value::Null,
+            key: self.key.clone(),
+            kind: self.kind.clone(),
+            name: self.name.clone(),
+            requires: self.requires.clone(),
+            wake: self.wake.clone(),
+            progress: self.progress.clone(),
+            tasks: self.tasks.clone(),
+            failure: self.failure.clone(),
+            ..*self
+        }
+    }
 }
 
 /// Why a stage is being brought back, and what it ends as afterwards.

@@ -33,12 +33,6 @@ impl Status {
         !matches!(self, Self::NotStarted | Self::Running | Self::Paused)
     }
 
-    /// Nothing downstream may run.
-    #[must_use]
-    pub const fn halts(self) -> bool {
-        matches!(self, Self::Failed | Self::Canceled | Self::Stopped)
-    }
-
     /// What is downstream may start.
     #[must_use]
     pub const fn lets_downstream_start(self) -> bool {

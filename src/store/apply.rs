@@ -4,16 +4,23 @@
 //! On SQLite there is one writer, so what it has written it need not read: it remembers the
 //! guarded columns and the newest position from one batch to the next ([`Memory`]).
 
+mod clusters;
+mod guards;
+mod memory;
+
 use std::collections::HashMap;
 
 use sea_orm::{ConnectionTrait, DbErr, Value};
 use uuid::Uuid;
 
+pub(super) use memory::{Learned, Memory};
+
 use super::prepare::{NewRow, Op, Prepared, body};
 use super::script::Script;
 use super::sql::{all, execute, for_update, marks, one, padded};
-use super::{ClusterClaim, ClusterKey, Committed, Guard, Lease, Refusal, event_execution, event_stage, rows};
-use crate::model::{Execution, ExecutionId, ExecutionKind, OwnerId, StageId, StreamId};
+use super::{ClusterClaim, Committed, Refusal, rows};
+use crate::model::{EventBody, Execution, ExecutionId, ExecutionKind, OwnerId, StageId, StreamId};
+use memory::Row;
 
 /// What one commit of a batch gave.
 #[derive(Debug, Default)]
@@ -34,57 +41,6 @@ pub(super) enum Answer {
     Cluster(ClusterClaim),
     Yes(bool),
     Count(u64),
-}
-
-/// The columns of an execution that guards look at, as they are at this point of the batch.
-#[derive(Debug, Clone)]
-struct Row {
-    version: i64,
-    owner: Option<Uuid>,
-    lease: i64,
-    cancelled: bool,
-    finished: bool,
-}
-
-/// What the only writer of a database knows of it after its last COMMIT. Forgotten as a whole
-/// when a transaction fails.
-#[derive(Debug, Default)]
-pub(super) struct Memory {
-    /// Of executions that have not ended.
-    rows: HashMap<Uuid, Row>,
-    /// The newest event's position.
-    position: Option<i64>,
-}
-
-/// What a transaction teaches.
-#[derive(Debug)]
-pub(super) struct Learned {
-    known: Memory,
-    doubted: Vec<Uuid>,
-}
-
-/// Executions remembered; those in use come back by themselves.
-const REMEMBERED_MAX: usize = 4096;
-
-impl Memory {
-    /// The transaction was committed.
-    pub(super) fn learn(&mut self, Learned { known: learned, doubted }: Learned) {
-        for id in doubted {
-            self.rows.remove(&id);
-        }
-        if self.rows.len() + learned.rows.len() > REMEMBERED_MAX {
-            self.rows.clear();
-        }
-        for (id, row) in learned.rows {
-            // One that has ended may be deleted by retention, which is not seen here.
-            if row.finished {
-                self.rows.remove(&id);
-            } else {
-                self.rows.insert(id, row);
-            }
-        }
-        self.position = learned.position.or(self.position);
-    }
 }
 
 /// One transaction's state.
@@ -225,95 +181,6 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
         ))
     }
 
-    // --- guards ------------------------------------------------------------------------------
-
-    async fn holds(&mut self, guard: &Guard) -> Result<bool, DbErr> {
-        match guard {
-            Guard::ExecutionVersion { id, version } => {
-                return Ok(self.rows.get(&id.uuid()).is_some_and(|row| row.version == *version));
-            }
-            Guard::Lease { execution, owner, number } => {
-                return Ok(self
-                    .rows
-                    .get(&execution.uuid())
-                    .is_some_and(|row| row.owner == Some(owner.uuid()) && row.lease == *number));
-            }
-            Guard::NotCancelled { execution } => {
-                return Ok(self.rows.get(&execution.uuid()).is_some_and(|row| !row.cancelled));
-            }
-            _ => {}
-        }
-        // The others look at tables: what was gathered has to be there.
-        self.flush().await?;
-        let lock = for_update(self.db);
-        Ok(match guard {
-            Guard::ClusterHeld { key, stage } => {
-                self.queue(&cluster_values(key)).await?.first().is_some_and(|(_, first)| first == stage)
-            }
-            Guard::ApplicationNameFree { name } => {
-                self.none("SELECT 1 FROM application WHERE name = ?", vec![rows::text(name)]).await?
-            }
-            Guard::Application { id, version } => {
-                let found = self.number("version", "application", id.uuid(), lock).await?;
-                found.is_some_and(|found| version.is_none_or(|version| version == found))
-            }
-            Guard::PipelineNameFree { application, name } => {
-                let values = vec![rows::id(application.uuid()), rows::text(name)];
-                self.none("SELECT 1 FROM pipeline WHERE application_id = ? AND name = ?", values).await?
-            }
-            Guard::PipelineRevision { id, revision } => {
-                self.number("revision", "pipeline", id.uuid(), lock).await? == Some(*revision)
-            }
-            Guard::NoneRunning { application } => {
-                // Locked first, so that nothing starts between this look and COMMIT.
-                self.number("version", "application", application.uuid(), lock).await?;
-                let sql = "SELECT 1 FROM execution WHERE application_id = ? AND finished = 0 LIMIT 1";
-                self.none(sql, vec![rows::id(application.uuid())]).await?
-            }
-            Guard::NonePipelineRunning { pipeline } => {
-                self.number("revision", "pipeline", pipeline.uuid(), lock).await?;
-                let sql = "SELECT 1 FROM execution WHERE pipeline_id = ? AND finished = 0 LIMIT 1";
-                self.none(sql, vec![rows::id(pipeline.uuid())]).await?
-            }
-            Guard::IdempotencyKeyFree { principal, key } => {
-                let values = vec![rows::id(principal.uuid()), rows::text(key)];
-                self.none("SELECT 1 FROM idempotency WHERE principal_id = ? AND key = ?", values).await?
-            }
-            Guard::PrincipalNameFree { name } => {
-                self.none("SELECT 1 FROM principal WHERE name = ?", vec![rows::text(name)]).await?
-            }
-            Guard::TriggerDue { trigger, next_at } => {
-                let next = self.number("COALESCE(next_at, -1)", "pipeline_trigger", trigger.uuid(), lock).await?;
-                next == Some(next_at.timestamp_micros())
-            }
-            Guard::SlotFree { trigger, slot } => {
-                let values = vec![rows::id(trigger.uuid()), rows::text(slot)];
-                self.none("SELECT 1 FROM trigger_slot WHERE trigger_id = ? AND slot = ?", values).await?
-            }
-            Guard::SlotPending { trigger, slot } => {
-                let sql =
-                    format!("SELECT 1 FROM trigger_slot WHERE trigger_id = ? AND slot = ? AND done_at IS NULL{lock}");
-                !self.none(&sql, vec![rows::id(trigger.uuid()), rows::text(slot)]).await?
-            }
-            Guard::Delivery { id, state } => {
-                let sql = format!("SELECT 1 FROM delivery WHERE id = ? AND state = ?{lock}");
-                !self.none(&sql, vec![rows::id(id.uuid()), rows::named(state)]).await?
-            }
-            Guard::ExecutionVersion { .. } | Guard::Lease { .. } | Guard::NotCancelled { .. } => {
-                unreachable!("answered above")
-            }
-        })
-    }
-
-    async fn none(&self, sql: &str, values: Vec<Value>) -> Result<bool, DbErr> {
-        Ok(one(self.db, sql, values).await?.is_none())
-    }
-
-    async fn number(&self, column: &str, table: &str, id: Uuid, lock: &str) -> Result<Option<i64>, DbErr> {
-        let sql = format!("SELECT {column} FROM {table} WHERE id = ?{lock}");
-        one(self.db, &sql, vec![rows::id(id)]).await?.map(|row| row.try_get_by_index(0)).transpose()
-    }
-
     // --- writes ------------------------------------------------------------------------------
 
     async fn run(&mut self, op: &Op, commit: usize, outcome: &mut Outcome) -> Result<(), DbErr> {
@@ -369,9 +236,12 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
             Op::ReserveName { place, name, stage, attempt } => {
                 self.flush().await?;
                 let key = vec![rows::text(&place.account), rows::text(&place.location), rows::text(name)];
-                let sql =
-                    "SELECT stage_id, attempt FROM name_reservation WHERE account = ? AND location = ? AND name = ?";
-                let mine = match one(self.db, sql, key.clone()).await? {
+                // Locked, so that of those who find its holder's execution over one takes it.
+                let lock = for_update(self.db);
+                let sql = format!(
+                    "SELECT stage_id, attempt FROM name_reservation WHERE account = ? AND location = ? AND name = ?{lock}"
+                );
+                let mine = match one(self.db, &sql, key.clone()).await? {
                     Some(row) => {
                         let (holder, held): (Uuid, i64) = (row.try_get_by_index(0)?, row.try_get_by_index(1)?);
                         let mine = holder == stage.uuid() && held == i64::from(*attempt);
@@ -453,7 +323,8 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
                 finished: execution.status.is_complete(),
             },
         );
-        let bodies = std::iter::once(event_execution(&execution)).chain(execution.stages.iter().map(event_stage));
+        let bodies =
+            std::iter::once(EventBody::execution(&execution)).chain(execution.stages.iter().map(EventBody::stage));
         self.events.extend((1..).zip(bodies).map(|(seq, event)| {
             let stream = StreamId::Execution(execution.id);
             (commit, NewRow { stream, seq: Some(seq), at: execution.created_at, body: body(&event) })
@@ -484,38 +355,6 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
             row.lease = number;
         }
         Ok(Some(number))
-    }
-
-    async fn claim_cluster(
-        &mut self,
-        lease: &Lease,
-        key: &ClusterKey,
-        stage: StageId,
-        queue_max: usize,
-    ) -> Result<ClusterClaim, DbErr> {
-        self.flush().await?;
-        let place = cluster_values(key);
-        let mut queue = self.queue(&place).await?;
-        if !queue.iter().any(|(_, queued)| *queued == stage) {
-            // The counter's row is held until COMMIT: arrivals are in order, and counted right.
-            let arrival = self.count("cluster_claim", 1).await?;
-            queue = self.queue(&place).await?;
-            if queue.len() > queue_max {
-                return Ok(ClusterClaim::Full { limit: queue_max });
-            }
-            let sql = "INSERT INTO cluster_claim (account, location, cluster, stage_id, execution_id, arrival) \
-                       VALUES (?,?,?,?,?,?)";
-            let rest = [rows::id(stage.uuid()), rows::id(lease.execution.uuid()), rows::int(arrival)];
-            self.script.push(sql, place.into_iter().chain(rest).collect());
-            queue.push((lease.execution, stage));
-        }
-        let ahead: Vec<ExecutionId> =
-            queue.into_iter().take_while(|(_, queued)| *queued != stage).map(|(execution, _)| execution).collect();
-        Ok(if ahead.is_empty() { ClusterClaim::Held } else { ClusterClaim::Waiting { ahead } })
-    }
-
-    async fn queue(&self, place: &[Value]) -> Result<Vec<(ExecutionId, StageId)>, DbErr> {
-        all(self.db, QUEUE, place.to_vec()).await?.iter().map(queue_row).collect()
     }
 
     /// Deletes the oldest that have ended; stages and intents go with them.
@@ -630,18 +469,6 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
         self.script.push_rows(&format!("INSERT INTO event ({}) VALUES", rows::EVENT), "", values);
         Ok(())
     }
-}
-
-/// The queue before a cluster, the holder first.
-pub(super) fn cluster_values(key: &ClusterKey) -> Vec<Value> {
-    vec![rows::text(&key.place.account), rows::text(&key.place.location), rows::text(&key.cluster)]
-}
-
-pub(super) const QUEUE: &str = "SELECT execution_id, stage_id FROM cluster_claim WHERE account = ? AND location = ? AND cluster = ? ORDER BY arrival";
-
-pub(super) fn queue_row(row: &sea_orm::QueryResult) -> Result<(ExecutionId, StageId), DbErr> {
-    let (execution, stage): (Uuid, Uuid) = (row.try_get_by_index(0)?, row.try_get_by_index(1)?);
-    Ok((execution.into(), stage.into()))
 }
 
 /// A flag, whatever width the database gives the number.

@@ -1,7 +1,7 @@
 //! What those who watch the server ask: whether the database can be read and written, how full
 //! things are, and whether its rows hold together.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::{DatabaseConnection, DbBackend};
@@ -136,9 +136,6 @@ impl Store {
             .map(|row| Ok((row.try_get_by_index::<Uuid>(0)?.into(), row.try_get_by_index::<Uuid>(1)?.into())))
             .collect()
     }
-
-    /// How long a probe may take before the answer counts as none.
-    pub const PROBE_WITHIN: Duration = Duration::from_secs(2);
 }
 
 /// Open connections, and how many of them are idle.

@@ -5,7 +5,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::{DbBackend, Value};
 use uuid::Uuid;
 
-use super::apply::{Answer, Outcome, QUEUE, cluster_values, queue_row};
+use super::apply::{Answer, Outcome};
 use super::prepare::{Op, Prepared};
 use super::sql::{all, one};
 use super::{ClusterClaim, ClusterKey, CommitError, Error, Guard, Intent, Lease, Store, rows};
@@ -166,14 +166,6 @@ impl Store {
             Answer::Cluster(claim) => Ok(claim),
             other => Err(CommitError::Unknown(format!("a cluster claim was answered by {other:?}"))),
         }
-    }
-
-    /// The cluster's queue, the holder first.
-    ///
-    /// # Errors
-    /// When the database cannot do it.
-    pub async fn cluster_queue(&self, key: &ClusterKey) -> Result<Vec<(ExecutionId, StageId)>, Error> {
-        Ok(all(&self.inner.read, QUEUE, cluster_values(key)).await?.iter().map(queue_row).collect::<Result<_, _>>()?)
     }
 
     /// Reserves the server group name for (stage, attempt). True when it is theirs, now or since

@@ -27,7 +27,6 @@ mod writer;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use sea_orm::DatabaseConnection;
 use tokio::sync::{Mutex, broadcast};
@@ -43,7 +42,6 @@ pub use commit::{
 pub use backup::{BackedUp, Restored, adopt_restored, backup, restore};
 pub use deliveries::{Claimed, DeliveryFilter, Tried};
 pub use health::Fill;
-pub use rows::{event_execution, event_stage};
 pub use transfer::{Moved, Table, transfer};
 pub use triggers::Edge;
 
@@ -184,7 +182,6 @@ struct Inner {
     epoch: Uuid,
     clock: Clock,
     notices: writer::Notices,
-    latency: Arc<writer::Latency>,
     stop: CancellationToken,
     task: Mutex<Option<JoinHandle<()>>>,
     /// Ends the task with the last clone of the store.
@@ -263,12 +260,5 @@ impl Store {
     #[must_use]
     pub fn work(&self) -> broadcast::Receiver<ExecutionId> {
         self.inner.notices.work.subscribe()
-    }
-
-    /// How long the newest commits took from call to answer (a moving average), for the log and
-    /// the bench; none before the first.
-    #[must_use]
-    pub fn commit_latency(&self) -> Option<Duration> {
-        self.inner.latency.get()
     }
 }

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::sql::{execute, one};
-use super::writer::{Latency, Notices, Writer};
+use super::writer::{Notices, Writer};
 use super::{Durability, Error, Inner, Options, Store, postgres, rows, writer};
 use crate::clock::Clock;
 
@@ -42,7 +42,6 @@ pub(super) enum As {
 
 pub(super) async fn open(options: &Options, clock: Clock, role: As) -> Result<Store, Error> {
     let notices = Notices::new();
-    let latency = Arc::new(Latency::default());
     let stop = CancellationToken::new();
     let queue_max = options.queue_max.clamp(1, Semaphore::MAX_PERMITS);
 
@@ -52,18 +51,18 @@ pub(super) async fn open(options: &Options, clock: Clock, role: As) -> Result<St
         let replica = Uuid::new_v4();
         let task = tokio::spawn(postgres::listen(db.clone(), replica, notices.clone(), stop.clone()));
         let slots = Arc::new(Semaphore::new(queue_max));
-        let (notices, latency) = (notices.clone(), Arc::clone(&latency));
-        (Writer::Direct { db: db.clone(), slots, queue_max, notices, latency, replica }, db, task)
+        let notices = notices.clone();
+        (Writer::Direct { db: db.clone(), slots, queue_max, notices, replica }, db, task)
     } else {
         let (file, read) = open_sqlite(options, role).await?;
         let (sender, receiver) = mpsc::channel(queue_max);
-        let work = writer::run(file, receiver, notices.clone(), Arc::clone(&latency), stop.clone());
+        let work = writer::run(file, receiver, notices.clone(), stop.clone());
         (Writer::Queue(sender), read, tokio::spawn(work))
     };
     let epoch = read_epoch(&read).await?;
     let guard = stop.clone().drop_guard();
     let task = Mutex::new(Some(task));
-    Ok(Store { inner: Arc::new(Inner { write, read, epoch, clock, notices, latency, stop, task, _guard: guard }) })
+    Ok(Store { inner: Arc::new(Inner { write, read, epoch, clock, notices, stop, task, _guard: guard }) })
 }
 
 // --- SQLite --------------------------------------------------------------------------------------

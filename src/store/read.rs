@@ -1,4 +1,5 @@
-//! Reading: by id, by human key, by page.
+//! Reading: by id, by human key, by page. Each fails only where the database cannot be read, or holds
+//! what this binary does not understand ([`Error::Corrupt`]).
 
 use sea_orm::{AccessMode, DatabaseTransaction, IsolationLevel, QueryResult, TransactionTrait, Value};
 use uuid::Uuid;

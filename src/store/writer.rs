@@ -48,30 +48,9 @@ impl Notices {
     }
 }
 
-/// How long the newest commits took: a moving average, in microseconds; 0 before the first.
-#[derive(Debug, Default)]
-pub(super) struct Latency(AtomicU64);
-
-impl Latency {
-    fn add(&self, took: Duration) {
-        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1);
-        let old = self.0.load(Ordering::Relaxed);
-        // A lost update between two writers is of no consequence to an average.
-        self.0.store(if old == 0 { took } else { (old / 8 * 7 + took / 8).max(1) }, Ordering::Relaxed);
-    }
-
-    pub(super) fn get(&self) -> Option<Duration> {
-        match self.0.load(Ordering::Relaxed) {
-            0 => None,
-            micros => Some(Duration::from_micros(micros)),
-        }
-    }
-}
-
 /// One commit on its way.
 pub(super) struct Request {
     prepared: Prepared,
-    since: Instant,
     reply: oneshot::Sender<Result<Outcome, CommitError>>,
 }
 
@@ -84,7 +63,6 @@ pub(super) enum Writer {
         slots: Arc<Semaphore>,
         queue_max: usize,
         notices: Notices,
-        latency: Arc<Latency>,
         replica: uuid::Uuid,
     },
 }
@@ -93,12 +71,12 @@ impl Writer {
     /// All of it or nothing. Dropping the future does not undo what was handed in.
     pub(super) async fn write(&self, prepared: Prepared) -> Result<Outcome, CommitError> {
         let since = Instant::now();
-        health::answered(self.hand_in(prepared, since).await, since)
+        health::answered(self.hand_in(prepared).await, since)
     }
 
-    async fn hand_in(&self, prepared: Prepared, since: Instant) -> Result<Outcome, CommitError> {
+    async fn hand_in(&self, prepared: Prepared) -> Result<Outcome, CommitError> {
         let (reply, answer) = oneshot::channel();
-        let request = Request { prepared, since, reply };
+        let request = Request { prepared, reply };
         match self {
             Self::Queue(queue) => queue.try_send(request).map_err(|error| match error {
                 mpsc::error::TrySendError::Full(_) => {
@@ -106,19 +84,18 @@ impl Writer {
                 }
                 mpsc::error::TrySendError::Closed(_) => CommitError::Unavailable(CLOSED.to_owned()),
             })?,
-            Self::Direct { db, slots, notices, latency, replica, .. } => {
+            Self::Direct { db, slots, notices, replica, .. } => {
                 if slots.is_closed() {
                     return Err(CommitError::Unavailable(CLOSED.to_owned()));
                 }
                 let slot = Arc::clone(slots)
                     .try_acquire_owned()
                     .map_err(|_| CommitError::Unavailable("too many commits are waiting; try again".to_owned()))?;
-                let (db, notices, latency, replica) = (db.clone(), notices.clone(), Arc::clone(latency), *replica);
+                let (db, notices, replica) = (db.clone(), notices.clone(), *replica);
                 tokio::spawn(async move {
                     let result = write_one(&db, &request.prepared, replica).await;
                     if let Ok(outcome) = &result {
                         notices.tell(&request.prepared, outcome);
-                        latency.add(request.since.elapsed());
                     }
                     let _ = request.reply.send(result);
                     drop(slot);
@@ -140,8 +117,8 @@ impl Writer {
     pub(super) async fn drain(&self) {
         if let Self::Direct { slots, queue_max, .. } = self {
             let all = u32::try_from(*queue_max).unwrap_or(u32::MAX);
-            // Fails only when it was closed before.
-            let _ = slots.acquire_many(all).await;
+            // Held until it is closed, so that nobody gets in between. Fails only when it was closed before.
+            let _all = slots.acquire_many(all).await;
             slots.close();
         }
     }
@@ -190,7 +167,6 @@ pub(super) async fn run<G>(
     File { db, checkpoints, log, alone, guard }: File<G>,
     mut queue: mpsc::Receiver<Request>,
     notices: Notices,
-    latency: Arc<Latency>,
     stop: CancellationToken,
 ) {
     let mut log = Log { path: log, commits: 0, long_since: None, shared: Arc::default() };
@@ -220,7 +196,7 @@ pub(super) async fn run<G>(
         match write_batch(&db, &prepared, &mut memory).await {
             Ok(outcomes) => {
                 for (request, outcome) in waiting.into_iter().zip(outcomes) {
-                    answer(request, outcome.map_err(CommitError::Refused), &notices, &latency);
+                    answer(request, outcome.map_err(CommitError::Refused), &notices);
                 }
             }
             Err(Broken::Before(error)) if waiting.len() > 1 && !sql::exhausted(&error) => {
@@ -231,14 +207,14 @@ pub(super) async fn run<G>(
                         Ok(outcomes) => only(outcomes),
                         Err(broken) => Err(broken.into()),
                     };
-                    answer(request, result, &notices, &latency);
+                    answer(request, result, &notices);
                 }
             }
             Err(broken) => {
                 let error = CommitError::from(broken);
                 tracing::warn!(%error, commits = waiting.len(), "commits failed");
                 for request in waiting {
-                    answer(request, Err(error.clone()), &notices, &latency);
+                    answer(request, Err(error.clone()), &notices);
                 }
             }
         }
@@ -348,10 +324,9 @@ async fn checkpoint(db: &DatabaseConnection, pragma: &str) {
     }
 }
 
-fn answer(request: Request, result: Result<Outcome, CommitError>, notices: &Notices, latency: &Latency) {
+fn answer(request: Request, result: Result<Outcome, CommitError>, notices: &Notices) {
     if let Ok(outcome) = &result {
         notices.tell(&request.prepared, outcome);
-        latency.add(request.since.elapsed());
     }
     let _ = request.reply.send(result);
 }

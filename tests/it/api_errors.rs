@@ -7,6 +7,7 @@ use gennaker::cli::demo::setup;
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
+use crate::harness::documents::{CREATE, SAVE};
 use crate::harness::{Hello, Outcome, Server, follow, gennaker, trial};
 
 pub fn trials() -> Vec<Trial> {
@@ -247,13 +248,3 @@ async fn no_graphql() -> Outcome {
     }
     Ok(())
 }
-
-const CREATE: &str = "
-mutation Create($input: CreateApplicationInput!) {
-  createApplication(input: $input) { application { id } userErrors { message field code } }
-}";
-
-const SAVE: &str = "
-mutation Save($input: SavePipelineInput!) {
-  savePipeline(input: $input) { pipeline { id } userErrors { message field code } }
-}";

@@ -8,6 +8,7 @@ use gennaker::providers::host::client::HostProvider;
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
+use crate::harness::documents::{CANCEL, JUDGE};
 use crate::harness::{Hello, Outcome, Server, follow, trial, wait_for};
 
 pub fn trials() -> Vec<Trial> {
@@ -358,16 +359,6 @@ async fn stop_and_serve_again() -> Outcome {
     anyhow::ensure!(hello.names().await?.len() == 2);
     Ok(())
 }
-
-const CANCEL: &str = "
-mutation Cancel($input: CancelExecutionInput!) {
-  cancelExecution(input: $input) { execution { id status } userErrors { message field code } }
-}";
-
-const JUDGE: &str = "
-mutation Judge($input: JudgeStageInput!) {
-  judgeStage(input: $input) { execution { id } userErrors { message field code } }
-}";
 
 const STAGES: &str = "
 query Stages($id: ID!) { node(id: $id) { ... on Execution { status stages { id key status } } } }";

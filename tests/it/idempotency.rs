@@ -3,6 +3,7 @@
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
+use crate::harness::documents::START;
 use crate::harness::{Hello, Outcome, Server, trial};
 
 pub fn trials() -> Vec<Trial> {
@@ -12,11 +13,6 @@ pub fn trials() -> Vec<Trial> {
         trial("idempotency", "a_key_is_known_after_a_kill", after_a_kill),
     ]
 }
-
-const START: &str = "
-mutation Start($input: StartPipelineInput!) {
-  startPipeline(input: $input) { execution { id number } isReplay userErrors { message field code } }
-}";
 
 async fn prepared() -> anyhow::Result<(Server, Hello)> {
     let server = Server::start().await?;

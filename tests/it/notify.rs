@@ -8,6 +8,7 @@ use gennaker::cli::demo::setup;
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
+use crate::harness::documents::{SAVE, START};
 use crate::harness::mail::{MailServer, PASSWORD, mail_server};
 use crate::harness::{Options, Outcome, Server, follow, trial, trial_with, wait_for};
 
@@ -33,15 +34,6 @@ pub fn trials() -> Vec<Trial> {
 
 const MAX: Duration = Duration::from_secs(60);
 const ANN: &str = "ann@example.org";
-
-const SAVE: &str = "
-mutation SavePipeline($input: SavePipelineInput!) {
-  savePipeline(input: $input) { pipeline { id } userErrors { message field code } }
-}";
-const START: &str = "
-mutation StartPipeline($input: StartPipelineInput!) {
-  startPipeline(input: $input) { execution { id } userErrors { message field code } }
-}";
 const DELIVERIES: &str = "
 query Deliveries($state: DeliveryState) {
   deliveries(filter: { state: $state }) {

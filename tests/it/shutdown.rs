@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
+use crate::harness::documents::{SAVE, START};
 use crate::harness::{Options, Outcome, Server, follow, trial, wait_for};
 
 pub fn trials() -> Vec<Trial> {
@@ -205,13 +206,3 @@ async fn refused() -> Outcome {
     anyhow::ensure!(error.to_string().contains("closed with 4403: Forbidden"), "{error}");
     Ok(())
 }
-
-const SAVE: &str = "
-mutation Save($input: SavePipelineInput!) {
-  savePipeline(input: $input) { pipeline { id } userErrors { message field code } }
-}";
-
-const START: &str = "
-mutation Start($input: StartPipelineInput!) {
-  startPipeline(input: $input) { execution { id } userErrors { message field code } }
-}";

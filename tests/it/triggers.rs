@@ -9,6 +9,7 @@ use gennaker::cli::client::Client;
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
+use crate::harness::documents::{CREATE, SAVE, START};
 use crate::harness::{Options, Outcome, Schema, Server, postgres, trial, trial_with, wait_for};
 
 pub fn trials() -> Vec<Trial> {
@@ -21,21 +22,6 @@ pub fn trials() -> Vec<Trial> {
 }
 
 const MAX: Duration = Duration::from_secs(60);
-
-const APPLICATION: &str = "
-mutation ($input: CreateApplicationInput!) {
-  createApplication(input: $input) { application { id } userErrors { message field code } }
-}";
-
-const SAVE: &str = "
-mutation ($input: SavePipelineInput!) {
-  savePipeline(input: $input) { pipeline { id revision } userErrors { message field code } }
-}";
-
-const START: &str = "
-mutation ($input: StartPipelineInput!) {
-  startPipeline(input: $input) { execution { id } userErrors { message field code } }
-}";
 
 const RUNS: &str = "
 query ($name: String!) {
@@ -68,7 +54,7 @@ fn every_second() -> Value {
 }
 
 async fn prepared(client: &Client) -> Outcome {
-    client.mutate(APPLICATION, json!({ "name": "timed" })).await?;
+    client.mutate(CREATE, json!({ "name": "timed" })).await?;
     Ok(())
 }
 

@@ -17,29 +17,18 @@ const DEFAULT: u64 = 25;
 
 /// The lists of an object: fields that take the four arguments of every connection. GraphQL wants
 /// the arguments at each field; here they stand once. The object takes the lists in with
-/// `#[graphql(flatten)]`. `by` tells one owner of such lists from another.
+/// `#[graphql(flatten)]`, or, with an owner alone, has nothing else. `by` tells one owner of such
+/// lists from another.
 macro_rules! lists {
-    (
-        $lists:ident of $owner:ident $(by |$it:ident| $key:expr)?;
+    (@fields $type:ty;
         $(
             $(#[doc = $doc:literal])+
             fn $name:ident($this:ident, $session:ident, $page:ident $(, $(#[$about:meta])* $arg:ident: $kind:ty)?)
             -> $node:ty $body:block
         )+
     ) => {
-        /// The lists of an object.
-        pub struct $lists<'a>(pub &'a $owner);
-
-        impl $lists<'_> {
-            /// What tells this list from all others.
-            fn list(&self, field: &str) -> Vec<String> {
-                let owner: Vec<String> = vec![$({ let $it = self.0; $key })?];
-                [stringify!($lists).to_owned(), field.to_owned()].into_iter().chain(owner).collect()
-            }
-        }
-
         #[async_graphql::Object]
-        impl $lists<'_> {
+        impl $type {
             $(
                 $(#[doc = $doc])+
                 async fn $name(
@@ -56,12 +45,42 @@ macro_rules! lists {
                     let mut list = self.list(stringify!($name));
                     list.extend(Vec::<String>::from([$(async_graphql::InputType::to_value(&$arg).to_string())?]));
                     let $page = $crate::api::graphql::connection::PageArgs { first, after, last, before }.of(ctx, &list);
-                    let ($this, $session) = (self.0, $crate::api::graphql::session::session(ctx)?);
+                    let ($this, $session) = (self.owner(), $crate::api::graphql::session::session(ctx)?);
                     let _ = $this;
                     $body
                 }
             )+
         }
+    };
+    ($owner:ident; $($fields:tt)+) => {
+        impl $owner {
+            fn owner(&self) -> &Self {
+                self
+            }
+            /// What tells this list from all others.
+            fn list(&self, field: &str) -> Vec<String> {
+                vec![stringify!($owner).to_owned(), field.to_owned()]
+            }
+        }
+
+        lists!(@fields $owner; $($fields)+);
+    };
+    ($lists:ident of $owner:ident $(by |$it:ident| $key:expr)?; $($fields:tt)+) => {
+        /// The lists of an object.
+        pub struct $lists<'a>(pub &'a $owner);
+
+        impl $lists<'_> {
+            fn owner(&self) -> &$owner {
+                self.0
+            }
+            /// What tells this list from all others.
+            fn list(&self, field: &str) -> Vec<String> {
+                let owner: Vec<String> = vec![$({ let $it = self.0; $key })?];
+                [stringify!($lists).to_owned(), field.to_owned()].into_iter().chain(owner).collect()
+            }
+        }
+
+        lists!(@fields $lists<'_>; $($fields)+);
     };
 }
 pub(super) use lists;

@@ -8,7 +8,7 @@ use async_graphql::{Context, Enum, ID, InputObject, Object, Result, SimpleObject
 use chrono::{DateTime, Utc};
 
 use super::command::{CommandError, Refused, payload, settle};
-use super::connection::{Connection, PageArgs};
+use super::connection::lists;
 use super::ids::{self, Key};
 use super::notification::Notification;
 use super::session::session;
@@ -122,30 +122,19 @@ pub struct DeliveryFilter {
 #[derive(Default)]
 pub struct DeliveryQuery;
 
-#[Object]
-impl DeliveryQuery {
+lists!(
+    DeliveryQuery;
     /// Messages on their way, the newest first. Those that were given up: `filter: {state: DEAD}`.
-    async fn deliveries(
-        &self,
-        ctx: &Context<'_>,
-        #[graphql(desc = "Which ones; all when absent.")] filter: Option<DeliveryFilter>,
-        #[graphql(
-            desc = "How many items from the start of the range; 25 when absent, at most 100 unless the server is set otherwise."
-        )]
-        first: Option<i32>,
-        #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "How many items from the end of the range instead, within the same bound.")] last: Option<i32>,
-        #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
-    ) -> Result<Connection<Delivery>> {
-        let session = session(ctx)?;
+    fn deliveries(
+        this, session, page,
+        #[graphql(desc = "Which ones; all when absent.")] filter: Option<DeliveryFilter>
+    ) -> Delivery {
         session.may(Action::Read, &Resource::Server)?;
-        let list = ["deliveries".to_owned(), async_graphql::InputType::to_value(&filter).to_string()];
         let filter = filter.unwrap_or_default();
         let filter = store::DeliveryFilter { state: filter.state.map(Into::into), channel: filter.channel };
-        let page = PageArgs { first, after, last, before }.of(ctx, &list);
         page.read(async |page| session.api.store.deliveries(&filter, &page).await).await
     }
-}
+);
 
 /// A delivery to try again.
 #[derive(InputObject)]

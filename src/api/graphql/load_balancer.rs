@@ -7,34 +7,18 @@ use super::application::Application;
 use super::connection::lists;
 use super::health::HealthCheck;
 use super::ids::Key;
-use super::place::{At, Placed, application_of, by_provider};
+use super::place::{At, Placed, application_of, by_provider, placed};
 use super::scalars::{Duration, Url};
 use super::security_group::SecurityGroup;
 use super::server_group::ServerGroup;
 use super::session::session;
-use crate::inventory::Inventory;
 use crate::model::{self, Place};
 
 /// Spreads requests over server groups.
 #[derive(Clone)]
 pub struct LoadBalancer(pub model::LoadBalancer);
 
-impl Placed for LoadBalancer {
-    const WHAT: &'static str = "load balancer";
-
-    fn place(&self) -> &Place {
-        &self.0.spec.place
-    }
-    fn name(&self) -> &str {
-        &self.0.spec.name
-    }
-    fn known(inventory: &Inventory) -> Vec<Self> {
-        inventory.load_balancers().into_iter().map(Self).collect()
-    }
-    fn one(inventory: &Inventory, place: &Place, name: &str) -> Option<Self> {
-        inventory.load_balancer(place, name).map(Self)
-    }
-}
+placed!(LoadBalancer, "load balancer", load_balancers, load_balancer);
 
 /// Spreads requests over server groups.
 #[Object]

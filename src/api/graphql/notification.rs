@@ -6,7 +6,7 @@ use async_graphql::{Context, ID, Object, Result, SimpleObject, Subscription};
 use chrono::{DateTime, Utc};
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 
-use super::connection::{Connection, PageArgs};
+use super::connection::lists;
 use super::definition::Occasion;
 use super::delivery::{self, Delivery};
 use super::events::{self, LastCursor, Tail};
@@ -84,26 +84,14 @@ impl Notification {
 #[derive(Default)]
 pub struct NotificationQuery;
 
-#[Object]
-impl NotificationQuery {
+lists!(
+    NotificationQuery;
     /// All messages, the newest first.
-    async fn notifications(
-        &self,
-        ctx: &Context<'_>,
-        #[graphql(
-            desc = "How many items from the start of the range; 25 when absent, at most 100 unless the server is set otherwise."
-        )]
-        first: Option<i32>,
-        #[graphql(desc = "Only items after this cursor.")] after: Option<String>,
-        #[graphql(desc = "How many items from the end of the range instead, within the same bound.")] last: Option<i32>,
-        #[graphql(desc = "Only items before this cursor.")] before: Option<String>,
-    ) -> Result<Connection<Notification>> {
-        let session = session(ctx)?;
+    fn notifications(this, session, page) -> Notification {
         session.may(Action::Read, &Resource::Server)?;
-        let page = PageArgs { first, after, last, before }.of(ctx, &["notifications".to_owned()]);
         page.read(async |page| session.api.store.notifications(&page).await).await
     }
-}
+);
 
 /// A message, as it is written.
 #[derive(SimpleObject)]

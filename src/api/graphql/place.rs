@@ -59,6 +59,30 @@ pub trait Placed: Sized {
     }
 }
 
+/// The noun whose row has a spec with its place and name; what it is called, and the inventory's
+/// functions for all of them and for one.
+macro_rules! placed {
+    ($noun:ident, $what:literal, $all:ident, $one:ident) => {
+        impl $crate::api::graphql::place::Placed for $noun {
+            const WHAT: &'static str = $what;
+
+            fn place(&self) -> &$crate::model::Place {
+                &self.0.spec.place
+            }
+            fn name(&self) -> &str {
+                &self.0.spec.name
+            }
+            fn known(inventory: &$crate::inventory::Inventory) -> Vec<Self> {
+                inventory.$all().into_iter().map(Self).collect()
+            }
+            fn one(inventory: &$crate::inventory::Inventory, place: &$crate::model::Place, name: &str) -> Option<Self> {
+                inventory.$one(place, name).map(Self)
+            }
+        }
+    };
+}
+pub(super) use placed;
+
 /// Where something is: two fields of every object that has a place.
 #[derive(SimpleObject)]
 pub struct At {

@@ -7,31 +7,15 @@ use super::application::Application;
 use super::connection::lists;
 use super::ids::Key;
 use super::load_balancer::LoadBalancer;
-use super::place::{At, Placed, application_of};
+use super::place::{At, Placed, application_of, placed};
 use super::server_group::ServerGroup;
-use crate::inventory::Inventory;
 use crate::model::{self, Place};
 
 /// What lets connections in.
 #[derive(Clone)]
 pub struct SecurityGroup(pub model::SecurityGroup);
 
-impl Placed for SecurityGroup {
-    const WHAT: &'static str = "security group";
-
-    fn place(&self) -> &Place {
-        &self.0.spec.place
-    }
-    fn name(&self) -> &str {
-        &self.0.spec.name
-    }
-    fn known(inventory: &Inventory) -> Vec<Self> {
-        inventory.security_groups().into_iter().map(Self).collect()
-    }
-    fn one(inventory: &Inventory, place: &Place, name: &str) -> Option<Self> {
-        inventory.security_group(place, name).map(Self)
-    }
-}
+placed!(SecurityGroup, "security group", security_groups, security_group);
 
 /// What lets connections in.
 #[Object]

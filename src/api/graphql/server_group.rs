@@ -10,33 +10,17 @@ use super::health::HealthCheck;
 use super::ids::Key;
 use super::instance::Instance;
 use super::load_balancer::LoadBalancer;
-use super::place::{At, Placed, application_of};
+use super::place::{At, Placed, application_of, placed};
 use super::scalars::Json;
 use super::security_group::SecurityGroup;
 use super::stage::masked;
-use crate::inventory::Inventory;
 use crate::model::{self, Place, names};
 
 /// A server group: equal instances of one version.
 #[derive(Clone)]
 pub struct ServerGroup(pub model::ServerGroup);
 
-impl Placed for ServerGroup {
-    const WHAT: &'static str = "server group";
-
-    fn place(&self) -> &Place {
-        &self.0.spec.place
-    }
-    fn name(&self) -> &str {
-        &self.0.spec.name
-    }
-    fn known(inventory: &Inventory) -> Vec<Self> {
-        inventory.server_groups().into_iter().map(Self).collect()
-    }
-    fn one(inventory: &Inventory, place: &Place, name: &str) -> Option<Self> {
-        inventory.server_group(place, name).map(Self)
-    }
-}
+placed!(ServerGroup, "server group", server_groups, server_group);
 
 /// A server group: equal instances of one version.
 #[Object]

@@ -158,7 +158,7 @@ async fn save(
         body: body(&execution),
     };
     let mut writes =
-        vec![Write::UpdateExecution { execution: Box::new(notices::header(&execution)), wake_at: Some(now) }, audit];
+        vec![Write::UpdateExecution { execution: Box::new(execution.header()), wake_at: Some(now) }, audit];
     writes.extend(stage.map(|index| Write::PutStage(Box::new(execution.stages[index].clone()))));
     match commands.store.commit(Commit { guards: vec![guard], writes, events: vec![event] }).await {
         Ok(_) => Ok(Some(execution)),

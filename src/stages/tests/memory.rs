@@ -118,6 +118,14 @@ impl Memory {
         self.changed();
     }
 
+    /// The load balancer listens there.
+    pub fn given_bound(&self, load_balancer: &str, address: &str) {
+        let mut inner = self.lock();
+        inner.load_balancers.get_mut(load_balancer).expect("it was given").bound = vec![address.into()];
+        drop(inner);
+        self.changed();
+    }
+
     pub fn given_security_group(&self, name: &str) {
         let spec = SecurityGroupSpec { place: place(), name: name.into(), description: String::new(), inbound: vec![] };
         let group = SecurityGroup { spec, created_at: self.clock.now(), load_balancers: vec![], server_groups: vec![] };

@@ -11,6 +11,7 @@ use gennaker::cli::demo::summary::Group;
 use gennaker::cli::load::{self, Load};
 use serde_json::{Value, json};
 
+use super::documents::{JUDGE, SAVE, START};
 use super::{Followed, Server, follow, gennaker, wait_for};
 
 /// The longest that one deploy may take on a busy machine.
@@ -45,7 +46,7 @@ impl Hello {
 
     /// The demo's pipeline under another name, changed.
     pub async fn save(&self, name: &str, definition: &Value) -> Result<(), gennaker::cli::client::Error> {
-        self.client.mutate(SAVE_PIPELINE, setup::saving(name, definition.clone())).await.map(|_| ())
+        self.client.mutate(SAVE, setup::saving(name, definition.clone())).await.map(|_| ())
     }
 
     /// Starts a pipeline of the application; the execution's id.
@@ -54,7 +55,7 @@ impl Hello {
             "pipeline": { "name": { "application": setup::APPLICATION, "name": pipeline } },
             "parameters": parameters,
         });
-        let payload = self.client.mutate(START_PIPELINE, input).await?;
+        let payload = self.client.mutate(START, input).await?;
         Ok(payload["execution"]["id"].as_str().unwrap_or_default().to_owned())
     }
 
@@ -118,18 +119,3 @@ impl Hello {
 
 const FIRST_STAGE: &str = "
 query FirstStage($id: ID!) { node(id: $id) { ... on Execution { stages { id status } } } }";
-
-const JUDGE: &str = "
-mutation Judge($input: JudgeStageInput!) {
-  judgeStage(input: $input) { execution { id } userErrors { message field code } }
-}";
-
-const SAVE_PIPELINE: &str = "
-mutation SavePipeline($input: SavePipelineInput!) {
-  savePipeline(input: $input) { pipeline { id name } userErrors { message field code } }
-}";
-
-const START_PIPELINE: &str = "
-mutation StartPipeline($input: StartPipelineInput!) {
-  startPipeline(input: $input) { execution { id number } isReplay userErrors { message field code } }
-}";

@@ -3,6 +3,7 @@
 
 mod cut;
 mod database;
+pub mod documents;
 mod follow;
 mod hello;
 pub mod mail;

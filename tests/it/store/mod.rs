@@ -31,7 +31,7 @@ use gennaker::model::{
 };
 use gennaker::store::{
     ClusterClaim, ClusterKey, Commit, CommitError, Durability, Error, ExecutionFilter, Guard, IdempotencyRecord,
-    Intent, IntentOutcome, NewEvent, Options, Page, PageRequest, Store, Write, event_execution, event_stage,
+    Intent, IntentOutcome, NewEvent, Options, Page, PageRequest, Store, Write,
 };
 
 use crate::harness::{Outcome, Schema, postgres, trial, trial_with};

@@ -130,7 +130,7 @@ pub fn next(execution: &Execution, change: impl FnOnce(&mut Execution)) -> (Comm
             stream: StreamId::Execution(execution.id),
             seq: Some(changed.event_seq),
             at: start(),
-            body: event_execution(&changed),
+            body: EventBody::execution(&changed),
         }],
     };
     (commit, changed)

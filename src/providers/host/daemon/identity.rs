@@ -3,7 +3,6 @@
 
 use std::io;
 
-use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -52,12 +51,6 @@ impl Identity {
     pub fn signal(&self, signal: Signal) -> bool {
         self.is_alive() && kill(Pid::from_raw(self.pid), signal).is_ok()
     }
-}
-
-/// Whether any process is left in a group.
-#[must_use]
-pub fn group_lives(pgid: i32) -> bool {
-    killpg(Pid::from_raw(pgid), None) != Err(Errno::ESRCH)
 }
 
 /// What the system says of a process.

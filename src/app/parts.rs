@@ -1,0 +1,79 @@
+//! Parts of the server, each made from the settings.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::warn;
+
+use super::Error;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::engine;
+use crate::inventory::Inventory;
+use crate::notifiers::email::Email;
+use crate::notifiers::{Notifier, Notifiers};
+use crate::providers::host::client::{self, HostProvider};
+use crate::secrets::Secrets;
+use crate::telemetry::traces;
+
+/// How long an account may take for its first answer at the start.
+const FIRST_LOOK: Duration = Duration::from_secs(5);
+
+/// Connects to the host of the directory, or starts one there.
+pub(super) async fn connect_host(config: &Config) -> Result<HostProvider, Error> {
+    let host = &config.host;
+    let failed = |message: String| Error::Host { directory: host.dir.display().to_string(), message };
+    let options = client::Options {
+        artifact_roots: host.artifact_roots.clone(),
+        secret_roots: config.security.secret_dirs.clone(),
+        ports: host.port_range,
+        max_artifact_bytes: host.max_artifact_bytes,
+        max_instances: host.max_instances,
+        ..client::Options::new(&host.dir).map_err(|error| failed(error.to_string()))?
+    };
+    HostProvider::connect(options).await.map_err(|error| failed(error.message))
+}
+
+/// Reads every account once before anybody asks: a server that has just started must not say that
+/// nothing runs. An account that cannot be read does not keep the server from starting.
+pub(super) async fn first_look(inventory: &Inventory) {
+    for account in inventory.accounts() {
+        let read = tokio::time::timeout(FIRST_LOOK, inventory.refresh(&account.name)).await;
+        if !matches!(read, Ok(Ok(_))) {
+            tracing::warn!(account = account.name, "account `{}` cannot be read yet", account.name);
+        }
+    }
+}
+
+/// The channels that the settings give.
+pub(super) fn notifiers(config: &Config, secrets: &Secrets, clock: &Clock) -> Result<Notifiers, Error> {
+    let email = config.smtp.email.clone();
+    let email = email.map(|options| Email::new(options, secrets.clone(), clock.clone())).transpose();
+    let email = email.map_err(Error::Mail)?.map(|email| Arc::new(email) as Arc<dyn Notifier>);
+    Ok(Notifiers::new(email))
+}
+
+/// What sends traces, where the settings name a collector.
+pub(super) fn trace_exporter(config: &Config) -> Result<Option<(engine::EndedHook, traces::Exporter)>, Error> {
+    let Some(endpoint) = config.observe.otlp_endpoint.clone() else { return Ok(None) };
+    let options = traces::Options { endpoint, timeout: config.observe.otlp_timeout };
+    traces::start(&options).map(Some).map_err(Error::Traces)
+}
+
+/// See [`App::notes`]; each goes to the log too.
+pub(super) fn notes(config: &Config, host: &HostProvider) -> Vec<String> {
+    let differs = host.differences().iter().map(|difference| {
+        format!(
+            "{} {} does not hold: the host that runs in {} was started with {}. Its instances run on while it is \
+             started anew: `gennaker host stop --dir {}`, then start the server again",
+            difference.setting,
+            difference.asked,
+            config.host.dir.display(),
+            difference.holds,
+            config.host.dir.display(),
+        )
+    });
+    let notes: Vec<String> = config.host.port_range.warning().into_iter().chain(differs).collect();
+    notes.iter().for_each(|note| warn!("{note}"));
+    notes
+}
