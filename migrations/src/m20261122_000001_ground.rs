@@ -1,22 +1,6 @@
 //! The nouns: applications, pipelines, executions, stages, events, intents, messages, principals.
 
-use sea_orm_migration::prelude::*;
-
-#[derive(DeriveMigrationName)]
-pub struct Migration;
-
-#[async_trait::async_trait]
-impl MigrationTrait for Migration {
-    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        crate::ddl::run(manager, UP).await
-    }
-
-    fn use_transaction(&self) -> Option<bool> {
-        Some(true)
-    }
-}
-
-const UP: &str = r#"
+pub const UP: &str = r#"
 CREATE TABLE meta (key text PRIMARY KEY, value text NOT NULL)
 
 CREATE TABLE counter (key text PRIMARY KEY, value bigint NOT NULL)

@@ -1,22 +1,6 @@
 //! Who may work on what: owners (starts of servers), queues before clusters, reserved names.
 
-use sea_orm_migration::prelude::*;
-
-#[derive(DeriveMigrationName)]
-pub struct Migration;
-
-#[async_trait::async_trait]
-impl MigrationTrait for Migration {
-    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        crate::ddl::run(manager, UP).await
-    }
-
-    fn use_transaction(&self) -> Option<bool> {
-        Some(true)
-    }
-}
-
-const UP: &str = r#"
+pub const UP: &str = r#"
 CREATE TABLE owner (id {uuid} PRIMARY KEY NOT NULL, beat bigint NOT NULL)
 
 CREATE TABLE cluster_claim (

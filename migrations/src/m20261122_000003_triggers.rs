@@ -1,23 +1,7 @@
 //! What starts pipelines: a row per trigger with its next instant, and a row per slot, which is
 //! the claim of it.
 
-use sea_orm_migration::prelude::*;
-
-#[derive(DeriveMigrationName)]
-pub struct Migration;
-
-#[async_trait::async_trait]
-impl MigrationTrait for Migration {
-    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        crate::ddl::run(manager, UP).await
-    }
-
-    fn use_transaction(&self) -> Option<bool> {
-        Some(true)
-    }
-}
-
-const UP: &str = r#"
+pub const UP: &str = r#"
 CREATE TABLE pipeline_trigger (
   id {uuid} PRIMARY KEY NOT NULL,
   pipeline_id {uuid} NOT NULL REFERENCES pipeline (id) ON DELETE CASCADE,

@@ -1,22 +1,6 @@
 //! Messages on their way: one row for each message and target of a channel.
 
-use sea_orm_migration::prelude::*;
-
-#[derive(DeriveMigrationName)]
-pub struct Migration;
-
-#[async_trait::async_trait]
-impl MigrationTrait for Migration {
-    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        crate::ddl::run(manager, UP).await
-    }
-
-    fn use_transaction(&self) -> Option<bool> {
-        Some(true)
-    }
-}
-
-const UP: &str = r#"
+pub const UP: &str = r#"
 CREATE TABLE delivery (
   id {uuid} PRIMARY KEY NOT NULL,
   notification_id {uuid} NOT NULL REFERENCES notification (id) ON DELETE CASCADE,

@@ -3,11 +3,16 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use chrono::{DateTime, Utc};
+
 use super::{Failure, Outcome, block_on};
 use crate::clock::Clock;
 use crate::config::{DataArgs, LogArgs};
-use crate::store;
+use crate::engine::contract::Registry;
+use crate::model::DeliveryState;
+use crate::store::{self, DeliveryFilter, PageRequest, Store};
 use crate::telemetry;
+use crate::triggers;
 
 /// Flags.
 #[derive(Debug, clap::Args)]
@@ -22,7 +27,13 @@ start, and looks before it acts: it finds server groups that it made after the b
 that may have been made then (a webhook's POST) count as ones of unknown outcome. Cursors of
 subscriptions from before are answered with the gap and a snapshot. Executions, names and tokens
 made after the backup are not known any more; tokens revoked after it are valid again: revoke them
-anew. Give the server the same host directory as before (--host-dir).")]
+anew. Give the server the same host directory as before (--host-dir).
+
+What waited when the backup was made may have been done since, and is done again by the next
+start: mails that had not been sent, ends of executions that triggers had still to act upon, and
+a slot that a timetable has missed, if it says RUN_ONCE. They are listed; --hold holds them back:
+mails become dead letters (`retryDelivery` sends one), triggers go on with what comes next. An
+execution that goes on tells people, and starts what waits for its end, once more in any case.")]
 pub struct Args {
     /// What `gennaker backup` made
     #[arg(value_name = "FILE", required_unless_present = "in_place", conflicts_with = "in_place")]
@@ -33,6 +44,9 @@ pub struct Args {
     /// PostgreSQL only: the database was restored by pg_restore just now, and no server has run since
     #[arg(long)]
     pub in_place: bool,
+    /// Hold back the mails and triggers of the time before, which may have been sent and started since
+    #[arg(long)]
+    pub hold: bool,
     #[command(flatten)]
     pub data: DataArgs,
     #[command(flatten)]
@@ -61,6 +75,39 @@ pub fn run(args: Args) -> Outcome {
         if let Some(kept) = restored.kept {
             println!("the database that was there is kept as {}", kept.display());
         }
+        let again = again(&options, args.hold, now).await?;
+        match (again.is_empty(), args.hold) {
+            (true, _) => {}
+            (false, true) => println!("held back:"),
+            (false, false) => {
+                println!("the next start does these, which may have been done after the backup (see --hold):")
+            }
+        }
+        again.iter().for_each(|what| println!("  {what}"));
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// What waited when the backup was made, and may have been done since.
+async fn again(options: &store::Options, hold: bool, now: DateTime<Utc>) -> Result<Vec<String>, store::Error> {
+    let store = Store::open(options, Clock::system()).await?;
+    let filter = DeliveryFilter { state: Some(DeliveryState::Pending), channel: None };
+    let page = PageRequest { after: None, before: None, limit: 100, backward: false };
+    let pending = store.deliveries(&filter, &page).await?;
+    let mut told = Vec::new();
+    for (_, delivery) in &pending.items {
+        let subject = store.notification(delivery.notification).await?.map(|found| found.subject).unwrap_or_default();
+        told.push(format!("{}: {subject}", delivery.channel));
+    }
+    if pending.has_next {
+        told.push(format!("{} messages in all", pending.total));
+    }
+    if hold {
+        store
+            .give_up_deliveries("held back by `gennaker restore --hold`: it may have been sent after the backup")
+            .await?;
+    }
+    told.extend(triggers::restored(&store, &triggers::kinds(Registry::default()), now, hold).await?);
+    store.close().await;
+    Ok(told)
 }

@@ -1,8 +1,10 @@
 //! Who lives: this owner beats, and forgets owners whose beat it has seen stand still for a full
-//! lease on its own monotonic clock. No two machines' clocks are compared.
+//! lease on its own monotonic clock. No two machines' clocks are compared. It looks more often than
+//! anybody beats, so that little more than a lease passes from a last beat to the takeover.
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -33,52 +35,54 @@ pub(super) struct Owners {
 
 /// One beat, and one look at the others.
 pub(super) async fn renew(shared: &Shared) -> Result<(), Error> {
-    shared.alive().await;
-    let mut owners = shared.owners.lock().await;
-    let Some(owners) = owners.as_mut() else { return Ok(()) };
-    let began = Instant::now();
-    round(shared, &mut owners.seen).await?;
-    owners.renewed = Some(began);
-    Ok(())
+    round(shared, |_| true).await
 }
 
-/// Beats and watches until it is dropped; where a job renews, only when that is late: a scheduler
-/// that has lost its way, or a machine's clock that was put back, must not cost the lease.
+/// Beats and looks until it is dropped; where a job renews, it beats only when that is late: a
+/// scheduler that has lost its way, or a machine's clock that was put back, must not cost the lease.
 pub(super) async fn watch(shared: Arc<Shared>) {
-    let mut beat = tokio::time::interval((shared.options.lease / 3).max(Duration::from_millis(10)));
-    beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let lease = shared.options.lease;
+    let (step, patience) = (lease / LOOKS, if shared.options.renewed_by_job { lease / 2 } else { lease / 3 });
+    // What is left of it at the next look would be late by then.
+    let patience = patience.saturating_sub(step / 2);
+    let mut look = tokio::time::interval(step.max(Duration::from_millis(10)));
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        beat.tick().await;
-        if shared.options.renewed_by_job && renewed_lately(&shared).await {
-            continue;
-        }
-        if let Err(error) = renew(&shared).await {
+        look.tick().await;
+        let late = |renewed: Option<Instant>| renewed.is_none_or(|renewed| renewed.elapsed() >= patience);
+        if let Err(error) = round(&shared, late).await {
             tracing::warn!("owners could not be watched: {error}");
         }
     }
 }
 
-async fn renewed_lately(shared: &Shared) -> bool {
-    let owners = shared.owners.lock().await;
-    let renewed = owners.as_ref().and_then(|owners| owners.renewed);
-    renewed.is_some_and(|renewed| renewed.elapsed() < shared.options.lease / 2)
-}
+/// Looks at the other owners within a lease.
+const LOOKS: u32 = 15;
 
-async fn round(shared: &Shared, seen: &mut Observed) -> Result<(), Error> {
-    let beat = shared.store.owner_beat(shared.owner).await;
-    let owners = shared.store.owners().await?;
-    if owners.iter().all(|(owner, _)| *owner != shared.owner) {
-        // Somebody took this server for dead. What was taken over is guarded by its lease number.
-        tracing::warn!("this server was taken for dead, and registers again");
-        shared.store.owner_register(shared.owner).await?;
-    } else {
-        beat?;
+/// A look at the others, after a beat if that is `late`, given when the last one was.
+async fn round(shared: &Shared, late: impl FnOnce(Option<Instant>) -> bool) -> Result<(), Error> {
+    shared.alive().await;
+    let mut owners = shared.owners.lock().await;
+    let Some(Owners { seen, renewed }) = owners.as_mut() else { return Ok(()) };
+    let began = Instant::now();
+    if late(*renewed) {
+        if !shared.store.owner_beat(shared.owner).await? {
+            // Somebody took this server for dead. What was taken over is guarded by its lease number.
+            tracing::warn!("this server was taken for dead, and registers again");
+            shared.store.owner_register(shared.owner).await?;
+        }
+        *renewed = Some(began);
     }
-    let others = owners.into_iter().filter(|(owner, _)| *owner != shared.owner);
+    if shared.options.sole_owner {
+        return Ok(());
+    }
+    let others = shared.store.owners().await?.into_iter().filter(|(owner, _)| *owner != shared.owner);
     for dead in seen.dead(others, Instant::now(), shared.options.lease) {
         tracing::info!("owner {dead} has not beaten for a full lease: its executions are free");
         shared.store.owner_forget(dead).await?;
+        shared.freed.notify_one();
     }
+    shared.alone.store(seen.0.is_empty(), Ordering::Relaxed);
     Ok(())
 }
 

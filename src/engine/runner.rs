@@ -2,11 +2,11 @@
 //! claimed execution a worker. The periodic scan is the truth; signals and timers shorten waits.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 use tokio::sync::{Notify, Semaphore};
@@ -26,6 +26,8 @@ use crate::store::{Error, Store};
 
 /// Executions a scan looks for beyond those in memory, which may all be due themselves.
 const SCAN: usize = 256;
+/// More than a notice takes from one server to another and a claim after it.
+const POLITENESS_MS: i64 = 5;
 
 fn to_u64(count: usize) -> u64 {
     u64::try_from(count).unwrap_or(u64::MAX)
@@ -47,6 +49,10 @@ pub(super) struct Shared {
     pub stopping: CancellationToken,
     /// What was seen of other owners, once this one is registered.
     pub owners: tokio::sync::Mutex<Option<recovery::Owners>>,
+    /// No other owner was seen at the last look.
+    pub alone: AtomicBool,
+    /// Told when executions of an owner that was taken for dead are free.
+    pub freed: Notify,
     /// A crash hook has spoken: nothing is written or called any more.
     pub dead: CancellationToken,
     pub pulse: Arc<Pulse>,
@@ -89,6 +95,8 @@ impl Shared {
             slots: Arc::default(),
             stopping: CancellationToken::new(),
             owners: tokio::sync::Mutex::default(),
+            alone: AtomicBool::new(true),
+            freed: Notify::new(),
             dead: CancellationToken::new(),
             pulse: Arc::default(),
             active: Mutex::default(),
@@ -158,7 +166,10 @@ pub(super) async fn run(shared: &Arc<Shared>, stop: CancellationToken) -> Result
             () = shared.dead.cancelled() => break,
             () = stop.cancelled() => break,
             heard = work.recv() => match heard {
-                Ok(id) => runner.wake(id, false),
+                Ok(id) => match runner.after_you(id) {
+                    Some(at) => runner.timers.add(at, id),
+                    None => runner.wake(id, false),
+                },
                 Err(RecvError::Lagged(_)) => scan.reset_immediately(),
                 Err(RecvError::Closed) => tokio::time::sleep(shared.options.scan_every).await,
             },
@@ -169,6 +180,7 @@ pub(super) async fn run(shared: &Arc<Shared>, stop: CancellationToken) -> Result
                 }
             }
             _ = scan.tick() => runner.scan().await,
+            () = shared.freed.notified() => scan.reset_immediately(),
             Some(joined) = runner.workers.join_next_with_id() => {
                 if runner.left(joined) {
                     scan.reset_immediately();
@@ -262,6 +274,17 @@ impl Runner {
         let work = worker::run(shared, id, handle, inbox).instrument(span);
         let task = self.workers.spawn(async move { (id, work.await) });
         self.tasks.insert(task.id(), (id, serial));
+    }
+
+    /// Where others share the work, a server lets the less busy take what is new: it waits a little
+    /// longer with each doubling of what it has. None: it has that one, or nobody to wait for.
+    fn after_you(&self, id: ExecutionId) -> Option<DateTime<Utc>> {
+        let active = self.shared.active();
+        if self.shared.alone.load(Ordering::Relaxed) || active.is_empty() || active.contains_key(&id) {
+            return None;
+        }
+        let doublings = i64::from(active.len().ilog2()) + 1;
+        Some(self.shared.clock.now() + TimeDelta::milliseconds(POLITENESS_MS * doublings))
     }
 
     /// Takes up what is due, until nothing new is found or the memory is full.

@@ -222,6 +222,8 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
                 outcome.answer = Answer::Count(execute(self.db, sql, values.clone()).await?.rows_affected());
             }
             Op::Ended(values) => {
+                // A trigger that was saved before it in this batch waits for it too.
+                self.flush().await?;
                 outcome.committed.triggered +=
                     execute(self.db, rows::SLOTS_OF_END, values.clone()).await?.rows_affected();
             }

@@ -126,6 +126,20 @@ impl Store {
         Ok(matches!(self.write_op(Op::Count { sql, values }, None).await?.answer, Answer::Count(1)))
     }
 
+    /// Gives up all that wait to be sent, for this reason; how many. Each may be tried again.
+    ///
+    /// # Errors
+    /// When the database cannot do it.
+    pub async fn give_up_deliveries(&self, why: &str) -> Result<u64, Error> {
+        let sql = "UPDATE delivery SET state = ?, next_at = NULL, lease_owner = NULL, last_error = ? WHERE state = ?";
+        let (dead, pending) = (rows::named(&DeliveryState::Dead), rows::named(&DeliveryState::Pending));
+        let op = Op::Count { sql, values: vec![dead, rows::text(why), pending] };
+        match self.write_op(op, None).await?.answer {
+            Answer::Count(count) => Ok(count),
+            _ => Ok(0),
+        }
+    }
+
     pub async fn delivery(&self, id: DeliveryId) -> Result<Option<Delivery>, Error> {
         let sql = format!("SELECT {} FROM delivery WHERE id = ?", rows::DELIVERY);
         one(&self.inner.read, &sql, vec![rows::id(id.uuid())]).await?.as_ref().map(rows::read_delivery).transpose()

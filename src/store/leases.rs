@@ -17,10 +17,6 @@ const PRUNE_AT_ONCE: u64 = 50;
 /// How long the key of a start is remembered at the least.
 const KEYS_KEPT: TimeDelta = TimeDelta::hours(24);
 
-/// Unfinished, with an instant to be looked at, and free for an owner to take.
-const DUE: &str = "FROM execution WHERE wake_at IS NOT NULL AND (lease_owner IS NULL OR lease_owner = ? \
-                   OR NOT EXISTS (SELECT 1 FROM owner WHERE owner.id = execution.lease_owner))";
-
 impl Lease {
     fn guard(&self) -> Guard {
         Guard::Lease { execution: self.execution, owner: self.owner, number: self.number }
@@ -49,15 +45,13 @@ impl Store {
         Ok(())
     }
 
-    /// Says that the owner lives: its beat rises by one.
+    /// Says that the owner lives: its beat rises by one. False: it is not registered, or was
+    /// forgotten (others took it for dead).
     ///
     /// # Errors
-    /// When it was forgotten (others took it for dead), or the database cannot do it.
-    pub async fn owner_beat(&self, owner: OwnerId) -> Result<(), Error> {
-        match self.write_op(Op::Beat(owner), None).await?.answer {
-            Answer::Yes(true) => Ok(()),
-            _ => Err(Error::Database(format!("{owner} is not registered, or was forgotten by the others"))),
-        }
+    /// When the database cannot do it.
+    pub async fn owner_beat(&self, owner: OwnerId) -> Result<bool, Error> {
+        Ok(matches!(self.write_op(Op::Beat(owner), None).await?.answer, Answer::Yes(true)))
     }
 
     /// All owners with their beats.
@@ -88,25 +82,15 @@ impl Store {
     /// # Errors
     /// When the database cannot do it.
     pub async fn executions_due(&self, me: OwnerId, now: DateTime<Utc>, limit: u64) -> Result<Vec<ExecutionId>, Error> {
-        let sql = format!("SELECT id {DUE} AND wake_at <= ? ORDER BY wake_at LIMIT ?");
+        let sql = "SELECT id FROM execution WHERE wake_at IS NOT NULL AND (lease_owner IS NULL OR lease_owner = ? \
+                   OR NOT EXISTS (SELECT 1 FROM owner WHERE owner.id = execution.lease_owner)) \
+                   AND wake_at <= ? ORDER BY wake_at LIMIT ?";
         let limit = rows::int(i64::try_from(limit).unwrap_or(i64::MAX));
-        all(&self.inner.read, &sql, vec![rows::id(me.uuid()), rows::time(now), limit])
+        all(&self.inner.read, sql, vec![rows::id(me.uuid()), rows::time(now), limit])
             .await?
             .iter()
             .map(|row| Ok(row.try_get_by_index::<Uuid>(0)?.into()))
             .collect()
-    }
-
-    /// The earliest `wake_at` among those of [`Store::executions_due`], whenever it is.
-    ///
-    /// # Errors
-    /// When the database cannot do it.
-    pub async fn next_due(&self, me: OwnerId) -> Result<Option<DateTime<Utc>>, Error> {
-        let sql = format!("SELECT wake_at {DUE} ORDER BY wake_at LIMIT 1");
-        match one(&self.inner.read, &sql, vec![rows::id(me.uuid())]).await? {
-            Some(row) => rows::Reader::new(&row, "execution").time_opt(),
-            None => Ok(None),
-        }
     }
 
     /// Takes the execution, if it is unowned, mine already (same number), or owned by one that was

@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use super::*;
 use crate::model::{
     Application, Cancel, CancelMode, DeliveryState, EventBody, ExecutionRule, Failure, NotificationRule, Occasion,
-    Phase, Pipeline, PipelineDefinition, PrincipalId, Progress, Revision, Role, Task, Triggered, Unwinding, Wake,
+    Phase, Pipeline, PipelineDefinition, PrincipalId, Progress, Revision, Role, Task, Trigger, TriggerId, Triggered,
+    Unwinding, Wake,
 };
 
 /// A database of the test's own, gone with it.
@@ -123,12 +124,10 @@ async fn a_database_that_cannot_be_written_to_says_so() {
     home.end().await;
 }
 
-#[tokio::test]
-async fn documents_of_a_later_format_are_refused_with_both_versions() {
-    let home = Home::new().await;
-    let store = &home.store;
-    let now = DateTime::from_timestamp(1_800_000_000, 0).expect("an instant");
+/// An application with a pipeline; the pipeline's id.
+async fn ground(store: &Store, events: Vec<NewEvent>) -> PipelineId {
     let application = application("hello");
+    let now = application.created_at;
     let definition = PipelineDefinition { format_version: 1, ..PipelineDefinition::default() };
     let pipeline = Pipeline {
         id: PipelineId::new(),
@@ -149,13 +148,54 @@ async fn documents_of_a_later_format_are_refused_with_both_versions() {
         created_by_name: "ann".to_owned(),
     };
     let id = pipeline.id;
-    let body = read_all::<EventBody>("eventBody").pop().expect("one");
-    let events = vec![NewEvent { stream: StreamId::Notifications, seq: None, at: now, body }];
     let writes = vec![
         Write::InsertApplication(application),
         Write::InsertPipeline { pipeline: Box::new(pipeline), revision: Box::new(revision) },
     ];
     store.commit(Commit { writes, events, ..Commit::default() }).await.expect("committed");
+    id
+}
+
+/// On one thread the writer begins only when both wait: they are one batch.
+#[tokio::test]
+async fn an_end_is_heard_by_a_trigger_that_was_saved_before_it_in_its_batch() {
+    let home = Home::new().await;
+    let store = &home.store;
+    let (source, execution) = (PipelineId::new(), ExecutionId::new());
+    let trigger = Trigger {
+        id: TriggerId::new(),
+        pipeline: ground(store, Vec::new()).await,
+        key: "after".to_owned(),
+        kind: "pipeline".to_owned(),
+        enabled: true,
+        position: 0,
+        source: Some(source),
+        statuses: vec![Status::Succeeded],
+        next_at: None,
+        last_at: None,
+        last_execution: None,
+        last_error: None,
+        last_error_at: None,
+        last_missed_at: None,
+    };
+    let at = store.inner.clock.now();
+    let end = Write::EndTriggers { pipeline: source, execution, status: Status::Succeeded, at };
+    let (saved, ended) =
+        tokio::join!(store.commit(write(vec![Write::PutTrigger(Box::new(trigger))])), store.commit(write(vec![end])));
+    saved.expect("committed");
+    assert_eq!(ended.expect("committed").triggered, 1);
+    let pending = store.slots_pending(10).await.expect("read");
+    assert_eq!(pending.iter().map(|slot| slot.source).collect::<Vec<_>>(), [execution]);
+    home.end().await;
+}
+
+#[tokio::test]
+async fn documents_of_a_later_format_are_refused_with_both_versions() {
+    let home = Home::new().await;
+    let store = &home.store;
+    let at = store.inner.clock.now();
+    let body = read_all::<EventBody>("eventBody").pop().expect("one");
+    let id = ground(store, vec![NewEvent { stream: StreamId::Notifications, seq: None, at, body }]).await;
     assert!(store.pipeline(id).await.expect("read").is_some());
     assert_eq!(store.events(StreamId::Notifications, 0, 10).await.expect("read").len(), 1);
     for sql in [

@@ -14,11 +14,11 @@ use crate::clock::Clock;
 use crate::engine::commands::{Commands, Error, Slot};
 use crate::engine::contract::{Missed, Registry, Timetable, When};
 use crate::model::{PendingSlot, Trigger};
-use crate::store::Store;
+use crate::store::{self, Store};
 
 /// A slot this late was missed: no server was there, or its clock was set forward. More than the
 /// sweep's period, so that what the timer missed is not lost.
-const LATE: TimeDelta = TimeDelta::seconds(60);
+pub(super) const LATE: TimeDelta = TimeDelta::seconds(60);
 /// Triggers read in one go.
 const BATCH: u64 = 200;
 /// Starts under way at once.
@@ -113,7 +113,7 @@ impl Dispatcher {
     /// A timetable's slot has come, and maybe others before it.
     async fn instant(&self, trigger: &Trigger, now: DateTime<Utc>) -> Result<(), Error> {
         let Some(due) = trigger.next_at else { return Ok(()) };
-        let Some(table) = self.table(trigger).await? else {
+        let Some(table) = table(&self.store, &self.registry, trigger).await? else {
             // Saved anew it gets its next instant, where its kind is known.
             return self.commands.pass_trigger(trigger, due, None, None).await;
         };
@@ -128,14 +128,19 @@ impl Dispatcher {
         let slot = Slot::Time { at, due, next, late };
         self.commands.fire_trigger(trigger, &slot).await.map(|_| ())
     }
+}
 
-    async fn table(&self, trigger: &Trigger) -> Result<Option<Box<dyn Timetable>>, Error> {
-        let Some(pipeline) = self.store.pipeline(trigger.pipeline).await? else { return Ok(None) };
-        let spec = pipeline.definition.triggers.iter().find(|spec| spec.key == trigger.key);
-        let known = spec.and_then(|spec| Some((self.registry.trigger(&spec.kind)?, spec)));
-        Ok(known.and_then(|(kind, spec)| match kind.read(&spec.config) {
-            Ok(When::Time(table)) => Some(table),
-            Ok(When::Ended(_)) | Err(_) => None,
-        }))
-    }
+/// The trigger's timetable, if it has one.
+pub(super) async fn table(
+    store: &Store,
+    registry: &Registry,
+    trigger: &Trigger,
+) -> Result<Option<Box<dyn Timetable>>, store::Error> {
+    let Some(pipeline) = store.pipeline(trigger.pipeline).await? else { return Ok(None) };
+    let spec = pipeline.definition.triggers.iter().find(|spec| spec.key == trigger.key);
+    let known = spec.and_then(|spec| Some((registry.trigger(&spec.kind)?, spec)));
+    Ok(known.and_then(|(kind, spec)| match kind.read(&spec.config) {
+        Ok(When::Time(table)) => Some(table),
+        Ok(When::Ended(_)) | Err(_) => None,
+    }))
 }

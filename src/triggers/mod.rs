@@ -8,10 +8,12 @@
 mod cron;
 mod dispatch;
 mod pipeline;
+mod restored;
 #[cfg(test)]
 mod tests;
 
 pub use dispatch::Dispatcher;
+pub use restored::restored;
 
 use crate::engine::contract::Registry;
 

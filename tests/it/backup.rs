@@ -4,23 +4,21 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Output;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use gennaker::cli::demo::setup::FOLLOW;
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::harness::{Hello, Options, Outcome, Schema, Server, follow, postgres, trial, trial_with};
+use crate::harness::{Calls, Hello, Options, Outcome, Schema, Server, follow, postgres, trial, trial_with, wait_for};
 
 pub fn trials() -> Vec<Trial> {
     vec![
         trial("backup", "one_taken_under_load_is_restored_elsewhere_and_the_run_finishes", under_load),
         trial("backup", "a_restored_run_finds_the_server_group_it_made_after_the_backup", made_after),
         trial("backup", "a_restored_run_does_not_repeat_a_call_it_may_have_made", called_after),
+        trial("backup", "what_a_restore_would_do_again_is_listed_and_can_be_held_back", held_back),
         trial("backup", "restore_refuses_what_it_must_and_keeps_the_old_database", refusals),
         trial_with("backup", "postgresql_has_its_own_tools_and_is_adopted_after_them", postgres(), on_postgres),
     ]
@@ -171,35 +169,16 @@ async fn made_after() -> Outcome {
     Ok(())
 }
 
-/// Counts the calls it gets.
-async fn listener() -> anyhow::Result<(String, Arc<AtomicUsize>)> {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
-    let address = listener.local_addr()?.to_string();
-    let calls = Arc::new(AtomicUsize::new(0));
-    let counted = Arc::clone(&calls);
-    tokio::spawn(async move {
-        while let Ok((mut socket, _)) = listener.accept().await {
-            let mut buffer = [0; 4096];
-            if socket.read(&mut buffer).await.is_ok_and(|read| read > 0) {
-                counted.fetch_add(1, Ordering::SeqCst);
-                let _ = socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await;
-            }
-        }
-    });
-    Ok((address, calls))
-}
-
 async fn called_after() -> Outcome {
-    let (address, calls) = listener().await?;
-    let flags = vec!["--outbound-allow".to_owned(), address.clone()];
-    let mut server = Server::start_with(Options { flags, ..Options::default() }).await?;
+    let calls = Calls::start().await?;
+    let mut server = Server::start_with(Options { flags: calls.flags(), ..Options::default() }).await?;
     let hello = Hello::create(&server).await?;
     let definition = json!({
         "stages": [
             { "key": "ask", "kind": "manualJudgment", "config": { "instructions": "Go on?" } },
             {
                 "key": "call", "kind": "webhook", "requires": ["ask"],
-                "config": { "url": format!("http://{address}/"), "method": "POST" },
+                "config": { "url": format!("http://{}/", calls.address), "method": "POST" },
             },
         ],
     });
@@ -210,7 +189,7 @@ async fn called_after() -> Outcome {
     done(&run(&server, &["backup", text(&backup)?])?)?;
     hello.approve(&execution).await?;
     follow(&hello.client, &execution, MAX).await?.succeeded()?;
-    anyhow::ensure!(calls.load(Ordering::SeqCst) == 1, "called once");
+    anyhow::ensure!(calls.total() == 1, "called once");
     server.kill().await?;
     restored(&mut server, &backup).await?;
 
@@ -218,13 +197,99 @@ async fn called_after() -> Outcome {
     let followed = follow(&hello.client, &execution, MAX).await?;
     anyhow::ensure!(followed.status() == "FAILED", "{}", followed.status());
     anyhow::ensure!(followed.failure()["code"] == "OUTCOME_UNKNOWN", "{}", followed.failure());
-    anyhow::ensure!(calls.load(Ordering::SeqCst) == 1, "it is not called again blind");
+    anyhow::ensure!(calls.total() == 1, "it is not called again blind");
     // What begins after the restore is as ever.
     let execution = hello.start("calls", Value::Null).await?;
     hello.approve(&execution).await?;
     follow(&hello.client, &execution, MAX).await?.succeeded()?;
-    anyhow::ensure!(calls.load(Ordering::SeqCst) == 2, "called once more");
+    anyhow::ensure!(calls.total() == 2, "called once more");
     Ok(())
+}
+
+/// A mail that waits for its mail server, an end that a trigger has still to act upon, and a
+/// timetable whose slot has come: all as of the backup.
+async fn held_back() -> Outcome {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let flags = [
+        "--smtp-host=127.0.0.1".to_owned(),
+        format!("--smtp-port={nobody}"),
+        "--smtp-from=gennaker@cd.example.org".to_owned(),
+        "--delivery-retry-seconds=1".to_owned(),
+    ];
+    let mut server = Server::start_with(Options { flags: flags.to_vec(), ..Options::default() }).await?;
+    let hello = Hello::create(&server).await?;
+    let quick = json!([{ "key": "a", "kind": "wait", "config": { "seconds": 0 } }]);
+    let mail = json!([{ "on": ["COMPLETED"], "email": { "to": ["ann@example.org"] } }]);
+    hello.save("first", &json!({ "stages": quick, "notifications": mail })).await?;
+    let after = json!([{
+        "key": "after", "kind": "pipeline", "config": { "application": "hello", "pipeline": "first" },
+    }]);
+    hello.save("second", &json!({ "stages": quick, "triggers": after })).await?;
+    let timetable = json!([{
+        "key": "yearly", "kind": "cron", "config": { "expression": "0 0 1 1 *", "missed": "RUN_ONCE" },
+    }]);
+    hello.save("third", &json!({ "stages": quick, "triggers": timetable })).await?;
+    hello.start("first", Value::Null).await?;
+    let document = "query { pipelines(first: 100) { nodes { name executions(first: 100) { totalCount } } }
+        deliveries { nodes { state attempts lastError } } }";
+    let state = async || {
+        let data = hello.client.query(document, Value::Null).await?;
+        let nodes = data["pipelines"]["nodes"].as_array().context("pipelines")?;
+        let count = |name: &str| {
+            let node = nodes.iter().find(|node| node["name"] == name);
+            node.and_then(|node| node["executions"]["totalCount"].as_u64()).unwrap_or_default()
+        };
+        anyhow::Ok((count("second"), count("third"), data["deliveries"]["nodes"][0].clone()))
+    };
+    wait_for("the trigger and a try of the mail", MAX, || async {
+        let (second, _, delivery) = state().await.ok()?;
+        (second == 1 && delivery["attempts"].as_i64()? >= 1).then_some(())
+    })
+    .await?;
+    let backup = server.dir().join("backup.db");
+    done(&run(&server, &["backup", text(&backup)?])?)?;
+    server.kill().await?;
+    // It is of a moment in which the trigger had not acted yet, and of a year ago.
+    let copy = sea_orm::Database::connect(format!("sqlite://{}?mode=rw", backup.display())).await?;
+    for sql in [
+        "UPDATE trigger_slot SET done_at = NULL, execution_id = NULL",
+        "DELETE FROM execution WHERE name = 'second'",
+        "UPDATE pipeline_trigger SET next_at = 1735689600000000 WHERE next_at IS NOT NULL",
+    ] {
+        let changed = sea_orm::ConnectionTrait::execute_unprepared(&copy, sql).await?.rows_affected();
+        anyhow::ensure!(changed == 1, "{sql}: {changed}");
+    }
+    copy.close().await?;
+    let lines =
+        ["email: hello / first #1 succeeded", "hello/second `after`", "hello/third `yearly`: was due at 2025-01-01"];
+
+    server.options().data_dir = Some(server.dir().join("data-held"));
+    let said = done(&run(&server, &["restore", "--hold", text(&backup)?])?)?;
+    anyhow::ensure!(said.contains("held back:") && lines.iter().all(|line| said.contains(line)), "{said}");
+    server.restart().await?;
+    // What comes after is as ever; by its end the held would have come too.
+    hello.start("first", Value::Null).await?;
+    let (second, third, _) = wait_for("the trigger to act upon the new end", MAX, || async {
+        state().await.ok().filter(|(second, ..)| *second > 0)
+    })
+    .await?;
+    anyhow::ensure!((second, third) == (1, 0), "{second} and {third} were started");
+    let dead =
+        hello.client.query("{ deliveries(filter: { state: DEAD }) { nodes { lastError } } }", Value::Null).await?;
+    let dead = dead["deliveries"]["nodes"].as_array().context("deliveries")?;
+    anyhow::ensure!(dead.len() == 1 && dead[0].to_string().contains("restore --hold"), "{dead:?}");
+
+    server.kill().await?;
+    server.options().data_dir = Some(server.dir().join("data-again"));
+    let said = done(&run(&server, &["restore", text(&backup)?])?)?;
+    anyhow::ensure!(said.contains("(see --hold)") && lines.iter().all(|line| said.contains(line)), "{said}");
+    server.restart().await?;
+    wait_for("all of it to be done again", MAX, || async {
+        let (second, third, delivery) = state().await.ok()?;
+        (second == 1 && third == 1 && delivery["state"] == "PENDING").then_some(())
+    })
+    .await
+    .with_context(|| server.log())
 }
 
 async fn refusals() -> Outcome {

@@ -1,6 +1,7 @@
 //! What the features share: trials with a runtime, a real server, the application `hello` on it,
 //! waiting with a deadline, and following executions.
 
+mod calls;
 mod cut;
 mod database;
 pub mod documents;
@@ -9,18 +10,21 @@ mod hello;
 pub mod mail;
 mod ports;
 mod server;
+mod two;
 
 use std::future::Future;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Failed, Trial};
 
+pub use calls::Calls;
 pub use cut::{Cut, Fate};
 pub use database::{Schema, postgres};
 pub use follow::{Followed, follow, follow_with};
 pub use hello::Hello;
 pub use ports::Ports;
 pub use server::{Done, Options, Server, gennaker, processes_of};
+pub use two::Two;
 
 /// What a trial ends with.
 pub type Outcome = anyhow::Result<()>;
