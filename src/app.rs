@@ -10,7 +10,7 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use ipnet::IpNet;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -105,6 +105,8 @@ pub struct App {
 struct Live {
     api: watch::Sender<api::Live>,
     keep: watch::Sender<Keep>,
+    /// Has what is older than that deleted at once.
+    prune: Arc<Notify>,
     proxies: watch::Sender<Vec<IpNet>>,
     /// None: plain HTTP, until the next start.
     certificates: Option<Certificates>,
@@ -115,6 +117,7 @@ impl Live {
         Self {
             api: watch::Sender::new(live_api(config)),
             keep: watch::Sender::new(Keep::of(config)),
+            prune: Arc::default(),
             proxies: watch::Sender::new(config.server.trusted_proxies.clone()),
             certificates: config.server.tls.as_ref().map(|tls| tls.certificates.clone()),
         }
@@ -217,7 +220,7 @@ impl App {
             probes: watched::probes(watched, config.observe.metrics_public),
         };
         let taking = listener::Options { certificates: live.certificates.clone(), proxies: live.proxies.subscribe() };
-        let keep = live.keep.subscribe();
+        let retention = (live.keep.subscribe(), Arc::clone(&live.prune));
         let mut app = Self {
             address,
             first_token,
@@ -232,7 +235,7 @@ impl App {
             stopping,
         };
         let dispatcher = Dispatcher::new(store.clone(), engine.commands(), registry, clock.clone(), engine.slots());
-        let jobs = jobs(&store, &clock, keep, &engine, &dispatcher, &app.stopping);
+        let jobs = jobs(&store, &clock, retention, &engine, &dispatcher, &app.stopping);
         // Nothing new is started by itself once the server has been asked to end.
         app.spawn("triggers", GRACE, |stop| async move { dispatcher.run(stop).await });
         app.spawn("deliveries", deliver::GRACE + GRACE, {
@@ -299,20 +302,28 @@ impl App {
         self.live.certificates.is_some()
     }
 
-    /// Takes over what can change while the server runs (see [`crate::config::LIVE`]).
-    pub fn reload(&self, config: &Config) {
+    /// Takes over what can change while the server runs (see [`crate::config::LIVE`]). A certificate
+    /// that is another one than before, for people.
+    pub fn reload(&self, config: &Config) -> Option<String> {
         self.live.api.send_replace(live_api(config));
-        self.live.keep.send_replace(Keep::of(config));
-        self.live.proxies.send_replace(config.server.trusted_proxies.clone());
-        if let (Some(running), Some(new)) = (&self.live.certificates, &config.server.tls) {
-            running.replace(&new.certificates);
+        if self.live.keep.send_replace(Keep::of(config)) != Keep::of(config) {
+            self.live.prune.notify_one();
         }
+        self.live.proxies.send_replace(config.server.trusted_proxies.clone());
+        let (running, new) = self.live.certificates.as_ref().zip(config.server.tls.as_ref())?;
+        running.replace(&new.certificates).then(|| running.describe())
     }
 
     /// Where the API listens.
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// How long [`App::stop`] takes at the most, but for the close of the database.
+    #[must_use]
+    pub fn stop_max(&self) -> Duration {
+        self.tasks.iter().map(|task| task.grace).sum()
     }
 
     /// A token of the principal `admin`, if this start made it.
@@ -494,7 +505,7 @@ impl Keep {
 fn jobs(
     store: &Store,
     clock: &Clock,
-    keep: watch::Receiver<Keep>,
+    (keep, prune_now): (watch::Receiver<Keep>, Arc<Notify>),
     engine: &Engine,
     dispatcher: &Dispatcher,
     stopping: &CancellationToken,
@@ -506,7 +517,8 @@ fn jobs(
         Job::new("retention", RETENTION_EVERY, move || {
             let (store, clock, keep) = (store.clone(), clock.clone(), *keep.borrow());
             async move { prune(&store, &clock, keep).await.map_err(|error| error.to_string()) }
-        }),
+        })
+        .on(prune_now),
         Job::new("sweep for triggers", SWEEP_EVERY, move || {
             let (dispatcher, stopping) = (dispatcher.clone(), stopping.clone());
             async move {
@@ -679,7 +691,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn the_jobs_of_a_server_delete_what_is_old() {
+    async fn the_jobs_of_a_server_delete_what_is_old_and_at_once_when_less_is_kept() {
         let data_dir = std::env::temp_dir().join(format!("gennaker-jobs-{}", uuid::Uuid::new_v4().simple()));
         let options =
             Options { database_url: None, data_dir: data_dir.clone(), durability: Durability::Normal, queue_max: 64 };
@@ -687,9 +699,11 @@ mod tests {
         let store = Store::open(&options, clock.clone()).await.expect("opens");
         // Its making is an entry of the audit log.
         let local = local_actor(&store, &clock).await.expect("made");
-        token::ensure_principal(&store, &local, ADMIN, PrincipalKind::User, &[Role::Admin], clock.now())
-            .await
-            .expect("made");
+        let make = async |name: &str| {
+            let made = token::ensure_principal(&store, &local, name, PrincipalKind::User, &[Role::Admin], clock.now());
+            made.await.map(|_| ()).expect("made");
+        };
+        make(ADMIN).await;
         let page = store::PageRequest { after: None, before: None, limit: 10, backward: false };
         assert!(store.audit(&page).await.expect("read").total > 0);
         clock.advance(Duration::from_secs(3 * 24 * 3600));
@@ -698,14 +712,25 @@ mod tests {
         let dispatcher = Dispatcher::new(store.clone(), engine.commands(), registry, clock.clone(), engine.slots());
         let day = Some(Duration::from_secs(24 * 3600));
         let keep = watch::Sender::new(Keep { executions: day, audit: day });
-        let jobs = jobs(&store, &clock, keep.subscribe(), &engine, &dispatcher, &CancellationToken::new());
+        let ask = Arc::new(Notify::new());
+        let retention = (keep.subscribe(), Arc::clone(&ask));
+        let jobs = jobs(&store, &clock, retention, &engine, &dispatcher, &CancellationToken::new());
         let stop = CancellationToken::new();
         let running = tokio::spawn(housekeeping::run(jobs, stop.clone()));
-        let start = std::time::Instant::now();
-        while store.audit(&page).await.expect("read").total > 0 {
-            assert!(start.elapsed() < Duration::from_secs(20), "retention comes");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        let emptied = async || {
+            let start = std::time::Instant::now();
+            while store.audit(&page).await.expect("read").total > 0 {
+                assert!(start.elapsed() < Duration::from_secs(20), "retention comes");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        emptied().await;
+        // The next time is in an hour; another setting does not wait for it.
+        make("another").await;
+        clock.advance(Duration::from_secs(12 * 3600));
+        keep.send_replace(Keep { executions: day, audit: Some(Duration::from_secs(3600)) });
+        ask.notify_one();
+        emptied().await;
         stop.cancel();
         tokio::time::timeout(GRACE, running).await.expect("ends within its grace").expect("no panic");
         store.close().await;

@@ -21,6 +21,7 @@ pub fn trials() -> Vec<Trial> {
         trial("config", "a_server_and_the_other_commands_take_their_settings_from_the_file", from_the_file),
         trial("config", "a_host_by_itself_takes_its_settings_from_the_servers_file", host),
         trial("config", "sighup_takes_over_what_can_change_and_names_what_cannot", reload),
+        trial("config", "sighup_has_less_kept_at_once", less_kept),
         trial("config", "the_readme_lists_every_limit_with_its_default", readme),
     ]
 }
@@ -324,6 +325,32 @@ async fn reload() -> Outcome {
     let status = server.stop().await?;
     anyhow::ensure!(status.success(), "{status}");
     Ok(())
+}
+
+/// What is old by the new setting goes when that is read, not at the next hourly look.
+async fn less_kept() -> Outcome {
+    use sea_orm::{ConnectionTrait as _, Database};
+
+    let dir = Dir::new()?;
+    let file = dir.write("g.toml", "[audit]\nretention-days = 30\n")?;
+    let server = Server::start_with(with_file(&file)).await?;
+    let create = "mutation($input: CreateApplicationInput!) {
+        createApplication(input: $input) { application { id } userErrors { message } } }";
+    server.client().mutate(create, json!({ "name": "shop" })).await?;
+    let entries = async || {
+        let data = server.client().query("{ auditEntries { totalCount } }", json!({})).await.ok()?;
+        data["auditEntries"]["totalCount"].as_i64()
+    };
+    anyhow::ensure!(entries().await.is_some_and(|count| count > 0));
+    let database = server.data_dir().join("gennaker.db");
+    let database = Database::connect(format!("sqlite://{}?mode=rw", database.display())).await?;
+    database.execute_unprepared("PRAGMA busy_timeout = 10000").await?;
+    // Three days ago.
+    database.execute_unprepared("UPDATE audit SET at = at - 259200000000").await?;
+    database.close().await?;
+    dir.write("g.toml", "[audit]\nretention-days = 2\n")?;
+    server.signal(Signal::SIGHUP)?;
+    wait_for("the old entries to go", MAX, || async { entries().await.filter(|count| *count == 0).map(drop) }).await
 }
 
 async fn readme() -> Outcome {

@@ -26,6 +26,7 @@ pub fn trials() -> Vec<Trial> {
     vec![
         trial("tls", "requests_and_websockets_are_served_with_the_certificate", served),
         trial("tls", "a_new_certificate_is_used_without_a_restart_and_a_bad_one_never", renewed),
+        trial("tls", "sighup_tells_of_a_renewed_certificate_and_keeps_the_one_before_a_broken_one", reloaded),
         trial("tls", "beyond_loopback_the_server_needs_tls_or_known_proxies_or_a_word", beyond_loopback),
         trial("tls", "requests_of_others_than_the_trusted_proxies_are_refused", proxies_only),
         trial("tls", "a_client_that_does_not_shake_hands_is_let_go", silent),
@@ -67,9 +68,13 @@ impl Pair {
     }
 
     async fn server(&self) -> anyhow::Result<Server> {
+        self.server_that_looks_every("1").await
+    }
+
+    async fn server_that_looks_every(&self, seconds: &str) -> anyhow::Result<Server> {
         let text = |path: PathBuf| path.display().to_string();
         let flags =
-            ["--tls-cert", &text(self.certificate()), "--tls-key", &text(self.key()), "--tls-check-seconds", "1"];
+            ["--tls-cert", &text(self.certificate()), "--tls-key", &text(self.key()), "--tls-check-seconds", seconds];
         let flags = flags.map(str::to_owned).to_vec();
         Server::start_with(Options { flags, tls: true, ..Options::default() }).await
     }
@@ -172,6 +177,30 @@ async fn renewed() -> Outcome {
     pair.put("first")?;
     server.signal(Signal::SIGHUP)?;
     wait_for("the first certificate again", MAX, || async { ask(&server, "first").await.ok() }).await?;
+    Ok(())
+}
+
+/// By the signal alone: the server's own look comes too late.
+async fn reloaded() -> Outcome {
+    let pair = Pair::new()?;
+    let server = pair.server_that_looks_every("86400").await?;
+    let said = async |words: &str| {
+        wait_for(words, MAX, || async { Some(server.log()).filter(|log| log.contains(words)) }).await
+    };
+    server.signal(Signal::SIGHUP)?;
+    said("nothing has changed that could be taken over").await?;
+    pair.put("second")?;
+    server.signal(Signal::SIGHUP)?;
+    let certificate = pair.certificate();
+    let words = "changed: the TLS certificate in";
+    said(&format!("{words} {}, valid until 2120-01-01 00:00 UTC", certificate.display())).await?;
+    ask(&server, "second").await?;
+
+    std::fs::write(&certificate, "no certificate")?;
+    server.signal(Signal::SIGHUP)?;
+    let log = said("all stays as it is, also the TLS certificate in use: ").await?;
+    anyhow::ensure!(log.contains(&format!("{}: holds no certificate", certificate.display())), "{log}");
+    ask(&server, "second").await?;
     Ok(())
 }
 
