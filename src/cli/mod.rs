@@ -34,7 +34,7 @@ mod view;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use settings::Settings;
@@ -172,11 +172,11 @@ pub fn main() -> ExitCode {
         Command::Host(args) => host::run(args),
         Command::Shim(args) => shim::run(args),
         Command::SampleApp(args) => block_on(async { Ok(sample_app::run(args).await.map(|()| ExitCode::SUCCESS)?) }),
-        Command::Token(args) => token::run(*args),
+        Command::Token(args) => token::run(*args, &settings),
         Command::Schema(args) => schema::run(args),
-        Command::Migrate(args) => migrate::run(*args),
-        Command::Backup(args) => backup::run(*args),
-        Command::Restore(args) => restore::run(*args),
+        Command::Migrate(args) => migrate::run(*args, &settings),
+        Command::Backup(args) => backup::run(*args, &settings),
+        Command::Restore(args) => restore::run(*args, &settings),
         Command::Systemd(args) => systemd::run(args),
     };
     match outcome {
@@ -222,6 +222,11 @@ pub fn block_on(future: impl Future<Output = Outcome>) -> Outcome {
     // Blocking calls that nobody waits for any more must not hold up the end.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     outcome
+}
+
+/// Variables that begin as ours do, and that no command reads.
+fn unknown_variables() -> Vec<crate::config::Fault> {
+    crate::config::variables::unknown(&Cli::command(), std::env::vars_os())
 }
 
 /// The flags of `serve` and where they come from, read once more.
@@ -286,8 +291,6 @@ pub async fn asked_to_end() -> std::io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]

@@ -56,6 +56,8 @@ pub fn run(args: Args, settings: Settings) -> Outcome {
     telemetry::start(args.config.log.format, telemetry::Target::Stderr);
     telemetry::set_filter(args.config.log.filter()).map_err(anyhow::Error::msg)?;
     let config = args.config.validate().map_err(|errors| settings.failure(&errors))?;
+    // Whoever else shares the environment may have set them, so they do not keep the server from its start.
+    super::unknown_variables().iter().for_each(|fault| warn!("{fault}"));
     block_on(async move {
         let mut signals = Signals::new()?;
         let data = config.data.describe();
