@@ -1,5 +1,6 @@
-//! The command line: a file per command. Exit codes: 0 done, 1 failed, 2 bad input; of commands that
-//! wait for an execution also 3 cancelled, 4 timed out.
+//! The command line: a file per command. Exit codes: 0 done, 1 failed, 2 bad input (a token too); of
+//! commands that wait for an execution also 3 cancelled, 4 timed out; of those that speak to a server
+//! also 5: there is no answer. With `--json` an error is a document on standard output.
 //!
 //! `shim` and the host's keeper are processes that must stay small, so they are dispatched before
 //! any async runtime exists.
@@ -62,10 +63,16 @@ Files:
   ~/.local/share/gennaker        data, where no other directory is given: the
                                  database, and the host's directory in it
 
-Exit status: 0 done, 1 it went wrong, 2 what was given cannot be used.";
+Exit status: 0 done, 1 it went wrong, 2 what was given cannot be used; of commands
+that speak to a server also 5: it cannot be reached, or cannot work now.";
 
 /// What a command's exit status says where its own help says nothing of it.
 const EXIT_STATUS: &str = "Exit status: 0 done, 1 it went wrong, 2 what was given cannot be used.";
+
+/// The same for a command that speaks to a server.
+const EXIT_STATUS_REMOTE: &str = "\
+Exit status: 0 done, 1 it went wrong, 2 what was given cannot be used (also the
+token), 5 the server cannot be reached, or cannot work now.";
 
 /// A continuous delivery server: pipelines, rollouts under live traffic, and a GraphQL API with
 /// subscriptions that can be resumed
@@ -128,6 +135,8 @@ pub enum Failure {
     Input(anyhow::Error),
     /// It went wrong: exit code 1.
     Failed(anyhow::Error),
+    /// There is no answer from the server, and another time there may be: exit code 5.
+    Away(anyhow::Error),
 }
 
 impl Failure {
@@ -135,7 +144,19 @@ impl Failure {
     pub fn input(error: impl Into<anyhow::Error>) -> Self {
         Self::Input(error.into())
     }
+
+    /// Tells it; the exit code.
+    fn told(self, json: bool) -> ExitCode {
+        match self {
+            Self::Input(error) => complain(&error, 2, json),
+            Self::Failed(error) => complain(&error, 1, json),
+            Self::Away(error) => complain(&error, NO_ANSWER, json),
+        }
+    }
 }
+
+/// The exit code where there is no answer from the server.
+const NO_ANSWER: u8 = 5;
 
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
@@ -152,10 +173,12 @@ pub fn main() -> ExitCode {
     // An error means that a provider is there already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let arguments: Vec<OsString> = std::env::args_os().collect();
+    let json = arguments.iter().take_while(|argument| *argument != "--").any(|argument| argument == "--json");
     let (command, settings) = match settings::parse::<Cli>(&arguments, config::tolerates) {
         Ok((cli, settings)) => (cli.command, settings),
-        Err(settings::Error::Line(error)) => error.exit(),
-        Err(error) => return complain(&error.into(), 2),
+        Err(settings::Error::Line(error)) if !json || !error.use_stderr() => error.exit(),
+        // Its causes say the same at more length.
+        Err(error) => return Failure::Input(anyhow::Error::msg(error.to_string())).told(json),
     };
     let outcome = match command {
         Command::Serve(args) => serve::run(*args, settings),
@@ -179,26 +202,30 @@ pub fn main() -> ExitCode {
         Command::Restore(args) => restore::run(*args, &settings),
         Command::Systemd(args) => systemd::run(args),
     };
-    match outcome {
-        Ok(code) => code,
-        Err(Failure::Input(error)) => complain(&error, 2),
-        Err(Failure::Failed(error)) => complain(&error, 1),
-    }
+    outcome.unwrap_or_else(|failure| failure.told(json))
 }
 
 /// Every command's help ends with what its exit status means.
 fn documented(command: clap::Command) -> clap::Command {
     let said = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+    let remote = command.get_arguments().any(|arg| arg.get_id() == "server");
+    let status = if remote { EXIT_STATUS_REMOTE } else { EXIT_STATUS };
     let command = match said.as_str() {
         said if said.contains("Exit status:") => command,
-        "" => command.after_help(EXIT_STATUS),
-        said => command.after_help(format!("{said}\n\n{EXIT_STATUS}")),
+        "" => command.after_help(status),
+        said => command.after_help(format!("{said}\n\n{status}")),
     };
     command.mut_subcommands(documented)
 }
 
-fn complain(error: &anyhow::Error, code: u8) -> ExitCode {
-    eprintln!("gennaker: {}", told(error));
+fn complain(error: &anyhow::Error, code: u8, json: bool) -> ExitCode {
+    if json {
+        remote::answer(
+            &serde_json::json!({ "error": { "code": remote::code_of(error, code), "message": told(error) } }),
+        );
+    } else {
+        eprintln!("gennaker: {}", told(error));
+    }
     ExitCode::from(code)
 }
 

@@ -59,7 +59,7 @@ impl Settings {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Also the help that was asked for.
-    #[error(transparent)]
+    #[error("{}", config::in_one_line(.0))]
     Line(#[from] clap::Error),
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Faults(Vec<Fault>),

@@ -222,6 +222,11 @@ async fn help() -> Outcome {
         paths.extend(inner.into_iter().map(|name| path.iter().cloned().chain([name]).collect()));
         seen += 1;
     }
+    // What belongs to the command itself does not stand among how the server is reached.
+    let asked = Command::new(gennaker()).args(["approve", "--help"]).output()?;
+    let text = String::from_utf8(asked.stdout)?;
+    let own = text.split("Server:").next().unwrap_or_default();
+    anyhow::ensure!(own.contains("--input") && own.contains("--comment") && text.contains("Server:"), "{text}");
     anyhow::ensure!(seen >= 12, "only {seen} commands were found");
     Ok(())
 }
