@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
@@ -88,6 +88,8 @@ pub struct App {
 struct Live {
     api: watch::Sender<api::Live>,
     keep: watch::Sender<Keep>,
+    /// Has what is older than that deleted at once.
+    prune: Arc<Notify>,
     proxies: watch::Sender<Vec<IpNet>>,
     /// None: plain HTTP, until the next start.
     certificates: Option<Certificates>,
@@ -98,6 +100,7 @@ impl Live {
         Self {
             api: watch::Sender::new(live_api(config)),
             keep: watch::Sender::new(Keep::of(config)),
+            prune: Arc::default(),
             proxies: watch::Sender::new(config.server.trusted_proxies.clone()),
             certificates: config.server.tls.as_ref().map(|tls| tls.certificates.clone()),
         }
@@ -195,7 +198,7 @@ impl App {
             probes: watched::probes(watched, config.observe.metrics_public),
         };
         let taking = listener::Options { certificates: live.certificates.clone(), proxies: live.proxies.subscribe() };
-        let keep = live.keep.subscribe();
+        let retention = (live.keep.subscribe(), Arc::clone(&live.prune));
         let mut app = Self {
             address,
             first_token,
@@ -210,7 +213,7 @@ impl App {
             stopping,
         };
         let dispatcher = Dispatcher::new(store.clone(), engine.commands(), registry, clock.clone(), engine.slots());
-        let jobs = jobs(&store, &clock, keep, &engine, &dispatcher, &app.stopping);
+        let jobs = jobs(&store, &clock, retention, &engine, &dispatcher, &app.stopping);
         // Nothing new is started by itself once the server has been asked to end.
         app.spawn("triggers", GRACE, |stop| async move { dispatcher.run(stop).await });
         app.spawn("deliveries", deliver::GRACE + GRACE, {
@@ -270,20 +273,28 @@ impl App {
         self.live.certificates.is_some()
     }
 
-    /// Takes over what can change while the server runs (see [`crate::config::LIVE`]).
-    pub fn reload(&self, config: &Config) {
+    /// Takes over what can change while the server runs (see [`crate::config::LIVE`]). A certificate
+    /// that is another one than before, for people.
+    pub fn reload(&self, config: &Config) -> Option<String> {
         self.live.api.send_replace(live_api(config));
-        self.live.keep.send_replace(Keep::of(config));
-        self.live.proxies.send_replace(config.server.trusted_proxies.clone());
-        if let (Some(running), Some(new)) = (&self.live.certificates, &config.server.tls) {
-            running.replace(&new.certificates);
+        if self.live.keep.send_replace(Keep::of(config)) != Keep::of(config) {
+            self.live.prune.notify_one();
         }
+        self.live.proxies.send_replace(config.server.trusted_proxies.clone());
+        let (running, new) = self.live.certificates.as_ref().zip(config.server.tls.as_ref())?;
+        running.replace(&new.certificates).then(|| running.describe())
     }
 
     /// Where the API listens.
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// How long [`App::stop`] takes at the most, but for the close of the database.
+    #[must_use]
+    pub fn stop_max(&self) -> Duration {
+        self.tasks.iter().map(|task| task.grace).sum()
     }
 
     /// A token of the principal `admin`, if this start made it.

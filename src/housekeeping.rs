@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
 use tokio_cron_scheduler::{Job as Scheduled, JobScheduler, JobSchedulerError};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -24,6 +24,8 @@ pub struct Job {
     run: Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>,
     /// Held while it is at work.
     turn: Arc<Mutex<()>>,
+    /// Asks for it out of its time.
+    asked: Arc<Notify>,
 }
 
 impl Job {
@@ -32,7 +34,13 @@ impl Job {
     where
         F: Future<Output = Result<(), String>> + Send + 'static,
     {
-        Self { name, every, run: Arc::new(move || Box::pin(run())), turn: Arc::default() }
+        Self { name, every, run: Arc::new(move || Box::pin(run())), turn: Arc::default(), asked: Arc::default() }
+    }
+
+    /// Done also when this is notified; after the time that is at work then, if one is.
+    #[must_use]
+    pub fn on(self, asked: Arc<Notify>) -> Self {
+        Self { asked, ..self }
     }
 
     /// Once, unless it is at work already; given up when the server stops.
@@ -40,6 +48,22 @@ impl Job {
         let Ok(_turn) = self.turn.try_lock() else {
             return tracing::debug!(job = self.name, "job `{}` is still at work", self.name);
         };
+        self.work(stop).await;
+    }
+
+    /// Whenever it is asked for, until the server stops.
+    async fn when_asked(&self, stop: &CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.asked.notified() => {}
+            }
+            let _turn = self.turn.lock().await;
+            self.work(stop).await;
+        }
+    }
+
+    async fn work(&self, stop: &CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => {}
             result = (self.run)() => if let Err(error) = result {
@@ -55,7 +79,10 @@ pub async fn run(jobs: Vec<Job>, stop: CancellationToken) {
     let work = TaskTracker::new();
     for job in &jobs {
         let (job, stop) = (job.clone(), stop.clone());
-        work.spawn(async move { job.once(&stop).await });
+        work.spawn(async move {
+            job.once(&stop).await;
+            job.when_asked(&stop).await;
+        });
     }
     match schedule(jobs, &stop, &work).await {
         Ok(mut scheduler) => {

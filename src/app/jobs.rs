@@ -1,9 +1,10 @@
 //! What is done now and then: retention, the sweep for triggers, the renewal of leases.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::TimeDelta;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -42,7 +43,7 @@ impl Keep {
 pub(super) fn jobs(
     store: &Store,
     clock: &Clock,
-    keep: watch::Receiver<Keep>,
+    (keep, prune_now): (watch::Receiver<Keep>, Arc<Notify>),
     engine: &Engine,
     dispatcher: &Dispatcher,
     stopping: &CancellationToken,
@@ -54,7 +55,8 @@ pub(super) fn jobs(
         Job::new("retention", RETENTION_EVERY, move || {
             let (store, clock, keep) = (store.clone(), clock.clone(), *keep.borrow());
             async move { prune(&store, &clock, keep).await.map_err(|error| error.to_string()) }
-        }),
+        })
+        .on(prune_now),
         Job::new("sweep for triggers", SWEEP_EVERY, move || {
             let (dispatcher, stopping) = (dispatcher.clone(), stopping.clone());
             async move {
@@ -112,7 +114,7 @@ mod tests {
     use crate::{engine, housekeeping, triggers};
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn the_jobs_of_a_server_delete_what_is_old() {
+    async fn the_jobs_of_a_server_delete_what_is_old_and_at_once_when_less_is_kept() {
         let data_dir = std::env::temp_dir().join(format!("gennaker-jobs-{}", uuid::Uuid::new_v4().simple()));
         let options =
             Options { database_url: None, data_dir: data_dir.clone(), durability: Durability::Normal, queue_max: 64 };
@@ -120,9 +122,11 @@ mod tests {
         let store = Store::open(&options, clock.clone()).await.expect("opens");
         // Its making is an entry of the audit log.
         let local = local_actor(&store, &clock).await.expect("made");
-        token::ensure_principal(&store, &local, ADMIN, PrincipalKind::User, &[Role::Admin], clock.now())
-            .await
-            .expect("made");
+        let make = async |name: &str| {
+            let made = token::ensure_principal(&store, &local, name, PrincipalKind::User, &[Role::Admin], clock.now());
+            made.await.map(|_| ()).expect("made");
+        };
+        make(ADMIN).await;
         let page = store::PageRequest { after: None, before: None, limit: 10, backward: false };
         assert!(store.audit(&page).await.expect("read").total > 0);
         clock.advance(Duration::from_secs(3 * 24 * 3600));
@@ -131,14 +135,25 @@ mod tests {
         let dispatcher = Dispatcher::new(store.clone(), engine.commands(), registry, clock.clone(), engine.slots());
         let day = Some(Duration::from_secs(24 * 3600));
         let keep = watch::Sender::new(Keep { executions: day, audit: day });
-        let jobs = jobs(&store, &clock, keep.subscribe(), &engine, &dispatcher, &CancellationToken::new());
+        let ask = Arc::new(Notify::new());
+        let retention = (keep.subscribe(), Arc::clone(&ask));
+        let jobs = jobs(&store, &clock, retention, &engine, &dispatcher, &CancellationToken::new());
         let stop = CancellationToken::new();
         let running = tokio::spawn(housekeeping::run(jobs, stop.clone()));
-        let start = std::time::Instant::now();
-        while store.audit(&page).await.expect("read").total > 0 {
-            assert!(start.elapsed() < Duration::from_secs(20), "retention comes");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        let emptied = async || {
+            let start = std::time::Instant::now();
+            while store.audit(&page).await.expect("read").total > 0 {
+                assert!(start.elapsed() < Duration::from_secs(20), "retention comes");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        emptied().await;
+        // The next time is in an hour; another setting does not wait for it.
+        make("another").await;
+        clock.advance(Duration::from_secs(12 * 3600));
+        keep.send_replace(Keep { executions: day, audit: Some(Duration::from_secs(3600)) });
+        ask.notify_one();
+        emptied().await;
         stop.cancel();
         tokio::time::timeout(GRACE, running).await.expect("ends within its grace").expect("no panic");
         store.close().await;

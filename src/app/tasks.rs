@@ -23,7 +23,7 @@ pub(super) struct Task {
     stop: CancellationToken,
     handle: JoinHandle<()>,
     /// Given up after this long.
-    grace: Duration,
+    pub(super) grace: Duration,
 }
 
 impl Task {

@@ -13,7 +13,7 @@ use super::files::{self, Document, Identity, Kind, Server};
 use super::remote::{RemoteArgs, answer, fault, print, span};
 use super::screen::Screen;
 use super::view::Paint;
-use super::{Failure, Outcome, told};
+use super::{Failure, Outcome, block_on, told};
 
 /// Flags.
 #[derive(Debug, clap::Args)]
@@ -32,7 +32,8 @@ one may need the other. A pipeline that somebody else has changed meanwhile is n
 --prune looks at the applications that the files name, and at the kinds that the files have; server
 groups and applications are never deleted.
 
-Exit status: 0 all is as the files say, 1 some of it failed, 2 a document does not hold (nothing was done).
+Exit status: 0 all is as the files say, 1 some of it failed, 2 a document or the token does not hold
+(nothing was done), 5 the server cannot be reached, or cannot work now; run the same again then.
 
 JSON: {\"dryRun\", \"objects\": [{kind, application, name, action, diff, error}]}, action being created,
 changed, unchanged, deleted, failed or skipped")]
@@ -61,7 +62,7 @@ const CONTEXT: usize = 3;
 /// # Errors
 /// When a document does not hold, or the server cannot be reached.
 pub fn run(args: Args) -> Outcome {
-    args.remote.clone().finish(apply(args))
+    block_on(apply(args))
 }
 
 /// What is to be done with one object.
@@ -318,7 +319,8 @@ async fn carry_out(args: &Args, server: &Server, steps: Vec<Step>) -> Outcome {
         eprintln!("gennaker: not everything was done: {}", told(&error));
         eprintln!("gennaker: what is done stays; run the same again to go on");
     }
-    Ok(ExitCode::FAILURE)
+    let away = error.downcast_ref::<super::client::Error>().is_some_and(super::client::Error::is_temporary);
+    Ok(if away { ExitCode::from(super::NO_ANSWER) } else { ExitCode::FAILURE })
 }
 
 fn shown(step: &Step, action: &str, error: Option<&str>) -> Value {

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::{Failure, Outcome, block_on};
+use super::settings::Settings;
+use super::{Outcome, block_on};
 use crate::config::{DataArgs, LogArgs};
 use crate::store;
 use crate::telemetry;
@@ -36,9 +37,9 @@ pub struct Args {
 ///
 /// # Errors
 /// When there is no database, the file is there, or the copy does not come about.
-pub fn run(args: Args) -> Outcome {
+pub fn run(args: Args, settings: &Settings) -> Outcome {
     telemetry::start(args.log.format, telemetry::Target::Stderr);
-    let data = args.data.validate().map_err(Failure::input)?;
+    let data = args.data.validate().map_err(|error| settings.refusal(error))?;
     block_on(async move {
         let made = store::backup(&data.store_options(), &args.file, args.force).await?;
         println!(

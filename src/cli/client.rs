@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
+use rustls::CertificateError;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use serde_json::{Value, json};
@@ -46,19 +47,25 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the same may work when the server is back.
+    /// Whether the same may work when the server is back: there was no answer, or only that there is
+    /// none now.
     #[must_use]
-    pub const fn is_temporary(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::Broken(_) | Self::Status { status: 503, .. })
+    pub fn is_temporary(&self) -> bool {
+        matches!(self.code(), Some("UNREACHABLE" | "UNAVAILABLE"))
     }
 
-    /// The `code` of the first error of either kind.
+    /// The `code` of the first error of either kind, or the one that says the same.
     #[must_use]
     pub fn code(&self) -> Option<&str> {
         match self {
             Self::GraphQl(errors) => errors.first()?.pointer("/extensions/code")?.as_str(),
             Self::Refused(errors) => errors.first()?.get("code")?.as_str(),
-            _ => None,
+            Self::Unreachable { .. } | Self::Broken(_) => Some("UNREACHABLE"),
+            Self::Status { status: 401, .. } => Some("UNAUTHENTICATED"),
+            Self::Status { status: 403, .. } => Some("FORBIDDEN"),
+            Self::Status { status: 502..=504, .. } => Some("UNAVAILABLE"),
+            Self::Certificates { .. } => Some("INVALID"),
+            Self::Status { .. } => None,
         }
     }
 }
@@ -144,11 +151,14 @@ impl Client {
         if let Some(token) = &self.token {
             request = request.bearer_auth(token);
         }
-        let unreachable =
-            |error: reqwest::Error| Error::Unreachable { url: self.base.clone(), message: innermost(&error) };
-        let answer = request.send().await.map_err(unreachable)?;
+        let answer = request.send().await.map_err(|error| {
+            // Somebody was there; what came was no HTTP.
+            let tls = (self.tls.is_none() && !error.is_connect() && !error.is_timeout())
+                .then(|| format!("if it speaks TLS, write {}", self.base.replacen("http:", "https:", 1)));
+            self.unreachable(&error, tls)
+        })?;
         let status = answer.status().as_u16();
-        let body = answer.bytes().await.map_err(unreachable)?;
+        let body = answer.bytes().await.map_err(|error| self.unreachable(&error, None))?;
         let value = serde_json::from_slice(&body)
             .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&body).into_owned()));
         Ok((status, value))
@@ -197,8 +207,7 @@ impl Client {
 
     async fn subscribe_now(&self, document: &str, variables: &Value) -> Result<Subscription, Error> {
         let url = format!("{}/graphql/ws", self.base.replacen("http", "ws", 1));
-        let unreachable =
-            |error: tungstenite::Error| Error::Unreachable { url: self.base.clone(), message: error.to_string() };
+        let unreachable = |error: tungstenite::Error| self.unreachable(&error, None);
         let mut request = url.as_str().into_client_request().map_err(unreachable)?;
         request.headers_mut().insert("sec-websocket-protocol", HeaderValue::from_static("graphql-transport-ws"));
         let stream = self.connect().await?;
@@ -234,28 +243,66 @@ impl Client {
 
     /// A connection for a WebSocket.
     async fn connect(&self) -> Result<Box<dyn Stream>, Error> {
-        let unreachable = |message: String| Error::Unreachable { url: self.base.clone(), message };
-        let url = reqwest::Url::parse(&self.base).map_err(|error| unreachable(error.to_string()))?;
+        let unreachable = |error: &(dyn std::error::Error + 'static)| self.unreachable(error, None);
+        let url = reqwest::Url::parse(&self.base).map_err(|error| unreachable(&error))?;
         let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
         let port = url.port_or_known_default().unwrap_or(80);
-        let tcp = TcpStream::connect((host.as_str(), port)).await.map_err(|error| unreachable(error.to_string()))?;
+        let tcp = TcpStream::connect((host.as_str(), port)).await.map_err(|error| unreachable(&error))?;
         // What is sent is small and waited for.
         let _ = tcp.set_nodelay(true);
         let Some(tls) = &self.tls else { return Ok(Box::new(tcp)) };
-        let name = ServerName::try_from(host).map_err(|error| unreachable(error.to_string()))?;
+        let name = ServerName::try_from(host).map_err(|error| unreachable(&error))?;
         let connector = tokio_rustls::TlsConnector::from(tls.clone());
-        let stream = connector.connect(name, tcp).await.map_err(|error| unreachable(error.to_string()))?;
+        let stream = connector.connect(name, tcp).await.map_err(|error| unreachable(&error))?;
         Ok(Box::new(stream))
+    }
+
+    /// No answer: why, and what to do where that can be seen.
+    fn unreachable(&self, error: &(dyn std::error::Error + 'static), hint: Option<String>) -> Error {
+        let hint = hint.or_else(|| self.about_tls(error)).map(|hint| format!("; {hint}")).unwrap_or_default();
+        Error::Unreachable { url: self.base.clone(), message: format!("{}{hint}", innermost(error)) }
+    }
+
+    fn about_tls(&self, error: &(dyn std::error::Error + 'static)) -> Option<String> {
+        let hint = match chain(error).find_map(|error| error.downcast_ref())? {
+            rustls::Error::InvalidMessage(_) => {
+                return Some(format!(
+                    "it does not speak TLS there: write {}",
+                    self.base.replacen("https:", "http:", 1)
+                ));
+            }
+            rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+                "none that is trusted here has signed its certificate: give the one that has by --ca-file or \
+                 GENNAKER_CA_FILE"
+            }
+            rustls::Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            ) => "write the server's address with a name that its certificate is for",
+            rustls::Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
+                "the server needs a new certificate"
+            }
+            rustls::Error::InvalidCertificate(CertificateError::Other(_)) => {
+                "the server needs a certificate of its own (CA:FALSE), with its name as a subjectAltName"
+            }
+            _ => return None,
+        };
+        Some(hint.to_owned())
     }
 }
 
+/// An error and what caused it. An I/O error does not give what it holds as its source.
+fn chain<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(error), |error| match error.downcast_ref().and_then(std::io::Error::get_ref) {
+        Some(held) => Some(held),
+        None => error.source(),
+    })
+}
+
 /// The error at the end of the chain: `Connection refused` instead of `error sending request`.
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut error = error;
-    while let Some(cause) = error.source() {
-        error = cause;
-    }
-    error.to_string()
+fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    chain(error).last().unwrap_or(error).to_string()
 }
 
 fn tls(ca_file: Option<&Path>) -> Result<rustls::ClientConfig, Error> {

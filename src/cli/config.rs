@@ -27,7 +27,11 @@ of the file is a flag's name, whole or cut at a hyphen into a table and a key:
   key = \"/etc/gennaker/key.pem\"
 
 A list is for what may be repeated. A secret is better written as secret://file/PATH or
-secret://env/GENNAKER_SECRET_…; as it is, only in a file that others cannot read.")]
+secret://env/GENNAKER_SECRET_…; as it is, only in a file that others cannot read.
+
+`check` looks at the variables as well: a GENNAKER_… that nothing reads is a fault to it, and so is a
+reference to a secret that is not there. A server warns of the former and goes on, and does not
+start with the latter.")]
 pub struct Args {
     #[command(subcommand)]
     command: Command,
@@ -96,6 +100,7 @@ pub fn run(args: Args, mut settings: Settings) -> Outcome {
 
 fn check(args: config::Args, settings: &Settings) -> Outcome {
     let mut faults: Vec<_> = settings.faults.iter().map(ToString::to_string).collect();
+    faults.extend(super::unknown_variables().iter().map(ToString::to_string));
     if let Err(errors) = args.validate() {
         faults.extend(settings.explain(&errors));
     }

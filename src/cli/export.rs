@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::files::{self, Found, Kind, Server};
 use super::remote::{RemoteArgs, answer, fault, print};
-use super::{Failure, Outcome};
+use super::{Failure, Outcome, block_on};
 
 /// Flags.
 #[derive(Debug, clap::Args)]
@@ -21,7 +21,8 @@ Examples:
 A pipeline in which the server hides a secret (`***`) is left out, because applying it would put the
 stars where the secret is; it is named, and the exit code is 1.
 
-Exit status: 0 all was written, 1 something was left out or failed, 2 no such application.
+Exit status: 0 all was written, 1 something was left out or failed, 2 no such application, or the
+token does not hold, 5 the server cannot be reached, or cannot work now.
 
 JSON: {\"documents\": [{kind, name, …}], \"leftOut\": [{kind, application, name, masked: [PATH]}]}, with -o
 DIR {\"files\": [PATH], \"leftOut\"}")]
@@ -44,7 +45,7 @@ pub struct Args {
 /// # Errors
 /// When the server cannot be reached, or a file not be written.
 pub fn run(args: Args) -> Outcome {
-    args.remote.clone().finish(export(args))
+    block_on(export(args))
 }
 
 async fn export(args: Args) -> Outcome {

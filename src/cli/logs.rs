@@ -10,7 +10,7 @@ use super::client::{Client, Error};
 use super::follow::follow;
 use super::remote::{RemoteArgs, Target, answer, fault, print, try_print};
 use super::screen::Screen;
-use super::{Failure, Outcome};
+use super::{Failure, Outcome, block_on};
 
 /// Flags.
 #[derive(Debug, clap::Args)]
@@ -22,7 +22,8 @@ Examples:
   gennaker logs --instance shop-v003-a1b2 --follow   and what they go on to write, until Ctrl-C
 
 Lines of an instance begin with its name when there are several. With --follow a line comes once it
-is complete; none is lost and none comes twice. What was removed meanwhile is told.
+is complete or its writer has ended; none is lost and none comes twice. What was removed meanwhile
+is told.
 
 JSON: {\"execution\": {… stages, failure}} or {\"instances\": [{name, text}]}; with --follow a line each:
 {\"instance\", \"line\"} or {\"instance\", \"gap\": true}")]
@@ -80,6 +81,12 @@ query Part($account: String!, $location: String!, $name: String!, $after: String
   }
 }";
 
+/// Also of a line that has no end yet.
+const TAIL: &str = "
+query Tail($account: String!, $location: String!, $name: String!, $bytes: Int!) {
+  instance(account: $account, location: $location, name: $name) { text: logTail(bytes: $bytes) }
+}";
+
 /// From one question for new lines to the next.
 const EVERY: Duration = Duration::from_millis(500);
 /// How long a server that went away is waited for.
@@ -90,7 +97,7 @@ const AWAY_MAX: Duration = Duration::from_secs(120);
 /// # Errors
 /// When there is no such thing, or the server cannot be reached.
 pub fn run(args: Args) -> Outcome {
-    args.remote.clone().finish(async move {
+    block_on(async move {
         let client = args.remote.client()?;
         match &args.execution {
             Some(target) => of_execution(&client, target, &args).await,
@@ -188,8 +195,11 @@ async fn of_instances(client: &Client, args: &Args) -> Outcome {
     let mut places: BTreeMap<String, Option<String>> = names.iter().map(|name| (name.clone(), None)).collect();
     let mut texts = Vec::new();
     for name in &names {
-        let part = part(client, args, name, None, args.tail).await.map_err(fault)?;
-        let Some(part) = part else {
+        let part = match args.follow {
+            true => part(client, args, name, None, args.tail).await,
+            false => tail(client, args, name).await,
+        };
+        let Some(part) = part.map_err(fault)? else {
             return Err(Failure::Input(anyhow::anyhow!("there is no instance `{name}`")));
         };
         places.insert(name.clone(), part["cursor"].as_str().map(str::to_owned));
@@ -233,7 +243,7 @@ async fn follow_instances(client: &Client, args: &Args, mut places: BTreeMap<Str
                 // It is gone with its log.
                 Ok(None) => drop(places.remove(&name)),
                 Err(error) if error.code() == Some("NOT_FOUND") => drop(places.remove(&name)),
-                Err(error) if temporary(&error) && heard.elapsed() < AWAY_MAX => {}
+                Err(error) if error.is_temporary() && heard.elapsed() < AWAY_MAX => {}
                 Err(error) => return Err(fault(error)),
             }
         }
@@ -247,8 +257,11 @@ async fn follow_instances(client: &Client, args: &Args, mut places: BTreeMap<Str
     Ok(ExitCode::SUCCESS)
 }
 
-fn temporary(error: &Error) -> bool {
-    error.is_temporary() || error.code() == Some("UNAVAILABLE")
+async fn tail(client: &Client, args: &Args, name: &str) -> Result<Option<Value>, Error> {
+    let mut variables = placed(args, name);
+    variables["bytes"] = json!(args.tail);
+    let mut data = client.query(TAIL, variables).await?;
+    Ok(Some(data["instance"].take()).filter(Value::is_object))
 }
 
 async fn part(

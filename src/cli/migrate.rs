@@ -3,6 +3,7 @@
 
 use std::process::ExitCode;
 
+use super::settings::Settings;
 use super::{Failure, Outcome, block_on};
 use crate::clock::Clock;
 use crate::config::{DataArgs, DataConfig, LogArgs};
@@ -44,9 +45,9 @@ pub struct Args {
 ///
 /// # Errors
 /// When the database cannot be opened, is in use, or is newer than this binary.
-pub fn run(args: Args) -> Outcome {
+pub fn run(args: Args, settings: &Settings) -> Outcome {
     telemetry::start(args.log.format, telemetry::Target::Stderr);
-    let data = args.data.validate().map_err(Failure::input)?;
+    let data = args.data.validate().map_err(|error| settings.refusal(error))?;
     if let Some(to) = args.to {
         return transfer(data, to, args.verify);
     }

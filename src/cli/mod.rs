@@ -1,5 +1,6 @@
-//! The command line: a file per command. Exit codes: 0 done, 1 failed, 2 bad input; of commands that
-//! wait for an execution also 3 cancelled, 4 timed out.
+//! The command line: a file per command. Exit codes: 0 done, 1 failed, 2 bad input (a token too); of
+//! commands that wait for an execution also 3 cancelled, 4 timed out; of those that speak to a server
+//! also 5: there is no answer. With `--json` an error is a document on standard output.
 //!
 //! `shim` and the host's keeper are processes that must stay small, so they are dispatched before
 //! any async runtime exists.
@@ -34,7 +35,7 @@ mod view;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use settings::Settings;
@@ -62,10 +63,16 @@ Files:
   ~/.local/share/gennaker        data, where no other directory is given: the
                                  database, and the host's directory in it
 
-Exit status: 0 done, 1 it went wrong, 2 what was given cannot be used.";
+Exit status: 0 done, 1 it went wrong, 2 what was given cannot be used; of commands
+that speak to a server also 5: it cannot be reached, or cannot work now.";
 
 /// What a command's exit status says where its own help says nothing of it.
 const EXIT_STATUS: &str = "Exit status: 0 done, 1 it went wrong, 2 what was given cannot be used.";
+
+/// The same for a command that speaks to a server.
+const EXIT_STATUS_REMOTE: &str = "\
+Exit status: 0 done, 1 it went wrong, 2 what was given cannot be used (also the
+token), 5 the server cannot be reached, or cannot work now.";
 
 /// A continuous delivery server: pipelines, rollouts under live traffic, and a GraphQL API with
 /// subscriptions that can be resumed
@@ -164,6 +171,8 @@ pub enum Failure {
     Input(anyhow::Error),
     /// It went wrong: exit code 1.
     Failed(anyhow::Error),
+    /// There is no answer from the server, and another time there may be: exit code 5.
+    Away(anyhow::Error),
 }
 
 impl Failure {
@@ -171,7 +180,19 @@ impl Failure {
     pub fn input(error: impl Into<anyhow::Error>) -> Self {
         Self::Input(error.into())
     }
+
+    /// Tells it; the exit code.
+    fn told(self, json: bool) -> ExitCode {
+        match self {
+            Self::Input(error) => complain(&error, 2, json),
+            Self::Failed(error) => complain(&error, 1, json),
+            Self::Away(error) => complain(&error, NO_ANSWER, json),
+        }
+    }
 }
+
+/// The exit code where there is no answer from the server.
+const NO_ANSWER: u8 = 5;
 
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
@@ -188,10 +209,12 @@ pub fn main() -> ExitCode {
     // An error means that a provider is there already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let arguments: Vec<OsString> = std::env::args_os().collect();
+    let json = arguments.iter().take_while(|argument| *argument != "--").any(|argument| argument == "--json");
     let (command, settings) = match parse(&arguments) {
         Ok(parsed) => parsed,
-        Err(settings::Error::Line(error)) => error.exit(),
-        Err(error) => return complain(&error.into(), 2),
+        Err(settings::Error::Line(error)) if !json || !error.use_stderr() => error.exit(),
+        // Its causes say the same at more length.
+        Err(error) => return Failure::Input(anyhow::Error::msg(error.to_string())).told(json),
     };
     let outcome = match command {
         Command::Serve(args) => serve::run(*args, settings),
@@ -208,33 +231,37 @@ pub fn main() -> ExitCode {
         Command::Host(args) => host::run(args),
         Command::Shim(args) => shim::run(args),
         Command::SampleApp(args) => block_on(async { Ok(sample_app::run(args).await.map(|()| ExitCode::SUCCESS)?) }),
-        Command::Token(args) => token::run(*args),
+        Command::Token(args) => token::run(*args, &settings),
         Command::Schema(args) => schema::run(args),
-        Command::Migrate(args) => migrate::run(*args),
-        Command::Backup(args) => backup::run(*args),
-        Command::Restore(args) => restore::run(*args),
+        Command::Migrate(args) => migrate::run(*args, &settings),
+        Command::Backup(args) => backup::run(*args, &settings),
+        Command::Restore(args) => restore::run(*args, &settings),
         Command::Systemd(args) => systemd::run(args),
     };
-    match outcome {
-        Ok(code) => code,
-        Err(Failure::Input(error)) => complain(&error, 2),
-        Err(Failure::Failed(error)) => complain(&error, 1),
-    }
+    outcome.unwrap_or_else(|failure| failure.told(json))
 }
 
 /// Every command's help ends with what its exit status means.
 fn documented(command: clap::Command) -> clap::Command {
     let said = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+    let remote = command.get_arguments().any(|arg| arg.get_id() == "server");
+    let status = if remote { EXIT_STATUS_REMOTE } else { EXIT_STATUS };
     let command = match said.as_str() {
         said if said.contains("Exit status:") => command,
-        "" => command.after_help(EXIT_STATUS),
-        said => command.after_help(format!("{said}\n\n{EXIT_STATUS}")),
+        "" => command.after_help(status),
+        said => command.after_help(format!("{said}\n\n{status}")),
     };
     command.mut_subcommands(documented)
 }
 
-fn complain(error: &anyhow::Error, code: u8) -> ExitCode {
-    eprintln!("gennaker: {}", told(error));
+fn complain(error: &anyhow::Error, code: u8, json: bool) -> ExitCode {
+    if json {
+        remote::answer(
+            &serde_json::json!({ "error": { "code": remote::code_of(error, code), "message": told(error) } }),
+        );
+    } else {
+        eprintln!("gennaker: {}", told(error));
+    }
     ExitCode::from(code)
 }
 
@@ -258,6 +285,11 @@ pub fn block_on(future: impl Future<Output = Outcome>) -> Outcome {
     // Blocking calls that nobody waits for any more must not hold up the end.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     outcome
+}
+
+/// Variables that begin as ours do, and that no command reads.
+fn unknown_variables() -> Vec<crate::config::Fault> {
+    crate::config::variables::unknown(&Cli::command(), std::env::vars_os())
 }
 
 /// The flags of `serve` and where they come from, read once more.
@@ -322,8 +354,6 @@ pub async fn asked_to_end() -> std::io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]

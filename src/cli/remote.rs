@@ -1,15 +1,18 @@
 //! What the commands share that speak to a server over its API: where it is, who asks, how answers
 //! and errors are written.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 use anyhow::Context as _;
 use serde_json::{Value, json};
 
+use super::Failure;
 use super::client::{Client, Error};
-use super::{Failure, Outcome, block_on, told};
 
+/// The variables with the token, and with the path of its file.
+const TOKEN: &str = "GENNAKER_TOKEN";
+const TOKEN_FILE: &str = "GENNAKER_TOKEN_FILE";
 /// Bytes of a file with a token, at the most.
 const TOKEN_FILE_BYTES: u64 = 4 * 1024;
 
@@ -21,10 +24,10 @@ pub(super) struct RemoteArgs {
     #[arg(long, env = "GENNAKER_SERVER", default_value = "http://127.0.0.1:7777", value_name = "URL")]
     server: String,
     /// The token; a flag can be seen by others on this machine, so prefer the variable or a file
-    #[arg(long, env = "GENNAKER_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    #[arg(long, env = TOKEN, hide_env_values = true, value_name = "TOKEN")]
     token: Option<String>,
     /// Read the token from this file instead
-    #[arg(long, env = "GENNAKER_TOKEN_FILE", value_name = "FILE")]
+    #[arg(long, env = TOKEN_FILE, value_name = "FILE")]
     token_file: Option<PathBuf>,
     /// Certificates (PEM) that an `https` server may be signed by, besides those of the system
     #[arg(long, env = "GENNAKER_CA_FILE", value_name = "FILE")]
@@ -41,29 +44,29 @@ impl RemoteArgs {
         let holds = reqwest::Url::parse(url)
             .is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.host_str().is_some() && url.path() == "/");
         if !holds {
-            let message = format!("`{}` is no server's address; write http://HOST:PORT or https://HOST", self.server);
+            let message = format!(
+                "`{}` is no server's address; write http://HOST:PORT or https://HOST (--server, GENNAKER_SERVER)",
+                self.server
+            );
             return Err(Failure::Input(anyhow::anyhow!(message)));
         }
-        let token = match &self.token_file {
-            Some(file) => Some(read_token(file).map_err(Failure::Input)?),
-            None => self.token.clone(),
-        };
+        let token = self.token()?;
         Client::anywhere(url, token.as_deref(), self.ca_file.as_deref()).map_err(Failure::input)
     }
 
-    /// Runs a command to its end; with `--json` an error is answered on standard output.
-    pub fn finish(&self, command: impl Future<Output = Outcome>) -> Outcome {
-        let outcome = block_on(command);
-        if !self.json {
-            return outcome;
+    /// The token. A flag stands above a variable, also above the variable of the other flag.
+    fn token(&self) -> Result<Option<String>, Failure> {
+        let by_flag =
+            |given: Option<&OsStr>, variable: &str| given.is_some() && std::env::var_os(variable).as_deref() != given;
+        let token = by_flag(self.token.as_deref().map(OsStr::new), TOKEN);
+        let file = by_flag(self.token_file.as_deref().map(Path::as_os_str), TOKEN_FILE);
+        match &self.token_file {
+            Some(_) if token && file => {
+                Err(Failure::Input(anyhow::anyhow!("--token and --token-file are given; one of them is enough")))
+            }
+            Some(file) if !token => read_token(file).map(Some).map_err(Failure::Input),
+            _ => Ok(self.token.clone()),
         }
-        let (error, status) = match outcome {
-            Ok(status) => return Ok(status),
-            Err(Failure::Input(error)) => (error, 2),
-            Err(Failure::Failed(error)) => (error, 1),
-        };
-        answer(&json!({ "error": { "code": code_of(&error, status), "message": told(&error) } }));
-        Ok(ExitCode::from(status))
     }
 }
 
@@ -77,12 +80,12 @@ fn read_token(file: &Path) -> anyhow::Result<String> {
     Ok(text.trim().to_owned())
 }
 
-fn code_of(error: &anyhow::Error, status: u8) -> String {
+/// The `code` of an error's document.
+pub(super) fn code_of(error: &anyhow::Error, status: u8) -> &str {
     match error.downcast_ref::<Error>() {
-        Some(Error::Unreachable { .. } | Error::Broken(_)) => "UNREACHABLE".to_owned(),
-        Some(error) => error.code().unwrap_or("FAILED").to_owned(),
-        None if status == 2 => "INVALID".to_owned(),
-        None => "FAILED".to_owned(),
+        Some(error) => error.code().unwrap_or("FAILED"),
+        None if status == 2 => "INVALID",
+        None => "FAILED",
     }
 }
 
@@ -103,9 +106,9 @@ pub(super) fn try_print(text: &str) -> bool {
     writeln!(out, "{text}").and_then(|()| out.flush()).is_ok()
 }
 
-/// Whether an error is the input's fault or somebody else's.
+/// Whether an error is the input's fault, nobody's who could be asked, or somebody else's.
 pub(super) fn fault(error: Error) -> Failure {
-    const INPUT: [&str; 7] = [
+    const INPUT: [&str; 9] = [
         "NOT_FOUND",
         "CONFLICT",
         "INVALID",
@@ -113,16 +116,18 @@ pub(super) fn fault(error: Error) -> Failure {
         "IDEMPOTENCY_KEY_REUSED",
         "BAD_REQUEST",
         "GRAPHQL_VALIDATION_FAILED",
+        "UNAUTHENTICATED",
+        "FORBIDDEN",
     ];
+    const TOKEN_WANTED: &str =
+        "the server wants a valid token: set GENNAKER_TOKEN, or give --token-file (`gennaker token create` makes one)";
     let input = error.code().is_some_and(|code| INPUT.contains(&code));
-    let unauthenticated = error.code() == Some("UNAUTHENTICATED") || matches!(error, Error::Status { status: 401, .. });
-    let error = anyhow::Error::from(error);
-    match (input, unauthenticated) {
-        (true, _) => Failure::Input(error),
-        (_, true) => Failure::Failed(error.context(
-            "the server wants a valid token: set GENNAKER_TOKEN, or give --token-file (`gennaker token create` makes one)",
-        )),
-        _ => Failure::Failed(error),
+    let token = error.code() == Some("UNAUTHENTICATED");
+    match error {
+        error if error.is_temporary() => Failure::Away(error.into()),
+        error if token => Failure::Input(anyhow::Error::from(error).context(TOKEN_WANTED)),
+        error if input => Failure::Input(error.into()),
+        error => Failure::Failed(error.into()),
     }
 }
 

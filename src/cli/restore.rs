@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use chrono::{DateTime, Utc};
 
-use super::{Failure, Outcome, block_on};
+use super::settings::Settings;
+use super::{Outcome, block_on};
 use crate::clock::Clock;
 use crate::config::{DataArgs, LogArgs};
 use crate::engine::contract::Registry;
@@ -57,9 +58,9 @@ pub struct Args {
 ///
 /// # Errors
 /// When the directory is in use, there is a database, or the file is no usable backup.
-pub fn run(args: Args) -> Outcome {
+pub fn run(args: Args, settings: &Settings) -> Outcome {
     telemetry::start(args.log.format, telemetry::Target::Stderr);
-    let data = args.data.validate().map_err(Failure::input)?;
+    let data = args.data.validate().map_err(|error| settings.refusal(error))?;
     block_on(async move {
         let (options, now) = (data.store_options(), Clock::system().now());
         let restored = match &args.file {

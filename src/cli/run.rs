@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::client::Client;
+use super::client::{Client, Error};
 use super::follow::follow;
 use super::remote::{RemoteArgs, Target, answer, fault, print, span};
 use super::screen::Screen;
 use super::view::Tree;
-use super::{Failure, Outcome};
+use super::{Failure, Outcome, block_on};
 use crate::model::Status;
 
 /// Flags.
@@ -21,8 +21,9 @@ Examples:
   gennaker run shop/deploy -p version=1.2.0 -p replicas:=3 --wait --timeout 30m --cancel-on-timeout
   gennaker run shop/deploy --idempotency-key build-4711 --json
 
-Exit status: 0 succeeded (without --wait: started), 1 failed, 2 bad input, 3 cancelled, 4 timed out.
-With --wait, Ctrl-C ends the watching and leaves the execution running.
+Exit status: 0 succeeded (without --wait: started), 1 failed, 2 bad input (also a token that does
+not hold), 3 cancelled, 4 timed out, 5 the server cannot be reached, or cannot work now: with
+--wait after two minutes in which it was away. Then, and after Ctrl-C (130), what was started goes on.
 
 JSON: {\"execution\": {id, number, name, application, status, url, failure}, \"isReplay\": BOOL}")]
 pub struct Args {
@@ -94,7 +95,7 @@ fn parameter(text: &str) -> Result<(String, Value), String> {
 /// # Errors
 /// When the server refuses or cannot be reached.
 pub fn run(args: Args) -> Outcome {
-    args.remote.clone().finish(start(args))
+    block_on(start(args))
 }
 
 async fn start(args: Args) -> Outcome {
@@ -137,7 +138,7 @@ async fn start(args: Args) -> Outcome {
             eprintln!("gennaker: how it stands cannot be asked: {error}");
             json!({ "node": execution })
         }
-        Err(error) => return Err(fault(error)),
+        Err(error) => return Err(lost(error, &name)),
     };
     if args.remote.json {
         let mut document = json!({ "execution": shown(&ended["node"]), "isReplay": started["isReplay"] });
@@ -172,7 +173,7 @@ async fn wait(args: &Args, client: &Client, id: &str, name: &str) -> Result<End,
         }
     };
     let watched = tokio::select! {
-        tree = follow(client, id, &mut screen) => Some(tree.map_err(fault)?),
+        tree = follow(client, id, &mut screen) => Some(tree.map_err(|error| lost(error, name))?),
         () = late => None,
         _ = super::asked_to_end() => {
             screen.keep();
@@ -205,6 +206,16 @@ async fn wait(args: &Args, client: &Client, id: &str, name: &str) -> Result<End,
             }
             Ok(End::TimedOut)
         }
+    }
+}
+
+/// It was started, and how it goes cannot be seen.
+fn lost(error: Error, name: &str) -> Failure {
+    match fault(error) {
+        Failure::Away(error) => Failure::Away(error.context(format!(
+            "{name} was started and may go on; `gennaker status '{name}'` shows it when the server is back"
+        ))),
+        other => other,
     }
 }
 

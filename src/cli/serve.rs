@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use tracing::{error, info, warn};
 
@@ -11,6 +12,9 @@ use crate::app::{self, App};
 use crate::clock::Clock;
 use crate::config::{self, Setting};
 use crate::{footprint, systemd, telemetry};
+
+/// For the close of the database and the end of the process.
+const CLOSE_MAX: Duration = Duration::from_secs(5);
 
 /// Flags.
 #[derive(Debug, clap::Args)]
@@ -52,6 +56,8 @@ pub fn run(args: Args, settings: Settings) -> Outcome {
     telemetry::start(args.config.log.format, telemetry::Target::Stderr);
     telemetry::set_filter(args.config.log.filter()).map_err(anyhow::Error::msg)?;
     let config = args.config.validate().map_err(|errors| settings.failure(&errors))?;
+    // Whoever else shares the environment may have set them, so they do not keep the server from its start.
+    super::unknown_variables().iter().for_each(|fault| warn!("{fault}"));
     block_on(async move {
         let mut signals = Signals::new()?;
         let data = config.data.describe();
@@ -78,7 +84,9 @@ pub fn run(args: Args, settings: Settings) -> Outcome {
                 () = &mut life => {}
             }
         }
-        systemd::notify("STOPPING=1");
+        // The unit's TimeoutStopSec= knows nothing of the settings.
+        let stop_max = app.stop_max() + CLOSE_MAX;
+        systemd::notify(&format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={}", stop_max.as_micros()));
         tokio::select! {
             stopped = app.stop() => stopped?,
             // While it ends, the runtime still turns.
@@ -104,7 +112,9 @@ fn reload(app: &App, running: &mut [Setting]) {
         Ok(config) => config,
         Err(errors) => {
             let said = settings.explain(&errors).join("; ");
-            return error!("the settings were read again and do not hold; all stays as it is: {said}");
+            let also = errors.0.iter().any(|error| error.setting.starts_with("--tls-"));
+            let also = if also && app.is_secure() { ", also the TLS certificate in use" } else { "" };
+            return error!("the settings were read again and do not hold; all stays as it is{also}: {said}");
         }
     };
     let keeps_tls = app.is_secure() == config.server.tls.is_some();
@@ -118,7 +128,7 @@ fn reload(app: &App, running: &mut [Setting]) {
             left.push(new.name);
         }
     }
-    app.reload(&config);
+    taken.extend(app.reload(&config));
     if let Err(error) = telemetry::set_filter(&filter) {
         error!("the log's filter stays as it is: {error}");
     }

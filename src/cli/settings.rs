@@ -13,7 +13,7 @@ use crate::config::{self, Errors, Fault, File, Setting};
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
     file: Option<File>,
-    /// What did not hold in the file; none unless the command is there to tell.
+    /// What did not hold in the file and in variables; none unless the command is there to tell.
     pub faults: Vec<Fault>,
     /// All that the command takes, with values and where they come from.
     pub all: Vec<Setting>,
@@ -29,7 +29,7 @@ impl Settings {
                 Some(config::Source::File { path, line }) => {
                     format!("{}:{line}: `{name}`: {}", path.display(), error.message)
                 }
-                Some(config::Source::Variable(variable)) => format!("{variable} ({error})"),
+                Some(config::Source::Variable(variable)) => format!("{variable}: {}", error.message),
                 _ => error.to_string(),
             }
         };
@@ -40,6 +40,12 @@ impl Settings {
     #[must_use]
     pub fn failure(&self, errors: &Errors) -> Failure {
         Failure::Input(anyhow::anyhow!(self.explain(errors).join("\n")))
+    }
+
+    /// The same of one.
+    #[must_use]
+    pub fn refusal(&self, error: config::Error) -> Failure {
+        self.failure(&Errors(vec![error]))
     }
 
     /// The file's path, if one is read.
@@ -53,10 +59,10 @@ impl Settings {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Also the help that was asked for.
-    #[error(transparent)]
+    #[error("{}", config::in_one_line(.0))]
     Line(#[from] clap::Error),
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
-    File(Vec<Fault>),
+    Faults(Vec<Fault>),
 }
 
 /// Reads the command line, and the file where the command takes one. `tolerant` says whether the
@@ -68,30 +74,45 @@ pub fn parse<C: CommandFactory + FromArgMatches>(
     arguments: &[OsString],
     tolerant: impl Fn(&[String]) -> bool,
 ) -> Result<(C, Settings), Error> {
-    let mut command = super::documented(C::command());
-    let matches = command.try_get_matches_from_mut(arguments)?;
+    let (command, matches, mut faults) = first_look(super::documented(C::command()), arguments)?;
     let path = chosen(&matches);
     let (leaf, inner) = leaf(&command, &matches);
-    if !leaf.get_arguments().any(|arg| arg.get_id() == "config") {
+    let takes_file = leaf.get_arguments().any(|arg| arg.get_id() == "config");
+    let given = || inner.get_one::<PathBuf>("config").cloned().or_else(File::usual_path);
+    let file = takes_file.then(given).flatten().map(|path| File::read(&path)).map(|(file, its)| {
+        faults.extend(its);
+        file
+    });
+    if !faults.is_empty() && !tolerant(&path) {
+        return Err(Error::Faults(faults));
+    }
+    if !takes_file {
         return Ok((C::from_arg_matches(&matches)?, Settings::default()));
     }
-    let file = inner.get_one::<PathBuf>("config").cloned().or_else(File::usual_path);
-    let (file, faults) = match file.map(|path| File::read(&path)) {
-        Some((file, faults)) => (Some(file), faults),
-        None => (None, Vec::new()),
+    let command = match &file {
+        Some(file) => at(command, &path, &|command| file.apply(command)),
+        None => command,
     };
-    if !faults.is_empty() && !tolerant(&path) {
-        return Err(Error::File(faults));
-    }
-    let Some(file) = file else {
-        let all = config::effective(leaf, inner, None);
-        return Ok((C::from_arg_matches(&matches)?, Settings { file: None, faults, all }));
-    };
-    let mut command = at(super::documented(C::command()), &path, &|command| file.apply(command));
-    let matches = command.try_get_matches_from_mut(arguments)?;
+    let matches = command.clone().try_get_matches_from(arguments)?;
     let (leaf, inner) = self::leaf(&command, &matches);
-    let all = config::effective(leaf, inner, Some(&file));
-    Ok((C::from_arg_matches(&matches)?, Settings { file: Some(file), faults, all }))
+    let all = config::effective(leaf, inner, file.as_ref());
+    Ok((C::from_arg_matches(&matches)?, Settings { file, faults, all }))
+}
+
+/// What was chosen. A variable that does not hold is told, and left out of the command.
+fn first_look(mut command: Command, arguments: &[OsString]) -> Result<(Command, ArgMatches, Vec<Fault>), clap::Error> {
+    let mut faults = Vec::new();
+    loop {
+        let error = match command.clone().try_get_matches_from(arguments) {
+            Ok(matches) => return Ok((command, matches, faults)),
+            Err(error) => error,
+        };
+        let Some((fault, without)) = config::variables::at_fault(&command, arguments, &error) else {
+            return Err(error);
+        };
+        faults.push(fault);
+        command = without;
+    }
 }
 
 /// The names of the commands within each other that were chosen.

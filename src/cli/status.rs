@@ -8,7 +8,7 @@ use super::client::Client;
 use super::remote::{RemoteArgs, Target, answer, fault, print};
 use super::screen::Screen;
 use super::view::Tree;
-use super::{Failure, Outcome};
+use super::{Failure, Outcome, block_on};
 use crate::clock::Clock;
 
 /// Flags.
@@ -20,7 +20,8 @@ Examples:
   gennaker status shop/deploy        the pipeline's last executions
   gennaker status shop/deploy#12     the tree of one execution
 
-Exit status: 0 when it could be asked, whatever the answer says; 1 failed; 2 no such thing.
+Exit status: 0 when it could be asked, whatever the answer says; 1 failed; 2 no such thing, or the
+token does not hold; 5 the server cannot be reached, or cannot work now.
 
 JSON: {\"applications\", \"executions\"}, {\"application\"}, {\"pipeline\"} or {\"execution\"}, as the API
 has them (see the queries in client-examples/operations)")]
@@ -100,7 +101,7 @@ query One($application: String!, $pipeline: String, $number: Int!) {
 /// # Errors
 /// When there is no such thing, or the server cannot be reached.
 pub fn run(args: Args) -> Outcome {
-    args.remote.clone().finish(async move {
+    block_on(async move {
         let client = args.remote.client()?;
         let screen = Screen::new(false);
         let (document, lines) = match &args.target {

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::client::Client;
 use super::remote::{RemoteArgs, Target, answer, fault, print};
-use super::{Failure, Outcome};
+use super::{Failure, Outcome, block_on};
 
 /// Flags.
 #[derive(Debug, clap::Args)]
@@ -17,11 +17,12 @@ Examples:
 
 JSON: {\"execution\": {id, status}, \"stage\": KEY, \"proceed\": true}")]
 pub struct ApproveArgs {
-    #[command(flatten)]
-    judge: JudgeArgs,
+    // Before what is flattened: arguments behind it would stand under the last heading in it.
     /// The answer, where the stage offers several
     #[arg(long, value_name = "ANSWER")]
     input: Option<String>,
+    #[command(flatten)]
+    judge: JudgeArgs,
 }
 
 /// Flags.
@@ -101,8 +102,7 @@ mutation Cancel($input: CancelExecutionInput!) {
 /// # Errors
 /// When no stage waits, several do and none is named, or the server refuses.
 pub fn approve(args: ApproveArgs) -> Outcome {
-    let remote = args.judge.remote.clone();
-    remote.finish(judge(args.judge, true, args.input))
+    block_on(judge(args.judge, true, args.input))
 }
 
 /// Stops a stage.
@@ -110,8 +110,7 @@ pub fn approve(args: ApproveArgs) -> Outcome {
 /// # Errors
 /// As [`approve`].
 pub fn reject(args: RejectArgs) -> Outcome {
-    let remote = args.judge.remote.clone();
-    remote.finish(judge(args.judge, false, None))
+    block_on(judge(args.judge, false, None))
 }
 
 async fn judge(args: JudgeArgs, proceed: bool, input: Option<String>) -> Outcome {
@@ -166,7 +165,7 @@ async fn waiting(client: &Client, args: &JudgeArgs) -> Result<(String, String), 
 /// # Errors
 /// When the server refuses.
 pub fn cancel(args: CancelArgs) -> Outcome {
-    args.remote.clone().finish(async move {
+    block_on(async move {
         let mode = if args.leave { "LEAVE" } else { "UNWIND" };
         let input = json!({ "execution": args.execution.execution()?, "reason": args.reason, "mode": mode });
         let cancelled = args.remote.client()?.mutate(CANCEL, input).await.map_err(fault)?;

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use chrono::{DateTime, TimeDelta, Utc};
 use clap::{Subcommand, ValueEnum};
 
+use super::settings::Settings;
 use super::{Failure, Outcome, block_on};
 use crate::app::local_actor;
 use crate::auth::token;
@@ -118,24 +119,24 @@ enum KindArg {
 ///
 /// # Errors
 /// When the database cannot be opened, or what is asked does not hold.
-pub fn run(args: Args) -> Outcome {
+pub fn run(args: Args, settings: &Settings) -> Outcome {
     block_on(async move {
         match args.command {
-            Command::Create(create) => self::create(create).await,
-            Command::List(list) => self::list(list).await,
-            Command::Revoke(revoke) => self::revoke(revoke).await,
+            Command::Create(create) => self::create(create, settings).await,
+            Command::List(list) => self::list(list, settings).await,
+            Command::Revoke(revoke) => self::revoke(revoke, settings).await,
         }
     })
 }
 
-async fn open(data: DataArgs, clock: &Clock) -> Result<Store, Failure> {
-    let data = data.validate().map_err(Failure::input)?;
+async fn open(data: DataArgs, settings: &Settings, clock: &Clock) -> Result<Store, Failure> {
+    let data = data.validate().map_err(|error| settings.refusal(error))?;
     Ok(Store::open_beside(&data.store_options(), clock.clone()).await?)
 }
 
-async fn create(args: Create) -> Outcome {
+async fn create(args: Create, settings: &Settings) -> Outcome {
     let clock = Clock::system();
-    let store = open(args.data, &clock).await?;
+    let store = open(args.data, settings, &clock).await?;
     let actor = local_actor(&store, &clock).await?;
     let role = args.role.map(|role| match role {
         RoleArg::Viewer => Role::Viewer,
@@ -176,9 +177,9 @@ async fn create(args: Create) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn list(args: List) -> Outcome {
+async fn list(args: List, settings: &Settings) -> Outcome {
     let clock = Clock::system();
-    let store = open(args.data, &clock).await?;
+    let store = open(args.data, settings, &clock).await?;
     let mut after = None;
     println!("{:<35}  {:<20}  {:<10}  {:<20}  {:<8}  description", "token", "principal", "roles", "created", "state");
     loop {
@@ -203,9 +204,9 @@ async fn list(args: List) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn revoke(args: Revoke) -> Outcome {
+async fn revoke(args: Revoke, settings: &Settings) -> Outcome {
     let clock = Clock::system();
-    let store = open(args.data, &clock).await?;
+    let store = open(args.data, settings, &clock).await?;
     let actor = local_actor(&store, &clock).await?;
     let now = clock.now();
     let token = token::revoke(&store, &actor, args.token, now).await.map_err(failure)?;

@@ -24,11 +24,12 @@ const SYSTEM: &str = "/etc/gennaker/gennaker.toml";
 /// The largest file, in bytes.
 const BYTES_MAX: u64 = 1024 * 1024;
 
-/// Something in the file that does not hold.
+/// Something in the file, or in a variable, that does not hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
-    pub path: PathBuf,
-    /// From 1; None where it is about the whole file.
+    /// The file's path, or the variable's name.
+    pub place: String,
+    /// From 1; None where it is about the whole of it.
     pub line: Option<usize>,
     /// What is wrong and what is expected. Never a secret.
     pub message: String,
@@ -37,8 +38,8 @@ pub struct Fault {
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.line {
-            Some(line) => write!(f, "{}:{line}: {}", self.path.display(), self.message),
-            None => write!(f, "{}: {}", self.path.display(), self.message),
+            Some(line) => write!(f, "{}:{line}: {}", self.place, self.message),
+            None => write!(f, "{}: {}", self.place, self.message),
         }
     }
 }
@@ -87,7 +88,8 @@ impl File {
     /// Reads a file. What does not hold is left out and told.
     #[must_use]
     pub fn read(path: &Path) -> (Self, Vec<Fault>) {
-        let about = |message: String| (Self::default(), vec![Fault { path: path.to_owned(), line: None, message }]);
+        let place = path.display().to_string();
+        let about = |message: String| (Self::default(), vec![Fault { place: place.clone(), line: None, message }]);
         let (text, mode) = match contents(path) {
             Ok(read) => read,
             Err(message) => return about(message),
@@ -98,7 +100,7 @@ impl File {
             && let Some((name, entry)) = file.entries.iter().find(|(name, entry)| literal_secret(name, &entry.values))
         {
             faults.push(Fault {
-                path: path.to_owned(),
+                place: place.clone(),
                 line: Some(entry.line),
                 message: format!(
                     "`{name}` holds a secret and every user of this machine may read the file; run `chmod o-rwx {}`, or \
@@ -201,7 +203,7 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn fault(&mut self, at: usize, message: String) {
         let line = Some(self.line(at));
-        self.faults.push(Fault { path: self.path.to_owned(), line, message });
+        self.faults.push(Fault { place: self.path.display().to_string(), line, message });
     }
 
     /// The line of a place in the text.
@@ -387,14 +389,25 @@ fn holds(command: &Command, arg: &Arg, value: &str) -> Result<(), String> {
     let name = arg.get_long().unwrap_or_default();
     let command = command.clone().mut_args(|arg| arg.env(Resettable::Reset)).no_binary_name(true);
     let Err(error) = command.try_get_matches_from([format!("--{name}={value}")]) else { return Ok(()) };
-    if is_secret(arg) {
-        return Err("holds a value that cannot be used".to_owned());
+    Err(does_not_hold(&error, is_secret(arg)))
+}
+
+/// Why a value is not taken, without the value where that is a secret.
+pub(super) fn does_not_hold(error: &clap::Error, secret: bool) -> String {
+    match secret {
+        true => "holds a value that cannot be used".to_owned(),
+        false => format!("does not hold: {}", in_one_line(error)),
     }
-    // A paragraph: what is wrong, and perhaps what is possible.
+}
+
+/// What is wrong with a command line, and perhaps what is possible; not how the command is used.
+#[must_use]
+pub fn in_one_line(error: &clap::Error) -> String {
     let text = error.to_string();
-    let paragraph = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ");
-    let said: Vec<_> = paragraph.lines().map(str::trim).collect();
-    Err(format!("does not hold: {}", said.join("; ")))
+    let usage = |paragraph: &&str| !paragraph.starts_with("Usage:") && !paragraph.starts_with("For more information");
+    let paragraphs = text.trim_start_matches("error: ").split("\n\n").take_while(usage);
+    let lines: Vec<_> = paragraphs.flat_map(str::lines).map(str::trim).filter(|line| !line.is_empty()).collect();
+    lines.join("; ")
 }
 
 #[cfg(test)]

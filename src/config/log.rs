@@ -8,11 +8,13 @@ pub struct LogArgs {
     #[arg(long = "log", env = "GENNAKER_LOG", value_enum, default_value_t = LogFormat::Text)]
     pub format: LogFormat,
     /// What is in the log: a level, and levels of single parts (`info`, `warn,gennaker::engine=debug`)
-    #[arg(long, env = "GENNAKER_LOG_FILTER", value_name = "FILTER", default_value = LogArgs::FILTER, value_parser = filter)]
+    #[arg(long, env = LogArgs::FILTER_VARIABLE, value_name = "FILTER", default_value = LogArgs::FILTER, value_parser = filter)]
     pub log_filter: Option<String>,
 }
 
 impl LogArgs {
+    /// The variable that says what is logged, in the syntax of `tracing`'s filters.
+    pub const FILTER_VARIABLE: &str = "GENNAKER_LOG_FILTER";
     /// What is in the log unless something else is wanted: statements of the database and each
     /// connection's life are of use to few.
     pub const FILTER: &'static str = "info,sqlx=warn,sea_orm=warn,tokio_cron_scheduler=warn";

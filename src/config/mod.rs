@@ -13,10 +13,11 @@ mod security;
 mod server;
 mod smtp;
 mod tls;
+pub mod variables;
 
 pub use data::{DataArgs, DataConfig};
 pub use effective::{LIVE, Setting, Source, effective, limits_table};
-pub use file::{Fault, File};
+pub use file::{Fault, File, in_one_line};
 pub use host::{HostArgs, HostConfig, PortRange};
 pub use limits::{LimitsArgs, LimitsConfig};
 pub use log::{LogArgs, LogFormat};
@@ -146,6 +147,12 @@ impl Args {
         let limits = errors.keep(self.limits.validate());
         let observe = errors.keep(self.observe.validate());
         let smtp = errors.keep(self.smtp.validate());
+        if let (Some(smtp), Some(security)) = (&smtp, &security) {
+            errors.keep(smtp.resolves(&Secrets::new(security.secret_dirs.clone())));
+        }
+        if !errors.0.is_empty() {
+            return Err(errors);
+        }
         match (server, data, host, security, limits, smtp, observe) {
             (Some(server), Some(data), Some(host), Some(security), Some(limits), Some(smtp), Some(observe)) => {
                 Ok(Config { server, data, host, security, limits, smtp, observe })

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::Error;
 use crate::notifiers::deliver;
 use crate::notifiers::email::{Options, Password, Security};
-use crate::secrets;
+use crate::secrets::{self, Secrets};
 
 /// The variable that may hold the password itself.
 const PASSWORD: &str = "GENNAKER_SMTP_PASSWORD";
@@ -88,6 +88,23 @@ pub struct SmtpConfig {
     pub deliveries: deliver::Options,
     /// What links to this server begin with, if not with its own address.
     pub public_url: Option<String>,
+}
+
+impl SmtpConfig {
+    /// That there is a password where a reference to one is given; it is read again for each mail.
+    ///
+    /// # Errors
+    /// Why it is not there.
+    pub(super) fn resolves(&self, secrets: &Secrets) -> Result<(), Error> {
+        let login = self.email.as_ref().and_then(|email| email.login.as_ref());
+        match login.map(|(_, password)| password.expose()).filter(|password| secrets::is_reference(password)) {
+            Some(reference) => secrets.resolve(reference).map(drop).map_err(|error| {
+                let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+                Error::new("--smtp-password", format!("{error}{cause}"))
+            }),
+            None => Ok(()),
+        }
+    }
 }
 
 impl SmtpArgs {
@@ -266,6 +283,23 @@ mod tests {
         assert!(login("secret://env/GENNAKER_SECRET_SMTP").validate_with(|_| None).is_ok());
         assert!(login("s3cret").validate_with(|name| (name == PASSWORD).then(|| "s3cret".to_owned())).is_ok());
         assert!(!format!("{:?}", login("s3cret")).contains("s3cret"));
+    }
+
+    #[test]
+    fn a_reference_has_to_lead_to_a_password() {
+        let config = |password: &str| login(password).validate_with(|_| None).expect("holds by itself");
+        let secrets = Secrets::with_environment([], |name| (name == "GENNAKER_SECRET_SMTP").then(|| "pw".into()));
+        assert_eq!(config("secret://env/GENNAKER_SECRET_SMTP").resolves(&secrets), Ok(()));
+        for (reference, word) in [
+            ("secret://env/GENNAKER_SECRET_OTHER", "`GENNAKER_SECRET_OTHER` is not set"),
+            ("secret://env/HOME", "GENNAKER_SECRET_"),
+            ("secret://file/etc/hostname", "setting for secret directories"),
+        ] {
+            let error = config(reference).resolves(&secrets).expect_err(reference);
+            assert!(error.setting == "--smtp-password" && error.message.contains(word), "{error}");
+        }
+        let none = SmtpArgs::default().validate_with(|_| None).expect("holds");
+        assert_eq!(none.resolves(&secrets), Ok(()));
     }
 
     #[test]

@@ -641,7 +641,7 @@ fn random_children(sim: &mut Sim, depth: usize) -> Value {
 
 #[test]
 fn random_graphs_with_random_outcomes_always_end() {
-    let seeds = std::env::var("GENNAKER_SIMULATIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(400);
+    let seeds = std::env::var("GENNAKER_TEST_SIMULATIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(400);
     let mut ends: BTreeMap<&str, usize> = BTreeMap::new();
     for seed in 1..=seeds {
         let mut maker = Sim::new(&[]);

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use chrono::{DateTime, NaiveDateTime, Utc};
 use rustls::ServerConfig;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject as _;
@@ -73,10 +74,22 @@ impl Certificates {
         Ok(Self(Arc::new(RwLock::new(Loaded { files, content, key }))))
     }
 
-    /// From now on what the other holds.
-    pub fn replace(&self, other: &Self) {
-        let loaded = other.loaded();
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = loaded;
+    /// From now on what the other holds; whether that is another certificate or key.
+    pub fn replace(&self, other: &Self) -> bool {
+        let new = other.loaded();
+        let mut loaded = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let differs = loaded.content != new.content;
+        *loaded = new;
+        differs
+    }
+
+    /// For people: where it is from, and until when it is valid.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let Loaded { files, key, .. } = self.loaded();
+        let until = key.cert.first().and_then(|certificate| valid_until(certificate));
+        let until = until.map(|until| format!(", valid until {}", until.format("%Y-%m-%d %H:%M UTC")));
+        format!("the TLS certificate in {}{}", files.certificate.display(), until.unwrap_or_default())
     }
 
     /// Whether the files still hold what is in use, judged by their content.
@@ -108,7 +121,7 @@ impl Certificates {
                 Ok(Some(new)) => {
                     self.replace(&new);
                     told = None;
-                    info!("the TLS certificate has changed and is used from now on");
+                    info!("{} has changed and is used from now on", self.describe());
                 }
                 Err(what) if told.as_ref() == Some(&what) => {}
                 Err(what) => {
@@ -172,6 +185,47 @@ impl Content {
     }
 }
 
+/// A certificate's notAfter.
+fn valid_until(certificate: &[u8]) -> Option<DateTime<Utc>> {
+    let (_, signed, _) = item(certificate)?;
+    let (_, mut fields, _) = item(signed)?;
+    // The version is marked, and may be missing.
+    if fields.first() == Some(&0xa0) {
+        fields = item(fields)?.2;
+    }
+    // Serial number, algorithm and issuer come before it.
+    for _ in 0..3 {
+        fields = item(fields)?.2;
+    }
+    let (_, validity, _) = item(fields)?;
+    let (tag, text, _) = item(item(validity)?.2)?;
+    let text = std::str::from_utf8(text).ok()?;
+    let century = match tag {
+        // UTCTime has a year of two digits, of which those from 50 on are of the last century.
+        0x17 if text < "50" => "20",
+        0x17 => "19",
+        _ => "",
+    };
+    let until = NaiveDateTime::parse_from_str(&format!("{century}{text}"), "%Y%m%d%H%M%SZ").ok()?;
+    Some(until.and_utc())
+}
+
+/// The first item of some DER: its tag, its content, and what comes behind it.
+fn item(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+    let (tag, rest) = der.split_first()?;
+    let (length, rest) = rest.split_first()?;
+    let (length, rest) = match length {
+        0..=0x7f => (usize::from(*length), rest),
+        0x81..=0x84 => {
+            let (bytes, rest) = rest.split_at_checked(usize::from(length & 0x7f))?;
+            (bytes.iter().fold(0, |length, byte| length << 8 | usize::from(*byte)), rest)
+        }
+        _ => return None,
+    };
+    let (content, rest) = rest.split_at_checked(length)?;
+    Some((*tag, content, rest))
+}
+
 fn read(path: &Path) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
     let file = std::fs::File::open(path).map_err(|error| error.to_string())?;
@@ -210,6 +264,29 @@ mod tests {
     }
 
     #[test]
+    fn a_certificate_says_until_when_it_is_valid() {
+        let said = load("tls-first.pem", "tls-first.key").expect("a pair").describe();
+        assert!(said.ends_with("tls-first.pem, valid until 2120-01-01 00:00 UTC"), "{said}");
+        let der =
+            |tag: u8, content: &[u8]| [&[tag, 0x82, 0, u8::try_from(content.len()).expect("short")], content].concat();
+        let until = |version: &[u8], tag: u8, time: &str| {
+            let validity = der(0x30, &[der(0x17, b"200101000000Z"), der(tag, time.as_bytes())].concat());
+            let fields = [version, &der(2, &[1]), &der(0x30, &[]), &der(0x30, &[]), &validity].concat();
+            valid_until(&der(0x30, &der(0x30, &fields))).map(|until| until.to_rfc3339())
+        };
+        let version = der(0xa0, &der(2, &[2]));
+        for (version, tag, time, expected) in [
+            (&version[..], 0x17, "310203040506Z", Some("2031-02-03T04:05:06+00:00")),
+            (&[], 0x17, "991231235959Z", Some("1999-12-31T23:59:59+00:00")),
+            (&version, 0x18, "20500101000000Z", Some("2050-01-01T00:00:00+00:00")),
+            (&version, 0x18, "soon", None),
+        ] {
+            assert_eq!(until(version, tag, time).as_deref(), expected, "{time}");
+        }
+        assert_eq!((valid_until(b""), valid_until(&[0x30, 0x84, 0xff, 0xff, 0xff, 0xff])), (None, None));
+    }
+
+    #[test]
     fn files_that_no_longer_fit_do_not_replace_what_is_in_use() {
         let dir = std::env::temp_dir().join(format!("gennaker-tls-{}", uuid::Uuid::new_v4().simple()));
         std::fs::create_dir(&dir).expect("made");
@@ -223,7 +300,7 @@ mod tests {
         assert!(certificates.changed().is_err(), "half of the new pair");
         put("tls-second.key", &files.key);
         let new = certificates.changed().unwrap_or_else(|(_, error)| panic!("{error}")).expect("another pair");
-        certificates.replace(&new);
+        assert!(certificates.replace(&new) && !certificates.replace(&new));
         assert!(matches!(certificates.changed(), Ok(None)));
         std::fs::remove_dir_all(dir).expect("removed");
     }

@@ -52,6 +52,8 @@ pub(super) struct Batch<'c, C> {
     /// Executions of which a guard did not hold: read anew the next time.
     doubted: Vec<Uuid>,
     script: Script,
+    /// Whether a statement that stands for itself waits in the script.
+    unsent: bool,
     executions: Gathered,
     advances: Gathered,
     stages: Gathered,
@@ -137,6 +139,7 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
             position: memory.position,
             doubted: Vec::new(),
             script: Script::default(),
+            unsent: false,
             executions: Gathered::default(),
             advances: Gathered::default(),
             stages: Gathered::default(),
@@ -216,6 +219,7 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
             Op::Run { sql, values } => {
                 self.gather();
                 self.script.push(*sql, values.clone());
+                self.unsent = true;
             }
             Op::Count { sql, values } => {
                 self.flush().await?;
@@ -223,7 +227,9 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
             }
             Op::Ended(values) => {
                 // A trigger that was saved before it in this batch waits for it too.
-                self.flush().await?;
+                if self.unsent {
+                    self.flush().await?;
+                }
                 outcome.committed.triggered +=
                     execute(self.db, rows::SLOTS_OF_END, values.clone()).await?.rows_affected();
             }
@@ -418,6 +424,7 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
     /// Writes what was gathered: before anything is read that it may have changed.
     async fn flush(&mut self) -> Result<(), DbErr> {
         self.gather();
+        self.unsent = false;
         self.script.send(self.db).await
     }
 

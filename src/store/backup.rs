@@ -16,7 +16,7 @@ use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, TransactionTrait};
 use uuid::Uuid;
 
 use super::open::{self, State};
-use super::sql::{all, execute, one};
+use super::sql::{all, describe, execute, one};
 use super::{Error, Options, rows};
 
 /// A backup that was made and read back.
@@ -64,13 +64,13 @@ pub async fn backup(options: &Options, file: &Path, replace: bool) -> Result<Bac
     if fs::canonicalize(file).is_ok_and(|file| fs::canonicalize(&database).is_ok_and(|database| file == database)) {
         return refuse(format!("{} is the database itself; name another file", file.display()));
     }
-    let partial = Partial::create(&open::beside(file, &format!(".partial-{}", Uuid::new_v4().simple())))?;
+    let partial = Partial::create(file)?;
     let source = connect(&database, false).await?;
     let copied = execute(&source, "VACUUM INTO ?", vec![rows::text(&partial.0.to_string_lossy())]).await;
     close(source).await;
-    copied?;
-    let copy = connect(&partial.0, true).await?;
-    let counted = check(&copy, &partial.0).await;
+    copied.map_err(|error| Error::Refused(format!("{} is not written: {}", file.display(), describe(&error))))?;
+    let copy = connect(&partial.0, true).await.map_err(|error| damaged(file, &error.to_string()))?;
+    let counted = check(&copy, file).await;
     close(copy).await;
     let (executions, unfinished) = counted?;
     let bytes = partial.finish(file)?;
@@ -106,8 +106,11 @@ pub async fn restore(options: &Options, file: &Path, replace: bool, now: DateTim
             dir.display()
         ));
     }
-    let partial = Partial::create(&dir.join(format!("{}.partial-{}", open::FILE, Uuid::new_v4().simple())))?;
-    fs::copy(file, &partial.0).map_err(|error| about(file, error))?;
+    let partial = Partial::create(&database)?;
+    fs::copy(file, &partial.0).map_err(|error| match error.kind() {
+        io::ErrorKind::StorageFull => about(&database, error),
+        _ => about(file, error),
+    })?;
     let db = connect(&partial.0, false).await.map_err(|error| damaged(file, &error.to_string()))?;
     let counted = begin_anew(&db, file, now).await;
     close(db).await;
@@ -192,7 +195,7 @@ async fn set_back<C: ConnectionTrait>(db: &C, now: DateTime<Utc>) -> Result<(), 
 /// how many of them are unfinished.
 async fn check(db: &DatabaseConnection, file: &Path) -> Result<(i64, i64), Error> {
     let found = one(db, "PRAGMA integrity_check(1)", Vec::new()).await;
-    let found = found.map_err(|error| damaged(file, &super::sql::describe(&error)))?;
+    let found = found.map_err(|error| damaged(file, &describe(&error)))?;
     let said = found.map(|row| row.try_get_by_index::<String>(0)).transpose()?.unwrap_or_default();
     if said != "ok" {
         return Err(damaged(file, &format!("it is damaged ({said})")));
@@ -227,7 +230,7 @@ async fn keep_aside(database: &Path, now: DateTime<Utc>) -> Result<PathBuf, Erro
     match connect(database, false).await {
         Ok(db) => {
             if let Err(error) = one(&db, "PRAGMA wal_checkpoint(TRUNCATE)", Vec::new()).await {
-                tracing::warn!(error = %super::sql::describe(&error), "the old database's log was not carried into it");
+                tracing::warn!(error = %describe(&error), "the old database's log was not carried into it");
             }
             close(db).await;
         }
@@ -266,11 +269,13 @@ async fn close(db: DatabaseConnection) {
 struct Partial(PathBuf);
 
 impl Partial {
-    fn create(path: &Path) -> Result<Self, Error> {
+    /// Beside the name that it is to have; errors are about that one.
+    fn create(name: &Path) -> Result<Self, Error> {
+        let path = open::beside(name, &format!(".partial-{}", Uuid::new_v4().simple()));
         // Readable by nobody else from the first byte.
-        let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-        made.map_err(|error| about(path, error))?;
-        Ok(Self(path.to_owned()))
+        let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        made.map_err(|error| about(name, error))?;
+        Ok(Self(path))
     }
 
     /// Gives it its name once all of it is on the disk; its size in bytes.

@@ -1,5 +1,6 @@
 //! What operators look at: the log, set up once per process, traces on their way to a collector,
-//! and the counters of the hosts' proxies. What the log holds is chosen by `GENNAKER_LOG_FILTER`.
+//! and the counters of the hosts' proxies. What the log holds is chosen by
+//! [`LogArgs::FILTER_VARIABLE`].
 
 mod line;
 pub mod proxy;
@@ -16,9 +17,6 @@ use tracing_subscriber::{EnvFilter, Registry, reload};
 use crate::config::{LogArgs, LogFormat};
 use crate::measure::{self, Invariant};
 
-/// The variable that says what is logged, in the syntax of `tracing`'s filters.
-pub const FILTER_VARIABLE: &str = "GENNAKER_LOG_FILTER";
-
 /// Where the log goes.
 pub enum Target {
     /// Standard error.
@@ -32,7 +30,7 @@ static RELOAD: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 /// Starts the log, and counts and logs panics from now on; a second call in a process changes
 /// nothing.
 pub fn start(format: LogFormat, target: Target) {
-    let filter = EnvFilter::try_from_env(FILTER_VARIABLE).unwrap_or_else(|_| EnvFilter::new(LogArgs::FILTER));
+    let filter = EnvFilter::try_from_env(LogArgs::FILTER_VARIABLE).unwrap_or_else(|_| EnvFilter::new(LogArgs::FILTER));
     let colours = matches!(target, Target::Stderr) && std::io::IsTerminal::is_terminal(&std::io::stderr());
     let writer = match target {
         Target::Stderr => BoxMakeWriter::new(std::io::stderr),

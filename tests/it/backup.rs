@@ -297,6 +297,11 @@ async fn refusals() -> Outcome {
     let backup = server.dir().join("backup.db");
     done(&run(&server, &["backup", text(&backup)?])?)?;
     refused(&run(&server, &["restore", "--force", text(&backup)?])?, "in use by another server")?;
+    // An error is about the file that was asked for, not about what is written beside it first.
+    let nowhere = server.dir().join("nowhere/backup.db");
+    let failed = run(&server, &["backup", text(&nowhere)?])?;
+    refused(&failed, &format!("{}: No such file or directory", nowhere.display()))?;
+    anyhow::ensure!(!String::from_utf8_lossy(&failed.stderr).contains("partial"), "{failed:?}");
     server.stop().await?;
     refused(&run(&server, &["restore", text(&backup)?])?, "--force")?;
     refused(&run(&server, &["restore", "--force", "/does/not/exist"])?, "there is no file")?;

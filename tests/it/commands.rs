@@ -15,6 +15,7 @@ pub fn trials() -> Vec<Trial> {
         trial("commands", "status_shows_what_runs_and_how_it_is", status),
         trial("commands", "logs_tell_why_an_execution_failed", failed),
         trial("commands", "logs_of_instances_are_followed_without_loss", followed),
+        trial("commands", "logs_show_a_line_that_its_writer_never_ended", half_a_line),
     ]
 }
 
@@ -131,28 +132,68 @@ async fn failed() -> Outcome {
     Ok(())
 }
 
-/// Lines that an instance writes, each with its number.
-const LINES: usize = 3_000;
-
-async fn followed() -> Outcome {
-    let server = Server::start().await?;
-    let hello = Hello::create(&server).await?;
+/// A pipeline with one instance that runs a shell's script, on its own.
+async fn save_script(hello: &Hello, name: &str, script: &str) -> Outcome {
     let mut definition = hello.pipeline();
     let cluster = definition.pointer_mut("/stages/0/config/clusters/0").expect("the pipeline has a cluster");
-    let go = server.dir().join("go");
     let binary = cluster["launch"]["artifact"]["path"].clone();
-    let script = format!(
-        "echo first; while [ ! -e {go} ]; do sleep 0.05; done; i=0; \
-         while [ $i -lt {LINES} ]; do echo \"line $i\"; i=$((i+1)); done; while :; do sleep 1; done",
-        go = go.display()
-    );
     cluster["launch"] = json!({ "artifact": { "path": binary }, "command": ["/bin/sh", "-c", script] });
     cluster["capacity"] = json!({ "min": 1, "desired": 1, "max": 1 });
     for field in ["healthCheck", "loadBalancers", "strategy"] {
         cluster.as_object_mut().expect("an object").remove(field);
     }
     definition["stages"] = json!([definition["stages"][0]]);
-    hello.save("writer", &definition).await?;
+    hello.save(name, &definition).await?;
+    Ok(())
+}
+
+async fn half_a_line() -> Outcome {
+    let server = Server::start().await?;
+    let hello = Hello::create(&server).await?;
+    let go = server.dir().join("go");
+    // The second time it writes something else, so that both are told apart.
+    let script = format!(
+        "[ -e {go} ] && exec sleep 1000; printf 'before\nhalf a'; while [ ! -e {go} ]; do sleep 0.05; done; \
+         printf ' line'; exit 3",
+        go = go.display()
+    );
+    save_script(&hello, "crasher", &script).await?;
+    let mut command = server.remote_command();
+    command.args(["logs", "--server-group", "hello-v000", "--follow"]).stdout(std::process::Stdio::piped());
+    hello.start("crasher", json!({ "version": "1" })).await?;
+    let tail = ["logs", "--server-group", "hello-v000"];
+    let now = async |wanted: &str| {
+        wait_for(wanted, Duration::from_secs(60), || async {
+            server.gennaker(&tail).await.ok().filter(|done| done.out == wanted).map(drop)
+        })
+        .await
+    };
+    // Of one that still writes, what is there is shown.
+    now("before\nhalf a\n").await?;
+    let mut child = tokio::process::Command::from(command).kill_on_drop(true).spawn()?;
+    let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+    let first = tokio::time::timeout(Duration::from_secs(60), lines.next_line()).await??;
+    anyhow::ensure!(first.as_deref() == Some("before"), "{first:?}");
+    std::fs::write(&go, "")?;
+    // Who follows is given it once no more can come.
+    let second = tokio::time::timeout(Duration::from_secs(60), lines.next_line()).await??;
+    anyhow::ensure!(second.as_deref() == Some("half a line"), "{second:?}");
+    now("before\nhalf a line\n").await
+}
+
+/// Lines that an instance writes, each with its number.
+const LINES: usize = 3_000;
+
+async fn followed() -> Outcome {
+    let server = Server::start().await?;
+    let hello = Hello::create(&server).await?;
+    let go = server.dir().join("go");
+    let script = format!(
+        "echo first; while [ ! -e {go} ]; do sleep 0.05; done; i=0; \
+         while [ $i -lt {LINES} ]; do echo \"line $i\"; i=$((i+1)); done; while :; do sleep 1; done",
+        go = go.display()
+    );
+    save_script(&hello, "writer", &script).await?;
     let mut command = server.remote_command();
     command.args(["logs", "--server-group", "hello-v000", "--follow"]).stdout(std::process::Stdio::piped());
     hello.start("writer", json!({ "version": "1" })).await?;

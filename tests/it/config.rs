@@ -17,10 +17,14 @@ pub fn trials() -> Vec<Trial> {
         trial("config", "a_flag_stands_above_a_variable_above_the_file_above_what_is_built_in", precedence),
         trial("config", "the_file_is_found_in_its_usual_place", usual_place),
         trial("config", "check_tells_every_fault_with_its_line_and_touches_nothing", check),
+        trial("config", "a_variable_that_does_not_hold_is_told_by_its_name", variables),
+        trial("config", "a_variable_that_nothing_reads_is_told", misspelt),
+        trial("config", "a_reference_to_a_secret_that_is_not_there_is_a_fault", dangling),
         trial("config", "secrets_are_masked_and_a_readable_file_with_one_is_refused", secrets),
         trial("config", "a_server_and_the_other_commands_take_their_settings_from_the_file", from_the_file),
         trial("config", "a_host_by_itself_takes_its_settings_from_the_servers_file", host),
         trial("config", "sighup_takes_over_what_can_change_and_names_what_cannot", reload),
+        trial("config", "sighup_has_less_kept_at_once", less_kept),
         trial("config", "the_readme_lists_every_limit_with_its_default", readme),
     ]
 }
@@ -184,6 +188,113 @@ async fn check() -> Outcome {
     Ok(())
 }
 
+async fn variables() -> Outcome {
+    let dir = Dir::new()?;
+    let file = dir.write("g.toml", "lisen = \"127.0.0.1:1\"\n")?;
+    let bad = |command: &mut Command| {
+        command
+            .env("GENNAKER_MAX_EVENT_BYTES", "many")
+            .env("GENNAKER_MAX_PAGE", "5000")
+            .env("GENNAKER_DURABILITY", "hafl")
+            .env("GENNAKER_CONFIG", &file)
+            .output()
+    };
+    // What is read as no value at all, and what is one that does not hold: all at once.
+    let output = bad(config(&dir).arg("check"))?;
+    let text = stderr(&output);
+    anyhow::ensure!(output.status.code() == Some(2), "{}: {text}", output.status);
+    for words in [
+        "GENNAKER_MAX_EVENT_BYTES: does not hold: invalid value 'many'".to_owned(),
+        "GENNAKER_DURABILITY: does not hold: invalid value 'hafl'".to_owned(),
+        "GENNAKER_MAX_PAGE: 5000 is not within 1 to 1000".to_owned(),
+        format!("{}:1: there is no setting `lisen`", file.display()),
+    ] {
+        anyhow::ensure!(text.contains(&words), "{words} is not in {text}");
+    }
+    // A server does not start with them; what is given by a flag is the flag's.
+    let output = bad(bare(&dir).arg("serve"))?;
+    let text = stderr(&output);
+    anyhow::ensure!(output.status.code() == Some(2) && text.contains("GENNAKER_MAX_EVENT_BYTES: "), "{text}");
+    let output = bad(config(&dir).args(["check", "--max-event-bytes", "lots", "--max-page", "6000"]))?;
+    let text = stderr(&output);
+    anyhow::ensure!(output.status.code() == Some(2) && text.contains("'lots' for '--max-event-bytes"), "{text}");
+    let output = bad(config(&dir).args(["check", "--max-event-bytes", "8192", "--max-page", "6000"]))?;
+    let text = stderr(&output);
+    anyhow::ensure!(text.contains("--max-page: 6000") && !text.contains("GENNAKER_MAX"), "{text}");
+
+    // Every command that takes the settings does it alike, and nobody repeats a secret.
+    for command in [&["token", "list"][..], &["backup", "x.db"], &["restore", "x.db"], &["migrate"]] {
+        let output = bare(&dir).args(command).env("DATABASE_URL", "mysql://g:hidden@db/g").output()?;
+        let text = stderr(&output);
+        anyhow::ensure!(output.status.code() == Some(2), "{command:?}: {text}");
+        anyhow::ensure!(text.contains("DATABASE_URL: is not a postgres:// URL"), "{command:?}: {text}");
+        anyhow::ensure!(!text.contains("hidden"), "{text}");
+    }
+    let output = bare(&dir).args(["host", "status"]).env("GENNAKER_MAX_INSTANCES", "x").output()?;
+    anyhow::ensure!(output.status.code() == Some(2), "{output:?}");
+    anyhow::ensure!(stderr(&output).contains("GENNAKER_MAX_INSTANCES: does not hold"), "{output:?}");
+    Ok(())
+}
+
+async fn misspelt() -> Outcome {
+    let dir = Dir::new()?;
+    // Everything that there is, as it is named by the commands themselves.
+    let mut names = std::collections::BTreeSet::new();
+    for command in ["serve", "host", "run", "migrate", "token list"] {
+        let help = bare(&dir).args(command.split(' ')).arg("--help").env("COLUMNS", "500").output()?;
+        let text = String::from_utf8(help.stdout)?;
+        let named = text.split("[env: ").skip(1).filter_map(|rest| rest.split(['=', ']']).next());
+        names.extend(named.map(str::to_owned));
+    }
+    anyhow::ensure!(names.len() > 40 && names.contains("GENNAKER_CA_FILE"), "{names:?}");
+    let known = config(&dir).arg("check").envs(names.iter().map(|name| (name, ""))).output()?;
+    anyhow::ensure!(!stderr(&known).contains("there is no such variable"), "{}", stderr(&known));
+
+    let set = |command: &mut Command| {
+        command
+            .env("GENNAKER_LISTN", "127.0.0.1:1")
+            .env("GENNAKER_SECRET_HOOK", "others read it")
+            .env("GENNAKER_SERVICE_HOST", "10.0.0.1")
+            .env("GENNAKER_PORT_7777_TCP", "tcp://10.0.0.1:7777")
+            .output()
+    };
+    let output = set(config(&dir).arg("check"))?;
+    let text = stderr(&output);
+    anyhow::ensure!(output.status.code() == Some(2), "{text}");
+    let told = "GENNAKER_LISTN: there is no such variable; did you mean `GENNAKER_LISTEN`?";
+    anyhow::ensure!(text.lines().collect::<Vec<_>>() == [format!("gennaker: {told}")], "{text}");
+    // A server says so, and starts.
+    let environment = vec![("GENNAKER_LISTN".to_owned(), "127.0.0.1:1".to_owned())];
+    let server = Server::start_with(Options { environment, ..Options::default() }).await?;
+    anyhow::ensure!(server.log().contains(told), "{}", server.log());
+    Ok(())
+}
+
+async fn dangling() -> Outcome {
+    let dir = Dir::new()?;
+    let file = dir.write(
+        "g.toml",
+        "[smtp]\nhost = \"mail.example.org\"\nfrom = \"g@example.org\"\nusername = \"g\"\n\
+         password = \"secret://env/GENNAKER_SECRET_SMTP\"\n",
+    )?;
+    let check = |command: &mut Command| command.args(["check", "--config"]).arg(&file).output();
+    let output = check(&mut config(&dir))?;
+    let text = stderr(&output);
+    let told = format!("{}:5: `smtp-password`: ", file.display());
+    anyhow::ensure!(output.status.code() == Some(2) && text.contains(&told), "{text}");
+    anyhow::ensure!(text.contains("GENNAKER_SECRET_SMTP` is not set"), "{text}");
+    let output = check(config(&dir).env("GENNAKER_SECRET_SMTP", "pw"))?;
+    anyhow::ensure!(output.status.success(), "{}", stderr(&output));
+    // A server would not start with it either: no mail would ever go out.
+    let output = bare(&dir).args(["serve", "--config"]).arg(&file).output()?;
+    anyhow::ensure!(output.status.code() == Some(2) && stderr(&output).contains("is not set"), "{output:?}");
+    let output = config(&dir).arg("check").env("DATABASE_URL", "secret://env/GENNAKER_SECRET_DB").output()?;
+    let text = stderr(&output);
+    anyhow::ensure!(output.status.code() == Some(2) && text.contains("DATABASE_URL: "), "{text}");
+    anyhow::ensure!(text.contains("GENNAKER_SECRET_DB` is not set"), "{text}");
+    Ok(())
+}
+
 async fn secrets() -> Outcome {
     let dir = Dir::new()?;
     let url = "postgres://g:hidden-one@db.example/g";
@@ -324,6 +435,32 @@ async fn reload() -> Outcome {
     let status = server.stop().await?;
     anyhow::ensure!(status.success(), "{status}");
     Ok(())
+}
+
+/// What is old by the new setting goes when that is read, not at the next hourly look.
+async fn less_kept() -> Outcome {
+    use sea_orm::{ConnectionTrait as _, Database};
+
+    let dir = Dir::new()?;
+    let file = dir.write("g.toml", "[audit]\nretention-days = 30\n")?;
+    let server = Server::start_with(with_file(&file)).await?;
+    let create = "mutation($input: CreateApplicationInput!) {
+        createApplication(input: $input) { application { id } userErrors { message } } }";
+    server.client().mutate(create, json!({ "name": "shop" })).await?;
+    let entries = async || {
+        let data = server.client().query("{ auditEntries { totalCount } }", json!({})).await.ok()?;
+        data["auditEntries"]["totalCount"].as_i64()
+    };
+    anyhow::ensure!(entries().await.is_some_and(|count| count > 0));
+    let database = server.data_dir().join("gennaker.db");
+    let database = Database::connect(format!("sqlite://{}?mode=rw", database.display())).await?;
+    database.execute_unprepared("PRAGMA busy_timeout = 10000").await?;
+    // Three days ago.
+    database.execute_unprepared("UPDATE audit SET at = at - 259200000000").await?;
+    database.close().await?;
+    dir.write("g.toml", "[audit]\nretention-days = 2\n")?;
+    server.signal(Signal::SIGHUP)?;
+    wait_for("the old entries to go", MAX, || async { entries().await.filter(|count| *count == 0).map(drop) }).await
 }
 
 async fn readme() -> Outcome {

@@ -118,7 +118,7 @@ async fn server_speaks() -> Outcome {
     let socket = UnixDatagram::bind(&path)?;
     let mut server = tokio::process::Command::new(gennaker());
     server
-        .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
+        .args(["serve", "--listen", "127.0.0.1:0", "--shutdown-grace-seconds", "600", "--data-dir"])
         .arg(scratch.0.join("data"))
         .arg("--host-dir")
         .arg(scratch.0.join("host"))
@@ -134,7 +134,14 @@ async fn server_speaks() -> Outcome {
     heard(&socket, "WATCHDOG=1").await?;
     let pid = server.id().and_then(|pid| i32::try_from(pid).ok()).unwrap_or_default();
     kill(Pid::from_raw(pid), Signal::SIGTERM)?;
-    heard(&socket, "STOPPING=1").await?;
+    let stopping = heard(&socket, "STOPPING=1").await?;
+    // As long as the settings allow; the unit's own time is enough for what they are by themselves.
+    let micros = stopping.lines().find_map(|line| line.strip_prefix("EXTEND_TIMEOUT_USEC="));
+    let seconds: u64 = micros.unwrap_or_default().parse::<u64>()? / 1_000_000;
+    let units = String::from_utf8(Command::new(gennaker()).arg("systemd").output()?.stdout)?;
+    let units: Vec<u64> = units.lines().filter_map(|line| line.strip_prefix("TimeoutStopSec=")?.parse().ok()).collect();
+    let unit = units.iter().max().copied().unwrap_or_default();
+    anyhow::ensure!(seconds > 600 && seconds - 600 + 30 <= unit, "{seconds} s, {units:?} in the units");
     let ended = tokio::time::timeout(Duration::from_secs(60), server.wait_with_output()).await??;
     anyhow::ensure!(ended.status.success(), "{}", ended.status);
     // Standard output is the journal then.
@@ -215,6 +222,11 @@ async fn help() -> Outcome {
         paths.extend(inner.into_iter().map(|name| path.iter().cloned().chain([name]).collect()));
         seen += 1;
     }
+    // What belongs to the command itself does not stand among how the server is reached.
+    let asked = Command::new(gennaker()).args(["approve", "--help"]).output()?;
+    let text = String::from_utf8(asked.stdout)?;
+    let own = text.split("Server:").next().unwrap_or_default();
+    anyhow::ensure!(own.contains("--input") && own.contains("--comment") && text.contains("Server:"), "{text}");
     anyhow::ensure!(seen >= 12, "only {seen} commands were found");
     Ok(())
 }

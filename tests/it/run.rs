@@ -4,13 +4,17 @@ use std::time::Duration;
 
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 
-use crate::harness::{Hello, Outcome, Server, trial, wait_for};
+use crate::harness::{Hello, Options, Outcome, Server, as_principal, trial, wait_for};
 
 pub fn trials() -> Vec<Trial> {
     vec![
         trial("run", "the_exit_code_says_how_it_ended", ends),
         trial("run", "bad_input_is_told_apart", bad_input),
+        trial("run", "a_server_that_cannot_be_reached_has_a_code_of_its_own_with_every_command", away),
+        trial("run", "with_json_every_error_is_one_document_also_of_the_command_line_itself", documents),
         trial("run", "a_timeout_leaves_it_running_or_cancels_it", timeout),
         trial("run", "a_restarted_server_does_not_end_the_watching", restart),
         trial("run", "ctrl_c_leaves_it_running_and_says_how_to_cancel", interrupted),
@@ -22,7 +26,8 @@ fn waiting(seconds: u64) -> Value {
 }
 
 async fn prepared() -> anyhow::Result<(Server, Hello)> {
-    let server = Server::start().await?;
+    let flags = ["--outbound-allow", "127.0.0.1"].map(str::to_owned).to_vec();
+    let server = Server::start_with(Options { flags, ..Options::default() }).await?;
     let hello = Hello::create(&server).await?;
     hello.save("short", &waiting(0)).await?;
     hello.save("long", &waiting(600)).await?;
@@ -74,14 +79,150 @@ async fn bad_input() -> Outcome {
     server.gennaker(&["run", "hello/echo"]).await?.with_status(2)?;
     server.gennaker(&["run", "hello/echo", "-p", "seconds:=x"]).await?.with_status(2)?;
     server.gennaker(&["run", "hello"]).await?.with_status(2)?;
-    let done = server.gennaker(&["run", "hello/short", "--token", "gnk_wrong"]).await?.with_status(1)?;
-    anyhow::ensure!(done.err.contains("GENNAKER_TOKEN"), "{}", done.err);
-    let done = server.gennaker(&["status", "--server", "http://127.0.0.1:1"]).await?.with_status(1)?;
-    anyhow::ensure!(done.err.contains("http://127.0.0.1:1 cannot be reached"), "{}", done.err);
-    let done =
-        server.gennaker(&["status", "--json", "--server", "http://127.0.0.1:1"]).await?.with_status(1)?.json()?;
-    anyhow::ensure!(done["error"]["code"] == "UNREACHABLE", "{done}");
-    server.gennaker(&["status", "--server", "127.0.0.1:7777"]).await?.with_status(2)?;
+    for command in COMMANDS {
+        let done = server.gennaker(&[*command, &["--token", "gnk_wrong"]].concat()).await?.with_status(2)?;
+        anyhow::ensure!(done.err.contains("GENNAKER_TOKEN"), "{}", done.err);
+    }
+    let viewer = as_principal(&server, "vera", "viewer")?;
+    let done = server.gennaker(&["run", "hello/short", "--token", &viewer, "--json"]).await?.with_status(2)?.json()?;
+    anyhow::ensure!(done["error"]["code"] == "FORBIDDEN", "{done}");
+    let done = server.gennaker(&["status", "--server", "127.0.0.1:7777"]).await?.with_status(2)?;
+    anyhow::ensure!(done.err.contains("http://HOST:PORT") && done.err.contains("GENNAKER_SERVER"), "{}", done.err);
+    Ok(())
+}
+
+/// Every command that speaks to a server.
+const COMMANDS: &[&[&str]] = &[
+    &["run", "hello/short"],
+    &["run", "hello/short", "--wait"],
+    &["status"],
+    &["approve", "hello/short#1"],
+    &["reject", "hello/short#1"],
+    &["cancel", "hello/short#1"],
+    &["logs", "hello/short#1"],
+    &["logs", "--instance", "x"],
+    &["export"],
+    &["apply", "-f", "-"],
+];
+
+/// A way to the server that breaks when a request with that word comes; its URL.
+async fn breaks_at(server: &Server, word: &'static str) -> anyhow::Result<String> {
+    let address = server.url().trim_start_matches("http://").to_owned();
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let url = format!("http://{}", listener.local_addr()?);
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            let Ok(mut far) = TcpStream::connect(&address).await else { return };
+            tokio::spawn(async move {
+                let (mut asked, mut answered) = (vec![0; 65_536], vec![0; 65_536]);
+                loop {
+                    let passed = tokio::select! {
+                        count = near.read(&mut asked) => match count {
+                            Ok(count @ 1..) if !String::from_utf8_lossy(&asked[..count]).contains(word) => {
+                                far.write_all(&asked[..count]).await
+                            }
+                            _ => return,
+                        },
+                        count = far.read(&mut answered) => match count {
+                            Ok(count @ 1..) => near.write_all(&answered[..count]).await,
+                            _ => return,
+                        },
+                    };
+                    if passed.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    Ok(url)
+}
+
+async fn away() -> Outcome {
+    let (mut server, hello) = prepared().await?;
+    // One that takes connections and says nothing on them: it broke off.
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let silent = format!("http://{}", listener.local_addr()?);
+    tokio::spawn(async move { while listener.accept().await.is_ok() {} });
+    for command in COMMANDS {
+        for (url, words) in
+            [("http://127.0.0.1:1", "Connection refused"), (silent.as_str(), "if it speaks TLS, write https://")]
+        {
+            let args = [*command, &["--server", url]].concat();
+            let done = server.gennaker(&args).await?.with_status(5)?;
+            anyhow::ensure!(done.err.contains(&format!("{url} cannot be reached: ")), "{}", done.err);
+            anyhow::ensure!(done.err.contains(words), "{}", done.err);
+            let args = [*command, &["--json", "--server", url]].concat();
+            let done = server.gennaker(&args).await?.with_status(5)?.json()?;
+            anyhow::ensure!(done["error"]["code"] == "UNREACHABLE", "{done}");
+        }
+    }
+    // In the middle of what is to be done: what is done is told.
+    let url = breaks_at(&server, "createApplication(").await?;
+    let documents = "kind: Application\nname: hello\n---\nkind: Application\nname: other\n";
+    let args = ["apply", "-f", "-", "--json", "--server", &url];
+    let done = server.gennaker_with(&args, documents).await?.with_status(5)?.json()?;
+    anyhow::ensure!(done["objects"][0]["action"] != "failed", "{done}");
+    anyhow::ensure!(done["objects"][1]["action"] == "failed", "{done}");
+    // It answers, and cannot work: it is about to stop, and a stage keeps it from its end.
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let call = json!({ "stages": [{ "key": "call", "kind": "webhook",
+        "config": { "url": format!("http://{}/", listener.local_addr()?), "method": "POST" } }] });
+    hello.save("slow", &call).await?;
+    server.gennaker(&["run", "hello/slow"]).await?.with_status(0)?;
+    let _held = tokio::time::timeout(Duration::from_secs(30), listener.accept()).await??;
+    server.signal(nix::sys::signal::Signal::SIGTERM)?;
+    let stopping = async || server.gennaker(&["run", "hello/short", "--json"]).await?.json();
+    let refused = wait_for("the refusal", Duration::from_secs(20), || async {
+        stopping().await.ok().filter(|answer| answer["error"].is_object())
+    })
+    .await?;
+    anyhow::ensure!(refused["error"]["code"] == "UNAVAILABLE", "{refused}");
+    server.gennaker(&["run", "hello/short"]).await?.with_status(5)?;
+    // A second word, so that nobody waits for the end of the call.
+    server.signal(nix::sys::signal::Signal::SIGTERM)?;
+    server.ended(Duration::from_secs(30)).await?;
+    Ok(())
+}
+
+async fn documents() -> Outcome {
+    let server = Server::start().await?;
+    for (args, code, words) in [
+        (&["run", "hello/short", "--wiat", "--json"][..], "INVALID", "unexpected argument '--wiat' found"),
+        (&["run", "--json"], "INVALID", "<APP/PIPELINE>"),
+        (&["run", "hello/x", "-p", "novalue", "--json"], "INVALID", "write NAME=TEXT or NAME:=JSON"),
+        (&["run", "hello/x", "--timeout", "9", "--wait", "--json"], "INVALID", "write 90s, 30m or 2h"),
+        (&["run", "hello", "--json"], "INVALID", "names no pipeline"),
+        (&["status", "--last", "0", "--json"], "INVALID", "--last"),
+        (&["approve", "hello/x#y", "--json"], "INVALID", "from 1"),
+        (&["apply", "--json"], "INVALID", "--file"),
+        (&["apply", "-f", "/does/not/exist", "--json"], "INVALID", "/does/not/exist"),
+        (&["export", "--kind", "Nothing", "--json"], "INVALID", "possible values"),
+        (&["export", "--application", "nothing", "--json"], "INVALID", "there is no application"),
+        (&["logs", "--json"], "INVALID", "APP/PIPELINE#N"),
+        (&["cancel", "hello/x#7", "--json"], "NOT_FOUND", "hello"),
+        (&["status", "--server", "ftp://x", "--json"], "INVALID", "http://HOST:PORT"),
+        (
+            &["status", "--ca-file", "/does/not/exist", "--server", "https://127.0.0.1:1", "--json"],
+            "INVALID",
+            "/does/not",
+        ),
+        (&["status", "--token-file", "/does/not/exist", "--json"], "INVALID", "/does/not/exist"),
+    ] {
+        let done = server.gennaker(args).await?.with_status(2)?;
+        let error = &done.json()?["error"];
+        let message = error["message"].as_str().unwrap_or_default();
+        anyhow::ensure!(error["code"] == code && message.contains(words), "{args:?}: {error}");
+        anyhow::ensure!(done.err.is_empty() && !message.contains("Usage"), "{args:?}: {} {error}", done.err);
+    }
+    // A variable too; and help stays help.
+    let mut command = server.remote_command();
+    let output = command.args(["config", "show", "--json"]).env("GENNAKER_MAX_PAGE", "many").output()?;
+    let error = serde_json::from_slice::<Value>(&output.stdout)?["error"].clone();
+    anyhow::ensure!(output.status.code() == Some(2), "{output:?}");
+    anyhow::ensure!(error["message"].as_str().is_some_and(|text| text.starts_with("GENNAKER_MAX_PAGE: ")), "{error}");
+    let help = server.gennaker(&["run", "--json", "--help"]).await?.with_status(0)?;
+    anyhow::ensure!(help.out.contains("Usage:") && help.out.contains("5 the server cannot be reached"), "{}", help.out);
     Ok(())
 }
 

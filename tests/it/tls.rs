@@ -26,8 +26,11 @@ pub fn trials() -> Vec<Trial> {
     vec![
         trial("tls", "requests_and_websockets_are_served_with_the_certificate", served),
         trial("tls", "a_new_certificate_is_used_without_a_restart_and_a_bad_one_never", renewed),
+        trial("tls", "sighup_tells_of_a_renewed_certificate_and_keeps_the_one_before_a_broken_one", reloaded),
         trial("tls", "beyond_loopback_the_server_needs_tls_or_known_proxies_or_a_word", beyond_loopback),
         trial("tls", "requests_of_others_than_the_trusted_proxies_are_refused", proxies_only),
+        trial("tls", "commands_speak_to_a_server_whose_certificate_they_are_told_to_trust", commands),
+        trial("tls", "commands_say_what_to_do_where_tls_is_spoken_on_one_side_only", one_side_only),
         trial("tls", "a_client_that_does_not_shake_hands_is_let_go", silent),
     ]
 }
@@ -67,9 +70,13 @@ impl Pair {
     }
 
     async fn server(&self) -> anyhow::Result<Server> {
+        self.server_that_looks_every("1").await
+    }
+
+    async fn server_that_looks_every(&self, seconds: &str) -> anyhow::Result<Server> {
         let text = |path: PathBuf| path.display().to_string();
         let flags =
-            ["--tls-cert", &text(self.certificate()), "--tls-key", &text(self.key()), "--tls-check-seconds", "1"];
+            ["--tls-cert", &text(self.certificate()), "--tls-key", &text(self.key()), "--tls-check-seconds", seconds];
         let flags = flags.map(str::to_owned).to_vec();
         Server::start_with(Options { flags, tls: true, ..Options::default() }).await
     }
@@ -175,6 +182,30 @@ async fn renewed() -> Outcome {
     Ok(())
 }
 
+/// By the signal alone: the server's own look comes too late.
+async fn reloaded() -> Outcome {
+    let pair = Pair::new()?;
+    let server = pair.server_that_looks_every("86400").await?;
+    let said = async |words: &str| {
+        wait_for(words, MAX, || async { Some(server.log()).filter(|log| log.contains(words)) }).await
+    };
+    server.signal(Signal::SIGHUP)?;
+    said("nothing has changed that could be taken over").await?;
+    pair.put("second")?;
+    server.signal(Signal::SIGHUP)?;
+    let certificate = pair.certificate();
+    let words = "changed: the TLS certificate in";
+    said(&format!("{words} {}, valid until 2120-01-01 00:00 UTC", certificate.display())).await?;
+    ask(&server, "second").await?;
+
+    std::fs::write(&certificate, "no certificate")?;
+    server.signal(Signal::SIGHUP)?;
+    let log = said("all stays as it is, also the TLS certificate in use: ").await?;
+    anyhow::ensure!(log.contains(&format!("{}: holds no certificate", certificate.display())), "{log}");
+    ask(&server, "second").await?;
+    Ok(())
+}
+
 async fn beyond_loopback() -> Outcome {
     let check = |flags: &[&str]| {
         let mut command = Command::new(gennaker());
@@ -212,6 +243,99 @@ async fn proxies_only() -> Outcome {
     let flags = ["--trusted-proxies", "192.0.2.0/24,127.0.0.1"].map(str::to_owned).to_vec();
     let server = Server::start_with(Options { flags, ..Options::default() }).await?;
     server.client().query("{ __typename }", json!({})).await?;
+    Ok(())
+}
+
+/// A command of the binary with nothing of the environment's words on servers but what is given.
+fn client_command(server: &Server, args: &[&str]) -> Command {
+    let mut command = server.remote_command();
+    for name in ["GENNAKER_TOKEN", "GENNAKER_TOKEN_FILE", "GENNAKER_CA_FILE"] {
+        command.env_remove(name);
+    }
+    command.args(args);
+    command
+}
+
+/// Runs it beside the trial; its exit code, and what it said.
+async fn run(command: Command) -> anyhow::Result<(Option<i32>, String)> {
+    let mut command = tokio::process::Command::from(command);
+    let output = tokio::time::timeout(MAX, command.kill_on_drop(true).output()).await??;
+    let text = [output.stdout, output.stderr].concat();
+    Ok((output.status.code(), String::from_utf8(text)?))
+}
+
+async fn commands() -> Outcome {
+    let pair = Pair::new()?;
+    let server = pair.server().await?;
+    let text = |path: PathBuf| path.display().to_string();
+    let (trusted, other) = (text(fixture("tls-first.pem")), text(fixture("tls-second.pem")));
+    let token = pair.dir.join("token");
+    std::fs::write(&token, format!("{}\n", server.token()))?;
+    let token = text(token);
+    let wrong = pair.dir.join("wrong-token");
+    std::fs::write(&wrong, "gnk_wrong\n")?;
+    let file = pair.dir.join("shop.yaml");
+    std::fs::write(
+        &file,
+        "kind: Application\nname: shop\n---\nkind: Pipeline\napplication: shop\nname: breathe\nstages:\n  - { key: in, \
+         kind: wait, config: { seconds: 1 } }\n",
+    )?;
+    // Told by flags, then by variables; `--wait` watches over a WebSocket.
+    let (code, said) = run(client_command(
+        &server,
+        &["apply", "-f", &text(file), "--server", &server.url(), "--ca-file", &trusted, "--token-file", &token],
+    ))
+    .await?;
+    anyhow::ensure!(code == Some(0) && said.contains("created pipeline shop/breathe"), "{code:?} {said}");
+    let by_variables = |args: &[&str]| {
+        let mut command = client_command(&server, args);
+        command.env("GENNAKER_CA_FILE", &trusted).env("GENNAKER_TOKEN_FILE", &token);
+        command
+    };
+    let (code, said) = run(by_variables(&["run", "shop/breathe", "--wait"])).await?;
+    anyhow::ensure!(code == Some(0) && said.contains("breathe #1 succeeded"), "{code:?} {said}");
+    // A flag stands above the variable, also above the other flag's.
+    let (code, said) = run(by_variables(&["status", "--token", "gnk_wrong"])).await?;
+    anyhow::ensure!(code == Some(2) && said.contains("--token-file"), "{code:?} {said}");
+    let mut command = client_command(&server, &["status", "--token-file", &token, "--ca-file", &trusted]);
+    command.env("GENNAKER_TOKEN", "gnk_wrong").env("GENNAKER_TOKEN_FILE", &wrong).env("GENNAKER_CA_FILE", &other);
+    let (code, said) = run(command).await?;
+    anyhow::ensure!(code == Some(0) && said.contains("shop"), "{code:?} {said}");
+    let (code, said) = run(client_command(&server, &["status", "--token", "x", "--token-file", &token])).await?;
+    anyhow::ensure!(code == Some(2) && said.contains("one of them is enough"), "{code:?} {said}");
+
+    // Not told, or told another one: no word goes over, and it is said what to do.
+    for flags in [&[][..], &["--ca-file", &other]] {
+        let (code, said) =
+            run(client_command(&server, &[&["status", "--token-file", &token][..], flags].concat())).await?;
+        anyhow::ensure!(code == Some(5), "{flags:?}: {code:?} {said}");
+        for words in [&*format!("{} cannot be reached", server.url()), "UnknownIssuer", "--ca-file", "GENNAKER_CA_FILE"]
+        {
+            anyhow::ensure!(said.contains(words), "{flags:?} {words}: {said}");
+        }
+    }
+    // A name that the certificate is not for.
+    let url = server.url().replace("127.0.0.1", "127.0.0.2");
+    let (code, said) = run(client_command(&server, &["status", "--server", &url, "--ca-file", &trusted])).await?;
+    anyhow::ensure!(code == Some(5), "{code:?} {said}");
+    // A file that is none of certificates.
+    let (code, said) = run(client_command(&server, &["status", "--ca-file", &token])).await?;
+    anyhow::ensure!(code == Some(2) && said.contains(&token) && said.contains("PEM"), "{code:?} {said}");
+    Ok(())
+}
+
+async fn one_side_only() -> Outcome {
+    let pair = Pair::new()?;
+    let (tls, plain) = (pair.server().await?, Server::start().await?);
+    let trusted = fixture("tls-first.pem").display().to_string();
+    let url = plain.url().replacen("http:", "https:", 1);
+    let (code, said) = run(client_command(&plain, &["status", "--server", &url, "--ca-file", &trusted])).await?;
+    let hint = format!("it does not speak TLS there: write {}", plain.url());
+    anyhow::ensure!(code == Some(5) && said.contains(&hint), "{code:?} {said}");
+    let url = tls.url().replacen("https:", "http:", 1);
+    let (code, said) = run(client_command(&tls, &["status", "--server", &url])).await?;
+    let hint = format!("if it speaks TLS, write {}", tls.url());
+    anyhow::ensure!(code == Some(5) && said.contains(&hint), "{code:?} {said}");
     Ok(())
 }
 

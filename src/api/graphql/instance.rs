@@ -111,7 +111,7 @@ impl Instance {
         Ok(Some(provider.log_tail(&self.place, &self.row.id, bytes).await.map_err(|error| by_provider(&error))?))
     }
     /// What it wrote, part by part: nothing is lost and nothing comes twice. A line is given once
-    /// it is complete.
+    /// it is complete or its writer has ended.
     async fn log(
         &self,
         ctx: &Context<'_>,

@@ -445,6 +445,7 @@ fn copy(mut output: File, mut log: Log) {
             Err(_) => break,
         }
     }
+    let _ = log.end_line();
 }
 
 /// Reaps whatever ends, until the command does.

@@ -22,10 +22,12 @@ pub struct Log {
     file: File,
     size: u64,
     limit: u64,
+    /// The last line has its end.
+    ended: bool,
 }
 
 impl Log {
-    /// Goes on where the last writer ended.
+    /// Goes on where the last writer ended, on a line of its own.
     ///
     /// # Errors
     /// The operating system's, with the path.
@@ -37,7 +39,20 @@ impl Log {
         files::make_directory(directory)?;
         let generation = generations(directory)?.last().copied().unwrap_or(0);
         let (file, size) = open(directory, generation)?;
-        Ok(Self { directory: directory.to_path_buf(), generation, file, size, limit })
+        let ended = ends_a_line(&path(directory, generation), size)?;
+        let mut log = Self { directory: directory.to_path_buf(), generation, file, size, limit, ended };
+        // A full disk must not keep an instance from its start.
+        let _ = log.end_line();
+        Ok(log)
+    }
+
+    /// Ends the last line, where its writer has not: nothing more is to come of it, and whoever follows
+    /// the log is given whole lines.
+    ///
+    /// # Errors
+    /// As [`Log::append`].
+    pub fn end_line(&mut self) -> io::Result<()> {
+        if self.ended { Ok(()) } else { self.append(b"\n") }
     }
 
     /// Appends bytes; a file that is full is closed and the oldest one too many removed.
@@ -56,8 +71,19 @@ impl Log {
         }
         self.file.write_all(bytes)?;
         self.size += bytes.len() as u64;
+        self.ended = bytes.last().map_or(self.ended, |byte| *byte == b'\n');
         Ok(())
     }
+}
+
+/// Whether a file's last byte is the end of a line; so it is where there is none.
+fn ends_a_line(path: &Path, size: u64) -> io::Result<bool> {
+    let Some(last) = size.checked_sub(1) else { return Ok(true) };
+    let mut byte = [0];
+    let mut file = File::open(path).map_err(|error| files::about(path, "cannot read", &error))?;
+    file.seek(SeekFrom::Start(last))?;
+    file.read_exact(&mut byte)?;
+    Ok(byte == *b"\n")
 }
 
 /// The end of a log, at most so many bytes, from the beginning of a line where one begins there.
@@ -289,6 +315,11 @@ mod tests {
         Log::open(scratch.path()).and_then(|mut log| log.append(b"one\n")).expect("writes");
         Log::open(scratch.path()).and_then(|mut log| log.append(b"two\n")).expect("writes");
         assert_eq!(tail(scratch.path(), 1_000).expect("reads"), "one\ntwo\n");
+        // A line that its writer left unfinished does not become the beginning of another's.
+        Log::open(scratch.path()).and_then(|mut log| log.append(b"hal")).expect("writes");
+        let mut log = Log::open(scratch.path()).expect("opens");
+        log.append(b"three\nfour").and_then(|()| log.end_line()).and_then(|()| log.end_line()).expect("writes");
+        assert_eq!(part(scratch.path(), None, 1_000).expect("reads").text, "one\ntwo\nhal\nthree\nfour\n");
         assert_eq!(tail(&scratch.path().join("none"), 1_000).expect("nothing is fine"), "");
     }
 }

@@ -1,0 +1,147 @@
+//! Variables of the environment: one that does not hold is told by its own name, and so is one that
+//! begins as ours do and that nothing reads.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+
+use clap::builder::Resettable;
+use clap::error::{ContextKind, ContextValue};
+use clap::{Arg, Command};
+
+use super::Fault;
+use super::effective::is_secret;
+use super::file::does_not_hold;
+use crate::secrets::ENVIRONMENT_PREFIX;
+
+/// What our variables begin with.
+const PREFIX: &str = "GENNAKER_";
+/// What is not read by any command: by the trials, and by the container's look at its health.
+const TRIALS: &str = "GENNAKER_TEST_";
+const CONTAINER: &str = "GENNAKER_HEALTH_URL";
+
+/// Variables that are set and that neither a command reads nor anything else of ours.
+#[must_use]
+pub fn unknown(command: &Command, set: impl IntoIterator<Item = (OsString, OsString)>) -> Vec<Fault> {
+    let mut known = BTreeSet::from([CONTAINER.to_owned()]);
+    each_arg(command, &mut |arg| known.extend(variable(arg)));
+    let set = set.into_iter().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
+    let unknown: BTreeSet<_> = set
+        .filter(|(name, value)| {
+            name.starts_with(PREFIX)
+                && !known.contains(name)
+                && ![ENVIRONMENT_PREFIX, TRIALS].iter().any(|begin| name.starts_with(begin))
+                && !of_a_service(name, &value.to_string_lossy())
+        })
+        .map(|(name, _)| name)
+        .collect();
+    let fault = |name: String| {
+        let hint = nearest(&name, &known).map_or_else(
+            || "`gennaker serve --help` names all that a server has".to_owned(),
+            |near| format!("did you mean `{near}`?"),
+        );
+        Fault { place: name, line: None, message: format!("there is no such variable; {hint}") }
+    };
+    unknown.into_iter().map(fault).collect()
+}
+
+fn nearest<'a>(name: &str, known: &'a BTreeSet<String>) -> Option<&'a str> {
+    let own = |name: &'a str| name.strip_prefix(PREFIX);
+    let name = name.strip_prefix(PREFIX)?;
+    let near = known.iter().filter_map(|known| Some((strsim::damerau_levenshtein(name, own(known)?), known.as_str())));
+    near.filter(|(distance, known)| *distance <= name.len().max(known.len() - PREFIX.len()) / 3)
+        .min()
+        .map(|near| near.1)
+}
+
+/// Kubernetes tells every container of its services: of one that is called `gennaker` by
+/// `GENNAKER_SERVICE_HOST`, `GENNAKER_PORT=tcp://…`, `GENNAKER_PORT_7777_TCP_ADDR`.
+fn of_a_service(name: &str, value: &str) -> bool {
+    let port = |rest: &str| rest.starts_with(|first: char| first.is_ascii_digit());
+    name.contains("_SERVICE_HOST")
+        || name.contains("_SERVICE_PORT")
+        || name.ends_with("_PORT") && value.contains("://")
+        || name.split_once("_PORT_").is_some_and(|(_, rest)| port(rest))
+}
+
+/// Where a command line does not hold because of a variable: that fault, and the command without the
+/// variable.
+#[must_use]
+pub fn at_fault(command: &Command, arguments: &[OsString], error: &clap::Error) -> Option<(Fault, Command)> {
+    let Some(ContextValue::String(shown)) = error.get(ContextKind::InvalidArg) else { return None };
+    // `--max-page <COUNT>`
+    let name = shown.strip_prefix("--")?.split([' ', '=', '[']).next()?;
+    let is_set =
+        |arg: &Arg| arg.get_long() == Some(name) && arg.get_env().is_some_and(|name| std::env::var_os(name).is_some());
+    let mut found = None;
+    each_arg(command, &mut |arg| {
+        if is_set(arg) {
+            found = Some((variable(arg), is_secret(arg)));
+        }
+    });
+    let (place, secret) = found?;
+    let without = without(command.clone(), &is_set);
+    // A flag stands above its variable: then the fault is the flag's, and stays.
+    let again = without.clone().try_get_matches_from(arguments);
+    if again.is_err_and(|again| again.to_string() == error.to_string()) {
+        return None;
+    }
+    Some((Fault { place: place?, line: None, message: does_not_hold(error, secret) }, without))
+}
+
+fn without(command: Command, which: &impl Fn(&Arg) -> bool) -> Command {
+    let command = command.mut_args(|arg| if which(&arg) { arg.env(Resettable::Reset) } else { arg });
+    command.mut_subcommands(|inner| without(inner, which))
+}
+
+fn variable(arg: &Arg) -> Option<String> {
+    Some(arg.get_env()?.to_string_lossy().into_owned())
+}
+
+fn each_arg(command: &Command, see: &mut impl FnMut(&Arg)) {
+    command.get_arguments().for_each(&mut *see);
+    command.get_subcommands().for_each(|inner| each_arg(inner, see));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(set: &[(&str, &str)]) -> Vec<String> {
+        let command = Command::new("gennaker")
+            .subcommand(Command::new("serve").arg(Arg::new("listen").long("listen").env("GENNAKER_LISTEN")))
+            .subcommand(Command::new("run").arg(Arg::new("token").long("token").env("GENNAKER_TOKEN")));
+        let set = set.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
+        unknown(&command, set).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn variables_that_nothing_reads_are_told_with_the_nearest_name() {
+        assert_eq!(
+            told(&[
+                ("GENNAKER_LISTN", "x"),
+                ("GENNAKER_TOKEN", "x"),
+                ("GENNAKER_SOMETHING_ELSE", "x"),
+                ("LISTEN", "x")
+            ]),
+            [
+                "GENNAKER_LISTN: there is no such variable; did you mean `GENNAKER_LISTEN`?",
+                "GENNAKER_SOMETHING_ELSE: there is no such variable; `gennaker serve --help` names all that a server has",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_others_read_or_set_is_not_told() {
+        let others = [
+            ("GENNAKER_SECRET_SMTP", "x"),
+            ("GENNAKER_TEST_DATABASE_URL", "x"),
+            ("GENNAKER_HEALTH_URL", "x"),
+            ("GENNAKER_SERVICE_HOST", "10.0.0.1"),
+            ("GENNAKER_SERVICE_PORT_HTTP", "7777"),
+            ("GENNAKER_PORT", "tcp://10.0.0.1:7777"),
+            ("GENNAKER_PORT_7777_TCP_PROTO", "tcp"),
+        ];
+        assert_eq!(told(&others), Vec::<String>::new());
+        assert_eq!(told(&[("GENNAKER_PORT", "7777")]).len(), 1, "somebody takes it for a setting");
+    }
+}
