@@ -76,7 +76,7 @@ fn blank(pipeline: &Pipeline, spec: &TriggerSpec, index: usize, old: Option<&Tri
 fn read(commands: &Commands, index: usize, spec: &TriggerSpec) -> Result<When, Error> {
     let unknown = || at(index, &["kind"], format!("trigger kind `{}` is not known to this server", spec.kind));
     let kind = commands.registry.trigger(&spec.kind).ok_or_else(unknown)?;
-    kind.read(&spec.config).map_err(|(_, message)| at(index, &["config"], message))
+    kind.read(&spec.config).map_err(|mut faults| at(index, &["config"], faults.swap_remove(0).1))
 }
 
 fn at(index: usize, below: &[&str], message: String) -> Error {
