@@ -105,16 +105,7 @@ pub(super) fn try_print(text: &str) -> bool {
 
 /// Whether an error is the input's fault or somebody else's.
 pub(super) fn fault(error: Error) -> Failure {
-    const INPUT: [&str; 7] = [
-        "NOT_FOUND",
-        "CONFLICT",
-        "INVALID",
-        "WRONG_STATE",
-        "IDEMPOTENCY_KEY_REUSED",
-        "BAD_REQUEST",
-        "GRAPHQL_VALIDATION_FAILED",
-    ];
-    let input = error.code().is_some_and(|code| INPUT.contains(&code));
+    let input = error.is_about_input();
     let unauthenticated = error.code() == Some("UNAUTHENTICATED") || matches!(error, Error::Status { status: 401, .. });
     let error = anyhow::Error::from(error);
     match (input, unauthenticated) {

@@ -14,6 +14,7 @@ pub fn trials() -> Vec<Trial> {
         trial("api_errors", "an_unknown_application_is_answered_with_the_nearest_name", unknown_application),
         trial("api_errors", "malformed_names_are_refused", malformed_names),
         trial("api_errors", "a_definition_that_does_not_hold_is_refused_with_its_path", definitions),
+        trial("api_errors", "what_is_only_validated_is_refused_alike_and_never_done", validated_only),
         trial("api_errors", "an_unknown_key_is_answered_with_the_nearest_one", unknown_keys),
         trial("api_errors", "a_missing_parameter_is_named", missing_parameter),
         trial("api_errors", "a_missing_artifact_fails_the_deploy_and_says_which", missing_artifact),
@@ -105,6 +106,91 @@ async fn definitions() -> Outcome {
         .await?;
     let nodes = &data["application"]["pipelines"]["nodes"];
     anyhow::ensure!(*nodes == json!([{ "name": setup::PIPELINE, "revision": 1 }]), "nothing was saved: {nodes}");
+    Ok(())
+}
+
+async fn validated_only() -> Outcome {
+    let server = Server::start().await?;
+    let hello = Hello::create(&server).await?;
+    let client = &hello.client;
+    const COUNTS: &str =
+        "{ applications { totalCount nodes { version } } executions { totalCount } pipelines { totalCount } }";
+    let before = client.query(COUNTS, json!({})).await?;
+    let listeners = json!([{ "port": 9000 }]);
+    let stages = json!([{ "key": "w", "kind": "wait", "config": { "seconds": 0 } }]);
+    let after = |pipeline: &str| json!([{ "key": "t", "kind": "pipeline", "config": { "application": "new", "pipeline": pipeline } }]);
+    let with = |triggers: &Value, beside: Value| json!({ "application": { "name": "new" }, "name": "x", "stages": stages, "triggers": triggers, "validateWith": beside });
+    // (the mutation, an input that holds, one that does not, the fields at fault)
+    for (verb, good, bad, places) in [
+        (
+            "createApplication",
+            json!({ "name": "new" }),
+            json!({ "name": "New", "email": "nobody", "description": "x".repeat(4_001) }),
+            vec!["name", "description", "email"],
+        ),
+        ("createApplication", json!({ "name": "new" }), json!({ "name": "hello" }), vec!["name"]),
+        (
+            "updateApplication",
+            json!({ "application": { "name": "hello" }, "description": "other" }),
+            json!({ "application": { "name": "hello" }, "email": "nobody" }),
+            vec!["email"],
+        ),
+        (
+            "upsertSecurityGroup",
+            json!({ "name": "new-web", "inbound": [] }),
+            json!({ "name": "new-v001", "inbound": [] }),
+            vec!["name"],
+        ),
+        (
+            "upsertLoadBalancer",
+            json!({ "name": "new", "listeners": listeners, "securityGroups": ["new"], "validateWith": ["new"] }),
+            json!({ "name": "new", "listeners": [], "securityGroups": ["new"] }),
+            vec!["listeners", "securityGroups.0"],
+        ),
+        (
+            "savePipeline",
+            with(&after("y"), json!([{ "application": "new", "name": "y" }])),
+            with(&after("y"), json!([])),
+            vec!["triggers.0.config.pipeline"],
+        ),
+        (
+            "savePipeline",
+            with(
+                &after("x y"),
+                json!([{ "application": "new", "name": "x y", "startedBy": [{ "application": "hello", "name": "z" }] }]),
+            ),
+            with(
+                &after("y"),
+                json!([{ "application": "new", "name": "y", "startedBy": [{ "application": "new", "name": "x" }] }]),
+            ),
+            vec!["triggers.0.config.pipeline"],
+        ),
+    ] {
+        let input_type = format!("{}{}Input", verb[..1].to_uppercase(), &verb[1..]);
+        let document = format!(
+            "mutation ($input: {input_type}!) {{ {verb}(input: $input) {{ __typename userErrors {{ code message field }} }} }}"
+        );
+        let only = |mut input: Value| {
+            input["validateOnly"] = json!(true);
+            input
+        };
+        client.mutate(&document, only(good)).await?;
+        let Err(Error::Refused(errors)) = client.mutate(&document, only(bad.clone())).await else {
+            anyhow::bail!("{verb} takes {bad}");
+        };
+        let at = |error: &Value| {
+            let parts = error["field"].as_array().into_iter().flatten().filter_map(Value::as_str);
+            parts.collect::<Vec<_>>().join(".")
+        };
+        let found: Vec<_> = errors.iter().map(at).collect();
+        anyhow::ensure!(found == places, "{verb}: {errors:?}");
+    }
+    anyhow::ensure!(client.query(COUNTS, json!({})).await? == before, "something was done");
+    // What is said about a set goes with a look only.
+    let mut input = with(&json!([]), json!([{ "application": "new", "name": "y" }]));
+    input["application"]["name"] = json!("hello");
+    let error = client.mutate(SAVE, input).await.expect_err("not to be saved so");
+    anyhow::ensure!(fields(&error) == ["validateWith"], "{error:?}");
     Ok(())
 }
 

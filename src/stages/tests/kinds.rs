@@ -103,6 +103,10 @@ async fn bad_configs_are_refused_by_path() {
             json!({"name": "hello", "listeners": [{"port": 9, "portTo": 8}]}),
             "/listeners/0/portTo",
         ),
+        ("upsertLoadBalancer", json!({"name": "hello", "listeners": [{"port": 9}, {"port": 9}]}), "/listeners/1/port"),
+        ("upsertLoadBalancer", json!({"name": "hello-v001", "listeners": [{"port": 8080}]}), "/name"),
+        ("upsertSecurityGroup", json!({"name": "hello-v001", "inbound": []}), "/name"),
+        ("upsertSecurityGroup", json!({"name": "he llo", "inbound": []}), "/name"),
         (
             "upsertSecurityGroup",
             json!({"name": "hello", "inbound": [{"cidr": "10.0.0.0/99", "portFrom": 1, "portTo": 2}]}),
