@@ -27,16 +27,17 @@ Examples:
 A file holds YAML documents, or JSON. A document has `kind` (Application, SecurityGroup, LoadBalancer,
 Pipeline), `name`, and the fields of the API's input for that kind; a pipeline names its `application`.
 
-Every document is checked first, also by the server; then they are brought over in the order in which
-one may need the other. A pipeline that somebody else has changed meanwhile is not overwritten.
+Every document that changes something is checked first, also by the server, and all that is wrong is
+told at once; then they are brought over in the order in which one may need the other. A pipeline that
+somebody else has changed meanwhile is not overwritten.
 --prune looks at the applications that the files name, and at the kinds that the files have; server
 groups and applications are never deleted.
 
 Exit status: 0 all is as the files say, 1 some of it failed, 2 a document or the token does not hold
 (nothing was done), 5 the server cannot be reached, or cannot work now; run the same again then.
 
-JSON: {\"dryRun\", \"objects\": [{kind, application, name, action, diff, error}]}, action being created,
-changed, unchanged, deleted, failed or skipped")]
+JSON: {\"dryRun\", \"objects\": [{kind, application, name, action, diff, reason, error}]}, action being
+created, changed, unchanged, deleted, failed or skipped")]
 pub struct Args {
     /// A file, a directory with .yaml, .yml and .json files, or - for standard input; may be repeated
     #[arg(short, long = "file", value_name = "FILE|DIR|-", required = true)]
@@ -70,6 +71,8 @@ struct Step {
     identity: Identity,
     work: Work,
     diff: String,
+    /// Where the diff does not tell it all.
+    why: Option<String>,
 }
 
 enum Work {
@@ -107,8 +110,9 @@ async fn apply(args: Args) -> Outcome {
         }
     }
     let documents = ordered(documents);
-    check(&server, &documents, &present).await?;
-    let steps = plan(documents, &present, args.prune)?;
+    let extra = if args.prune { unmentioned(&documents, &present) } else { Vec::new() };
+    check(&server, &documents, &present, &extra.iter().map(|found| &found.identity).collect()).await?;
+    let steps = plan(documents, &present, extra)?;
     carry_out(&args, &server, steps).await
 }
 
@@ -126,8 +130,9 @@ fn ordered(mut documents: Vec<Document>) -> Vec<Document> {
     let mut done: Vec<Document> = Vec::new();
     while !documents.is_empty() {
         let waits = |document: &Document| {
-            started_by(&document.fields)
-                .any(|other| documents.iter().any(|left| left.identity == other && left.identity != document.identity))
+            started_by(&document.fields).any(|(_, other)| {
+                documents.iter().any(|left| left.identity == other && left.identity != document.identity)
+            })
         };
         // Pipelines that start each other are refused by the server.
         let next = documents.iter().position(|document| !waits(document)).unwrap_or(0);
@@ -136,21 +141,23 @@ fn ordered(mut documents: Vec<Document>) -> Vec<Document> {
     done
 }
 
-/// The pipelines whose ends start this one.
-fn started_by(fields: &serde_json::Map<String, Value>) -> impl Iterator<Item = Identity> {
-    let triggers = fields.get("triggers").and_then(Value::as_array).into_iter().flatten();
-    triggers.filter(|trigger| trigger["kind"] == "pipeline").map(|trigger| {
+/// The pipelines whose ends start this one, each with the trigger's place.
+fn started_by(fields: &serde_json::Map<String, Value>) -> impl Iterator<Item = (usize, Identity)> {
+    let triggers = fields.get("triggers").and_then(Value::as_array).into_iter().flatten().enumerate();
+    triggers.filter(|(_, trigger)| trigger["kind"] == "pipeline").map(|(index, trigger)| {
         let text = |key: &str| trigger["config"][key].as_str().unwrap_or_default().to_owned();
-        Identity { kind: Kind::Pipeline, application: text("application"), place: None, name: text("pipeline") }
+        let (application, name) = (text("application"), text("pipeline"));
+        (index, Identity { kind: Kind::Pipeline, application, place: None, name })
     })
 }
 
-/// That what documents refer to is there or in the documents, and that the server would take each
-/// pipeline.
+/// That what documents refer to is there or in the documents, and stays; and that the server would
+/// take each that changes something.
 async fn check(
     server: &Server,
     documents: &[Document],
     present: &BTreeMap<Identity, files::Found>,
+    doomed: &BTreeSet<&Identity>,
 ) -> Result<(), Failure> {
     let there = |identity: &Identity| {
         present.contains_key(identity) || documents.iter().any(|document| document.identity == *identity)
@@ -170,93 +177,118 @@ async fn check(
                 format!("there is no application `{}`, neither on the server nor in a file", application.name);
             faults.push(document.fault(&[field], message));
         }
-        let groups = document.fields.get("securityGroups").and_then(Value::as_array).into_iter().flatten();
-        for (index, name) in groups.filter_map(Value::as_str).enumerate() {
-            let group = Identity { kind: Kind::SecurityGroup, name: name.to_owned(), ..identity.clone() };
-            // A group of another application is looked for by the server.
-            let ours = name.split('-').next() == Some(identity.application.as_str());
-            if ours && !there(&group) {
-                let message = format!("there is no security group `{name}`, neither on the server nor in a file");
-                faults.push(document.fault(&["securityGroups", &index.to_string()], message));
+        for (path, needed) in needs(document) {
+            if doomed.contains(&needed) {
+                let message = format!("it needs {needed}, which --prune would delete, since no file mentions it");
+                faults.push(document.fault(&path.split('.').collect::<Vec<_>>(), message));
             }
         }
-        if identity.kind == Kind::Pipeline {
-            faults.extend(check_pipeline(server, document, documents, present).await?);
-        }
+    }
+    let changing: Vec<&Document> =
+        documents.iter().filter(|it| !present.get(&it.identity).is_some_and(|before| is_so(before, it))).collect();
+    for document in &changing {
+        let identity = &document.identity;
+        let with = beside(document, &changing);
+        let checked = server.check(identity, &document.fields, present.get(identity), with).await;
+        let errors = checked.map_err(|error| match fault(error) {
+            Failure::Failed(error) => Failure::Failed(error.context(format!("nothing was done: {identity}"))),
+            input @ Failure::Input(_) => input,
+        })?;
+        faults.extend(errors.iter().map(|error| document.refusal(error)));
     }
     if faults.is_empty() { Ok(()) } else { Err(refuse(&faults)) }
 }
 
-async fn check_pipeline(
-    server: &Server,
-    document: &Document,
-    documents: &[Document],
-    present: &BTreeMap<Identity, files::Found>,
-) -> Result<Option<String>, Failure> {
-    let mut fields = document.fields.clone();
-    // A pipeline that is still to be made cannot be referred to on the server yet.
-    let to_come =
-        |other: &Identity| !present.contains_key(other) && documents.iter().any(|document| document.identity == *other);
-    if started_by(&document.fields).any(|other| to_come(&other)) {
-        fields.shift_remove("triggers");
+/// What a document refers to, each with its path.
+fn needs(document: &Document) -> Vec<(String, Identity)> {
+    let sources = started_by(&document.fields);
+    let mut needs: Vec<_> =
+        sources.map(|(index, source)| (format!("triggers.{index}.config.pipeline"), source)).collect();
+    let groups = document.fields.get("securityGroups").and_then(Value::as_array).into_iter().flatten();
+    for (index, name) in groups.filter_map(Value::as_str).enumerate() {
+        let application = name.split('-').next().unwrap_or_default().to_owned();
+        let place = document.identity.place.clone();
+        let group = Identity { kind: Kind::SecurityGroup, application, place, name: name.to_owned() };
+        needs.push((format!("securityGroups.{index}"), group));
     }
-    match server.check_pipeline(&fields).await {
-        Ok(()) => Ok(None),
-        Err(super::client::Error::Refused(errors)) => {
-            let error = errors.first().cloned().unwrap_or_default();
-            if error["code"] == "FORBIDDEN" || error["code"] == "UNAVAILABLE" {
-                return Err(fault(super::client::Error::Refused(errors)));
-            }
-            let path: Vec<&str> = error["field"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-            Ok(Some(document.fault(&path, error["message"].as_str().unwrap_or("refused"))))
+    needs
+}
+
+/// What the server has to know of the others that change something to check this one: `validateWith`.
+fn beside(document: &Document, changing: &[&Document]) -> Value {
+    let others = changing.iter().filter(|other| other.identity != document.identity);
+    match document.identity.kind {
+        Kind::LoadBalancer => {
+            let groups = others.filter(|other| other.identity.kind == Kind::SecurityGroup);
+            groups
+                .filter(|group| group.identity.place == document.identity.place)
+                .map(|group| group.identity.name.as_str())
+                .collect()
         }
-        Err(error) => Err(fault(error)),
+        Kind::Pipeline if started_by(&document.fields).next().is_some() => {
+            let name = |identity: &Identity| json!({ "application": identity.application, "name": identity.name });
+            let pipelines = others.filter(|other| other.identity.kind == Kind::Pipeline);
+            let shown = |pipeline: &&Document| {
+                let mut shown = name(&pipeline.identity);
+                shown["startedBy"] = started_by(&pipeline.fields).map(|(_, source)| name(&source)).collect();
+                shown
+            };
+            pipelines.map(shown).collect()
+        }
+        _ => json!([]),
     }
+}
+
+/// Whether the server has it as the document says, and working.
+fn is_so(before: &files::Found, document: &Document) -> bool {
+    before.fields == document.fields && before.dead_triggers.is_empty()
+}
+
+/// What the server has and no document mentions, of the kinds that the documents have.
+fn unmentioned(documents: &[Document], present: &BTreeMap<Identity, files::Found>) -> Vec<files::Found> {
+    let kinds: BTreeSet<Kind> = documents.iter().map(|document| document.identity.kind).collect();
+    let named: BTreeSet<&Identity> = documents.iter().map(|document| &document.identity).collect();
+    let extra = present.values().filter(|found| {
+        let kind = found.identity.kind;
+        kind != Kind::Application && kinds.contains(&kind) && !named.contains(&found.identity)
+    });
+    extra.cloned().collect()
 }
 
 fn plan(
     documents: Vec<Document>,
     present: &BTreeMap<Identity, files::Found>,
-    prune: bool,
+    mut extra: Vec<files::Found>,
 ) -> Result<Vec<Step>, Failure> {
-    let kinds: BTreeSet<Kind> = documents.iter().map(|document| document.identity.kind).collect();
-    let named: BTreeSet<Identity> = documents.iter().map(|document| document.identity.clone()).collect();
     let mut steps = Vec::new();
     for document in documents {
         let before = present.get(&document.identity).cloned();
         let identity = document.identity.clone();
-        if before.as_ref().is_some_and(|before| before.fields == document.fields) {
-            steps.push(Step { identity, work: Work::Keep, diff: String::new() });
+        if before.as_ref().is_some_and(|before| is_so(before, &document)) {
+            steps.push(Step { identity, work: Work::Keep, diff: String::new(), why: None });
             continue;
         }
+        let dead = before.iter().flat_map(|before| &before.dead_triggers).map(|key| format!("`{key}`"));
+        let dead = dead.collect::<Vec<_>>().join(", ");
+        let why = (!dead.is_empty()).then(|| format!("what its trigger {dead} waited for was deleted"));
         let old = before.as_ref().map(|before| files::to_yaml(&before.fields)).transpose()?.unwrap_or_default();
         let diff = diff(&old, &files::to_yaml(&document.fields)?);
-        steps.push(Step {
-            identity,
-            work: Work::Save { document: Box::new(document), before: before.map(Box::new) },
-            diff,
-        });
+        let work = Work::Save { document: Box::new(document), before: before.map(Box::new) };
+        steps.push(Step { identity, work, diff, why });
     }
-    if prune {
-        let extra = present.values().filter(|found| {
-            let kind = found.identity.kind;
-            kind != Kind::Application && kinds.contains(&kind) && !named.contains(&found.identity)
-        });
-        // What uses something goes before it.
-        let mut extra: Vec<_> = extra.cloned().collect();
-        extra.sort_by_key(|found| std::cmp::Reverse(found.identity.kind));
-        while !extra.is_empty() {
-            // A pipeline whose end starts another goes after that one.
-            let starts = |found: &files::Found| {
-                extra.iter().any(|left| {
-                    left.identity != found.identity && started_by(&left.fields).any(|by| by == found.identity)
-                })
-            };
-            let next = extra.iter().position(|found| !starts(found)).unwrap_or(0);
-            let found = extra.remove(next);
-            let diff = diff(&files::to_yaml(&found.fields)?, "");
-            steps.push(Step { identity: found.identity.clone(), work: Work::Delete(Box::new(found)), diff });
-        }
+    // What uses something goes before it.
+    extra.sort_by_key(|found| std::cmp::Reverse(found.identity.kind));
+    while !extra.is_empty() {
+        // A pipeline whose end starts another goes after that one.
+        let starts = |found: &files::Found| {
+            extra.iter().any(|left| {
+                left.identity != found.identity && started_by(&left.fields).any(|(_, by)| by == found.identity)
+            })
+        };
+        let next = extra.iter().position(|found| !starts(found)).unwrap_or(0);
+        let found = extra.remove(next);
+        let diff = diff(&files::to_yaml(&found.fields)?, "");
+        steps.push(Step { identity: found.identity.clone(), work: Work::Delete(Box::new(found)), diff, why: None });
     }
     Ok(steps)
 }
@@ -333,6 +365,7 @@ fn shown(step: &Step, action: &str, error: Option<&str>) -> Value {
         "name": identity.name,
         "action": action,
         "diff": step.diff,
+        "reason": step.why,
         "error": error,
     })
 }
@@ -349,7 +382,8 @@ fn tell(step: &Step, action: &str, error: Option<&str>, dry_run: bool, paint: Pa
         (None, true) if action != "unchanged" => " (dry run)".to_owned(),
         _ => String::new(),
     };
-    print(&format!("{} {}{note}", paint.with(colour, action), step.identity));
+    let why = step.why.as_ref().filter(|_| action == "changed").map(|why| format!(": {why}")).unwrap_or_default();
+    print(&format!("{} {}{why}{note}", paint.with(colour, action), step.identity));
     if matches!(action, "created" | "changed" | "deleted") {
         coloured(&step.diff, paint).iter().for_each(|line| print(line));
     }

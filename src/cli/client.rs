@@ -54,6 +54,35 @@ impl Error {
         matches!(self.code(), Some("UNREACHABLE" | "UNAVAILABLE"))
     }
 
+    /// Whether what was asked for is at fault, and not the server or who asks.
+    #[must_use]
+    pub fn is_about_input(&self) -> bool {
+        const CODES: [&str; 7] = [
+            "NOT_FOUND",
+            "CONFLICT",
+            "INVALID",
+            "WRONG_STATE",
+            "IDEMPOTENCY_KEY_REUSED",
+            "BAD_REQUEST",
+            "GRAPHQL_VALIDATION_FAILED",
+        ];
+        self.code().is_some_and(|code| CODES.contains(&code))
+    }
+
+    /// All that is wrong with what was asked for.
+    ///
+    /// # Errors
+    /// Itself, where something else is at fault.
+    pub fn about_input(self) -> Result<Vec<Value>, Self> {
+        if !self.is_about_input() {
+            return Err(self);
+        }
+        match self {
+            Self::GraphQl(errors) | Self::Refused(errors) => Ok(errors),
+            other => Err(other),
+        }
+    }
+
     /// The `code` of the first error of either kind, or the one that says the same.
     #[must_use]
     pub fn code(&self) -> Option<&str> {

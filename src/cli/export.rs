@@ -18,14 +18,15 @@ Examples:
   gennaker export --application shop -o deploy/     a file per object
   gennaker export --kind Pipeline --json
 
+A pipeline whose trigger waits for another that was deleted is written, and named in a warning.
 A pipeline in which the server hides a secret (`***`) is left out, because applying it would put the
 stars where the secret is; it is named, and the exit code is 1.
 
 Exit status: 0 all was written, 1 something was left out or failed, 2 no such application, or the
 token does not hold, 5 the server cannot be reached, or cannot work now.
 
-JSON: {\"documents\": [{kind, name, …}], \"leftOut\": [{kind, application, name, masked: [PATH]}]}, with -o
-DIR {\"files\": [PATH], \"leftOut\"}")]
+JSON: {\"documents\": [{kind, name, …}], \"leftOut\": [{kind, application, name, masked: [PATH]}],
+\"warnings\": [{kind, application, name, message}]}, with -o DIR {\"files\": [PATH], \"leftOut\", \"warnings\"}")]
 pub struct Args {
     /// Only this application with what belongs to it; may be repeated
     #[arg(long, value_name = "NAME")]
@@ -75,6 +76,11 @@ async fn export(args: Args) -> Outcome {
             }
         }
     }
+    for found in &whole {
+        for warning in warnings(found) {
+            eprintln!("gennaker: {}: {warning}", found.identity);
+        }
+    }
     let complete = left_out.is_empty();
     write(&args, &whole, &left_out)?;
     Ok(if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -104,15 +110,14 @@ fn write(args: &Args, whole: &[Found], left_out: &[(Found, Vec<String>)]) -> Res
         }
         document.insert("files".into(), paths.into());
     }
-    let about = |(found, masked): &(Found, Vec<String>)| {
-        json!({
-            "kind": found.identity.kind.as_str(),
-            "application": found.identity.application,
-            "name": found.identity.name,
-            "masked": masked,
-        })
+    let with = |found: &Found, key: &str, value: Value| {
+        let identity = &found.identity;
+        json!({ "kind": identity.kind.as_str(), "application": identity.application, "name": identity.name, key: value })
     };
-    document.insert("leftOut".into(), left_out.iter().map(about).collect());
+    let left = left_out.iter().map(|(found, masked)| with(found, "masked", json!(masked)));
+    document.insert("leftOut".into(), left.collect());
+    let warned = whole.iter().flat_map(|found| warnings(found).into_iter().map(move |said| (found, said)));
+    document.insert("warnings".into(), warned.map(|(found, said)| with(found, "message", said.into())).collect());
     if args.remote.json {
         answer(&Value::Object(document));
     }
@@ -124,6 +129,24 @@ fn write(args: &Args, whole: &[Found], left_out: &[(Found, Vec<String>)]) -> Res
         );
     }
     Ok(())
+}
+
+/// What is written as it is and does not work.
+fn warnings(found: &Found) -> Vec<String> {
+    let triggers = found.fields.get("triggers").and_then(Value::as_array);
+    let dead = |trigger: &&Value| found.dead_triggers.iter().any(|key| trigger["key"] == key.as_str());
+    let said = |trigger: &Value| {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let config = &trigger["config"];
+        format!(
+            "its trigger `{}` waits for pipeline {}/{}, which was deleted, and starts nothing; `gennaker apply` takes \
+             the file once a pipeline of that name is there, or in a file beside it",
+            text(&trigger["key"]),
+            text(&config["application"]),
+            text(&config["pipeline"]),
+        )
+    };
+    triggers.into_iter().flatten().filter(dead).map(said).collect()
 }
 
 /// `shop/2-load-balancer.shop-web.yaml`: one directory per application, in the order of need.

@@ -108,25 +108,14 @@ pub(super) fn try_print(text: &str) -> bool {
 
 /// Whether an error is the input's fault, nobody's who could be asked, or somebody else's.
 pub(super) fn fault(error: Error) -> Failure {
-    const INPUT: [&str; 9] = [
-        "NOT_FOUND",
-        "CONFLICT",
-        "INVALID",
-        "WRONG_STATE",
-        "IDEMPOTENCY_KEY_REUSED",
-        "BAD_REQUEST",
-        "GRAPHQL_VALIDATION_FAILED",
-        "UNAUTHENTICATED",
-        "FORBIDDEN",
-    ];
     const TOKEN_WANTED: &str =
         "the server wants a valid token: set GENNAKER_TOKEN, or give --token-file (`gennaker token create` makes one)";
-    let input = error.code().is_some_and(|code| INPUT.contains(&code));
-    let token = error.code() == Some("UNAUTHENTICATED");
     match error {
         error if error.is_temporary() => Failure::Away(error.into()),
-        error if token => Failure::Input(anyhow::Error::from(error).context(TOKEN_WANTED)),
-        error if input => Failure::Input(error.into()),
+        error if error.code() == Some("UNAUTHENTICATED") => {
+            Failure::Input(anyhow::Error::from(error).context(TOKEN_WANTED))
+        }
+        error if error.is_about_input() || error.code() == Some("FORBIDDEN") => Failure::Input(error.into()),
         error => Failure::Failed(error.into()),
     }
 }

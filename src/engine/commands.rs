@@ -106,6 +106,33 @@ pub struct SavePipeline {
     pub expected_revision: Option<i64>,
 }
 
+/// A pipeline to check, whose application need not be there yet.
+#[derive(Debug, Clone)]
+pub struct CheckPipeline {
+    pub application: String,
+    pub name: String,
+    pub definition: PipelineDefinition,
+    /// As of [`SavePipeline`].
+    pub expected_revision: Option<i64>,
+    /// Pipelines that are made or changed together with it.
+    pub beside: Vec<PipelineBeside>,
+}
+
+/// What a pipeline will be when the one beside it is saved: its name, and the pipelines whose ends
+/// start it.
+#[derive(Debug, Clone)]
+pub struct PipelineBeside {
+    pub name: PipelineName,
+    pub started_by: Vec<PipelineName>,
+}
+
+/// Application and name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PipelineName {
+    pub application: String,
+    pub name: String,
+}
+
 /// An application to create or change.
 #[derive(Debug, Clone)]
 pub struct SaveApplication {
@@ -171,6 +198,21 @@ impl Commands {
         start::operation(self, actor, start).await
     }
 
+    /// Whether [`Commands::start_operation`] would start it once its application is there; nothing
+    /// changes.
+    ///
+    /// # Errors
+    /// Everything that it would be refused for.
+    pub fn check_operation(
+        &self,
+        actor: &Actor,
+        application: &str,
+        title: &str,
+        stages: &[StageSpec],
+    ) -> Result<(), Vec<Error>> {
+        start::check_operation(self, actor, application, title, stages)
+    }
+
     /// Cancelling what is being cancelled or over is `WrongState`.
     ///
     /// # Errors
@@ -215,6 +257,20 @@ impl Commands {
         save::create_application(self, actor, save).await
     }
 
+    /// Whether [`Commands::create_application`], or for one that is there
+    /// [`Commands::update_application`], would do it; nothing changes.
+    ///
+    /// # Errors
+    /// Everything that it would be refused for.
+    pub async fn check_application(
+        &self,
+        actor: &Actor,
+        save: SaveApplication,
+        is_new: bool,
+    ) -> Result<(), Vec<Error>> {
+        save::check_application(self, actor, &save, is_new).await
+    }
+
     /// The name stays.
     ///
     /// # Errors
@@ -241,23 +297,16 @@ impl Commands {
     /// # Errors
     /// `NotFound` (the application), `Forbidden`, `Invalid`, `Conflict` (a newer revision), `Unavailable`.
     pub async fn save_pipeline(&self, actor: &Actor, save: SavePipeline) -> Result<Pipeline, Error> {
-        save::save_pipeline(self, actor, save, false).await
+        save::save_pipeline(self, actor, save).await
     }
 
-    /// Whether [`Commands::save_pipeline`] would save it; nothing changes.
+    /// Whether [`Commands::save_pipeline`] would save it, once what is made together with it is
+    /// there; nothing changes.
     ///
     /// # Errors
-    /// As there.
-    pub async fn check_pipeline(&self, actor: &Actor, save: SavePipeline) -> Result<(), Error> {
-        save::save_pipeline(self, actor, save, true).await.map(|_| ())
-    }
-
-    /// The same for a pipeline of an application that is still to be made.
-    ///
-    /// # Errors
-    /// `Invalid`.
-    pub fn check_new_pipeline(&self, name: &str, definition: &PipelineDefinition) -> Result<(), Error> {
-        save::check_new_pipeline(self, name, definition)
+    /// Everything that it would be refused for.
+    pub async fn check_pipeline(&self, actor: &Actor, check: CheckPipeline) -> Result<(), Vec<Error>> {
+        save::check_pipeline(self, actor, check).await
     }
 
     /// Refused while an execution of it runs.

@@ -18,6 +18,7 @@ use serde_json::Value;
 
 pub use super::context::StepContext;
 use super::erased::Erased;
+pub use super::erased::unknown_fields;
 pub use super::trigger::{KnownTrigger, Missed, Source, Timetable, Trigger, TriggerKind, When};
 use crate::model::{ChildSpec, Execution, Stage as StageRow};
 use crate::store::ClusterKey;
@@ -216,7 +217,7 @@ pub trait Stage: Send + Sync + 'static {
     ///
     /// # Errors
     /// The first fault found.
-    fn validate(&self, config: &Self::Config) -> Result<(), (String, String)> {
+    fn validate(&self, config: &Self::Config) -> Result<(), Fault> {
         let _ = config;
         Ok(())
     }
@@ -255,19 +256,22 @@ pub trait Stage: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Next<Self::Cursor>, StepError>> + Send;
 }
 
+/// What is wrong with a config: where (JSON pointer), and what.
+pub type Fault = (String, String);
+
 /// A kind of stage with its types erased, for the registry.
 pub trait DynStage: Send + Sync {
     fn kind(&self) -> StageKind;
     /// At save time: a string that holds an expression counts as any type.
     ///
     /// # Errors
-    /// (JSON pointer, message) of the first fault.
-    fn validate(&self, config: &Value) -> Result<(), (String, String)>;
+    /// All faults found, at least one.
+    fn validate(&self, config: &Value) -> Result<(), Vec<Fault>>;
     /// At the stage's start, expressions evaluated: everything is checked.
     ///
     /// # Errors
-    /// (JSON pointer, message) of the first fault.
-    fn validate_resolved(&self, config: &Value) -> Result<(), (String, String)>;
+    /// All faults found, at least one.
+    fn validate_resolved(&self, config: &Value) -> Result<(), Vec<Fault>>;
     /// From start to failure by timeout where the pipeline says nothing.
     fn timeout(&self) -> Duration;
     /// What people see where the pipeline gives no name.

@@ -1,22 +1,28 @@
 //! A kind of stage with its types erased: its schema compiled once, its config and cursor read
 //! from JSON with errors that name the place.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use jsonschema::Validator;
+use jsonschema::error::ValidationErrorKind;
+use jsonschema::{ValidationError, Validator};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::contract::{Cause, DynStage, Next, Stage, StageKind, StepContext, StepError};
+use super::commands::did_you_mean;
+use super::contract::{Cause, DynStage, Fault, Next, Stage, StageKind, StepContext, StepError};
 use crate::expression;
 use crate::model::{ChildSpec, Execution, Stage as StageRow};
 use crate::secrets;
 
 /// Keywords whose verdict over a whole object or array hangs on values that are not known yet.
 const HANGS_ON_VALUES: &[&str] = &["anyOf", "oneOf", "not", "const", "enum", "contains", "uniqueItems", "if"];
+
+/// Faults of one config that are told.
+const FAULTS_MAX: usize = 20;
 
 /// See the module.
 pub(super) struct Erased<S> {
@@ -59,13 +65,12 @@ impl<S: Stage> DynStage for Erased<S> {
         }
     }
 
-    fn validate(&self, config: &Value) -> Result<(), (String, String)> {
-        secrets::no_dead_ends(config)?;
-        secrets::no_literals(&self.schema, config)?;
+    fn validate(&self, config: &Value) -> Result<(), Vec<Fault>> {
+        secrets::no_dead_ends(config).and_then(|()| secrets::no_literals(&self.schema, config)).map_err(one)?;
         if !expression::has_expression(config) {
             return self.validate_resolved(config);
         }
-        let fault = self.validator.iter_errors(config).find(|error| {
+        let known = self.validator.iter_errors(config).filter(|error| {
             let instance = error.instance();
             let unknown = match instance.as_ref() {
                 Value::String(text) => expression::is_expression(text),
@@ -73,15 +78,13 @@ impl<S: Stage> DynStage for Erased<S> {
             };
             !unknown
         });
-        fault.map_or(Ok(()), |error| Err(fault_of(&error)))
+        faults_of(&self.schema, known)
     }
 
-    fn validate_resolved(&self, config: &Value) -> Result<(), (String, String)> {
-        if let Some(error) = self.validator.iter_errors(config).next() {
-            return Err(fault_of(&error));
-        }
-        let typed: S::Config = read(config)?;
-        self.stage.validate(&typed)
+    fn validate_resolved(&self, config: &Value) -> Result<(), Vec<Fault>> {
+        faults_of(&self.schema, self.validator.iter_errors(config))?;
+        let typed: S::Config = read(config).map_err(one)?;
+        self.stage.validate(&typed).map_err(one)
     }
 
     fn timeout(&self) -> Duration {
@@ -144,11 +147,19 @@ impl<S: Stage> DynStage for Erased<S> {
     }
 }
 
-fn read<T: DeserializeOwned>(value: &Value) -> Result<T, (String, String)> {
-    serde_path_to_error::deserialize(value).map_err(|error| (pointer(error.path()), error.into_inner().to_string()))
+fn read<T: DeserializeOwned>(value: &Value) -> Result<T, Fault> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let (place, message) = (pointer(error.path()), error.inner().to_string());
+        match value.pointer(&place) {
+            Some(Value::String(text)) if !message.contains(text.as_str()) => {
+                (place, format!("`{}`: {message}", text.escape_debug()))
+            }
+            _ => (place, message),
+        }
+    })
 }
 
-fn unreadable(code: &'static str, what: &str, (pointer, message): (String, String)) -> StepError {
+fn unreadable(code: &'static str, what: &str, (pointer, message): Fault) -> StepError {
     StepError::fail(code, format!("{what} at `{pointer}`: {message}"))
 }
 
@@ -157,25 +168,76 @@ fn write<T: serde::Serialize>(cursor: &T) -> Result<Value, StepError> {
         .map_err(|error| StepError::Fail(Cause::new("CURSOR_UNREADABLE", "the cursor is not JSON").because(error)))
 }
 
-pub(super) fn fault_of(error: &jsonschema::ValidationError<'_>) -> (String, String) {
-    // What is not allowed or missing is named by the message; the place is that of its object.
-    (error.instance_path().to_string(), error.to_string())
+fn one(fault: Fault) -> Vec<Fault> {
+    vec![fault]
+}
+
+/// What a schema says of a config, for people.
+pub(super) fn faults_of<'a>(
+    schema: &Value,
+    errors: impl Iterator<Item = ValidationError<'a>>,
+) -> Result<(), Vec<Fault>> {
+    let mut errors: Vec<_> = errors.take(FAULTS_MAX).collect();
+    // A name that is misspelt first: it is why another is missing.
+    errors.sort_by_key(|error| !is_unknown_field(error));
+    let mut faults: Vec<Fault> = errors.iter().flat_map(|error| explained(schema, error)).take(FAULTS_MAX).collect();
+    // A branch of the schema may repeat what another says.
+    let mut seen = HashSet::new();
+    faults.retain(|fault| seen.insert(fault.clone()));
+    if faults.is_empty() { Ok(()) } else { Err(faults) }
+}
+
+fn is_unknown_field(error: &ValidationError<'_>) -> bool {
+    matches!(error.kind(), ValidationErrorKind::AdditionalProperties { .. })
+}
+
+/// What an object has and its schema does not know; what else is wrong with it is not told.
+///
+/// # Errors
+/// All that is unknown, by its place.
+pub fn unknown_fields(schema: &Value, value: &Value) -> Result<(), Vec<Fault>> {
+    let Ok(validator) = jsonschema::options().offline().build(schema) else { return Ok(()) };
+    faults_of(schema, validator.iter_errors(value).filter(is_unknown_field))
+}
+
+fn explained(schema: &Value, error: &ValidationError<'_>) -> Vec<Fault> {
+    let place = error.instance_path().to_string();
+    match error.kind() {
+        ValidationErrorKind::AdditionalProperties { unexpected } => {
+            let keyword = error.schema_path().to_string();
+            let beside = keyword.rsplit_once('/').map_or("", |(object, _)| object);
+            let known = schema.pointer(beside).and_then(|object| object["properties"].as_object());
+            let names: Vec<&str> = known.into_iter().flatten().map(|(name, _)| name.as_str()).collect();
+            let unknown = |name: &String| {
+                let mut near = did_you_mean(name, names.iter().copied());
+                if near.is_empty() && !names.is_empty() {
+                    near = format!("; there is {}", names.join(", "));
+                }
+                (below(&place, name), format!("there is no field `{}`{near}", name.escape_debug()))
+            };
+            unexpected.iter().map(unknown).collect()
+        }
+        ValidationErrorKind::FalseSchema => {
+            let name = place.rsplit('/').next().unwrap_or_default().to_owned();
+            vec![(place, format!("`{name}` does not go with the other fields here; leave it out"))]
+        }
+        // What is missing is named by the message; the place is that of its object.
+        _ => vec![(place, error.to_string())],
+    }
+}
+
+/// The pointer to a member of what stands at a pointer.
+fn below(pointer: &str, name: &str) -> String {
+    format!("{pointer}/{}", name.replace('~', "~0").replace('/', "~1"))
 }
 
 fn pointer(path: &serde_path_to_error::Path) -> String {
     use serde_path_to_error::Segment;
-    let mut out = String::new();
-    for segment in path {
-        let name = match segment {
-            Segment::Seq { index } => index.to_string(),
-            Segment::Map { key } => key.replace('~', "~0").replace('/', "~1"),
-            Segment::Enum { variant } => variant.replace('~', "~0").replace('/', "~1"),
-            Segment::Unknown => continue,
-        };
-        out.push('/');
-        out.push_str(&name);
-    }
-    out
+    path.iter().fold(String::new(), |out, segment| match segment {
+        Segment::Seq { index } => format!("{out}/{index}"),
+        Segment::Map { key: name } | Segment::Enum { variant: name } => below(&out, name),
+        Segment::Unknown => out,
+    })
 }
 
 #[cfg(test)]
@@ -246,14 +308,21 @@ mod tests {
     #[test]
     fn a_fault_is_named_by_its_place() {
         let kind = Erased::new(Sized);
-        let place = |config: Value| kind.validate(&config).map_err(|(pointer, _)| pointer);
+        let place = |config: Value| kind.validate(&config).map_err(|faults| faults[0].0.clone());
         assert_eq!(place(kind.kind().example), Ok(()));
         assert_eq!(place(json!({"capacity": {"min": "1", "max": 2}})), Err("/capacity/min".to_owned()));
         assert_eq!(place(json!({"capacity": {"min": 3, "max": 2}})), Err("/capacity/min".to_owned()));
         // What the schema lets through and the type does not.
         assert_eq!(place(json!({"capacity": {"min": -1, "max": 2}})), Err("/capacity/min".to_owned()));
-        let (_, message) = kind.validate(&json!({"capacity": {"min": 1, "max": 2}, "size": 1})).unwrap_err();
-        assert!(message.contains("size"), "{message}");
+        // All are told, and what is not known with what is.
+        let faults = kind.validate(&json!({"capacity": {"min": "1", "max": []}, "targt": 1, "zz": 2})).unwrap_err();
+        let mut places: Vec<&str> = faults.iter().map(|(pointer, _)| pointer.as_str()).collect();
+        places.sort_unstable();
+        assert_eq!(places, ["/capacity/max", "/capacity/min", "/targt", "/zz"]);
+        let of =
+            |wanted: &str| faults.iter().find(|(pointer, _)| pointer == wanted).map(|(_, message)| message.as_str());
+        assert_eq!(of("/targt"), Some("there is no field `targt`; did you mean `target`?"));
+        assert_eq!(of("/zz"), Some("there is no field `zz`; there is capacity, target"));
     }
 
     #[test]

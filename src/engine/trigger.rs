@@ -5,6 +5,8 @@ use chrono::{DateTime, Utc};
 use jsonschema::Validator;
 use serde_json::Value;
 
+use super::contract::Fault;
+use super::erased::faults_of;
 use crate::model::Status;
 
 /// What a kind of trigger says of itself.
@@ -62,12 +64,13 @@ pub trait Trigger: Send + Sync + 'static {
     ///
     /// # Errors
     /// What the schema cannot say: (JSON pointer, message).
-    fn read(&self, config: &Value) -> Result<When, (String, String)>;
+    fn read(&self, config: &Value) -> Result<When, Fault>;
 }
 
 /// A kind with its schema compiled.
 pub struct KnownTrigger {
     trigger: Box<dyn Trigger>,
+    schema: Value,
     validator: Validator,
 }
 
@@ -78,7 +81,7 @@ impl KnownTrigger {
             .offline()
             .build(&kind.schema)
             .unwrap_or_else(|error| panic!("the schema of trigger kind `{}` is not valid: {error}", kind.kind));
-        Self { trigger: Box::new(trigger), validator }
+        Self { trigger: Box::new(trigger), schema: kind.schema, validator }
     }
 
     #[must_use]
@@ -89,11 +92,9 @@ impl KnownTrigger {
     /// When a trigger of this config starts its pipeline.
     ///
     /// # Errors
-    /// (JSON pointer, message) of the first fault.
-    pub fn read(&self, config: &Value) -> Result<When, (String, String)> {
-        if let Some(error) = self.validator.iter_errors(config).next() {
-            return Err(super::erased::fault_of(&error));
-        }
-        self.trigger.read(config)
+    /// All faults found, at least one.
+    pub fn read(&self, config: &Value) -> Result<When, Vec<Fault>> {
+        faults_of(&self.schema, self.validator.iter_errors(config))?;
+        self.trigger.read(config).map_err(|fault| vec![fault])
     }
 }

@@ -1,9 +1,10 @@
-//! Whether a pipeline's definition holds: the first fault, by its path.
+//! Whether a pipeline's definition holds: its faults, each by its path.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::LazyLock;
 
 use super::commands::{Code, Error, did_you_mean};
-use super::contract::{Registry, When};
+use super::contract::{Fault, Registry, When};
 use super::{Options, notices};
 use crate::expression;
 use crate::model::{NotificationRule, PipelineDefinition, StageSpec, TriggerSpec, check_address};
@@ -29,31 +30,44 @@ const DESCRIPTION_MAX: usize = 4_000;
 /// The longest timeout of a stage: a year.
 const TIMEOUT_MAX: u64 = 365 * 86_400;
 
-/// Checks the whole definition.
+/// Faults of one definition that are told.
+const FAULTS_MAX: usize = 50;
+
+/// Checks the whole definition: its first fault.
 pub(super) fn definition(definition: &PipelineDefinition, registry: &Registry, options: &Options) -> Result<(), Error> {
+    faults(definition, registry, options).into_iter().next().map_or(Ok(()), Err)
+}
+
+/// All that is wrong with a definition.
+pub(super) fn faults(definition: &PipelineDefinition, registry: &Registry, options: &Options) -> Vec<Error> {
     if definition.format_version != PipelineDefinition::FORMAT_VERSION {
         let message = format!(
             "format version {} is not known; this server writes and reads {}",
             definition.format_version,
             PipelineDefinition::FORMAT_VERSION
         );
-        return Err(Error::invalid(&["formatVersion"], message));
+        return vec![Error::invalid(&["formatVersion"], message)];
     }
-    text(&["description"], &definition.description, DESCRIPTION_MAX)?;
-    parameters(definition)?;
     let stages = &definition.stages;
     if stages.is_empty() || stages.len() > STAGES_MAX {
         let message = format!("a pipeline has 1 to {STAGES_MAX} stages, not {}", stages.len());
-        return Err(Error::invalid(&["stages"], message));
+        return vec![Error::invalid(&["stages"], message)];
     }
-    keys(stages)?;
-    references(stages)?;
-    cycles(stages)?;
-    notifications(definition)?;
-    for (index, stage) in stages.iter().enumerate() {
-        config(index, stage, registry, options)?;
+    let mut faults: Vec<Error> =
+        text(&["description"], &definition.description, DESCRIPTION_MAX).err().into_iter().collect();
+    faults.extend(parameters(definition).err());
+    match keys(stages) {
+        Ok(()) => {
+            let wrong = references(stages);
+            faults.extend(if wrong.is_empty() { cycles(stages).err().into_iter().collect() } else { wrong });
+        }
+        Err(wrong) => faults.push(wrong),
     }
-    triggers(definition, registry, options)
+    faults.extend(notifications(definition).err());
+    faults.extend(stages.iter().enumerate().flat_map(|(index, stage)| config(index, stage, registry, options)));
+    faults.extend(triggers(definition, registry, options));
+    faults.truncate(FAULTS_MAX);
+    faults
 }
 
 fn text(field: &[&str], text: &str, max: usize) -> Result<(), Error> {
@@ -162,8 +176,9 @@ fn keys(stages: &[StageSpec]) -> Result<(), Error> {
     Ok(())
 }
 
-fn references(stages: &[StageSpec]) -> Result<(), Error> {
+fn references(stages: &[StageSpec]) -> Vec<Error> {
     let keys: HashSet<&str> = stages.iter().map(|stage| stage.key.as_str()).collect();
+    let mut faults = Vec::new();
     for (index, stage) in stages.iter().enumerate() {
         let mut seen = HashSet::new();
         for (place, required) in stage.requires.iter().enumerate() {
@@ -172,15 +187,15 @@ fn references(stages: &[StageSpec]) -> Result<(), Error> {
                 let others = keys.iter().copied().filter(|key| *key != stage.key);
                 let near = did_you_mean(required, others);
                 let message = format!("stage `{}` requires `{required}`, which is not a stage's key{near}", stage.key);
-                return Err(Error::invalid(&field, message));
+                faults.push(Error::invalid(&field, message));
             }
             if !seen.insert(required) {
                 let message = format!("stage `{}` requires `{required}` twice", stage.key);
-                return Err(Error::invalid(&field, message));
+                faults.push(Error::invalid(&field, message));
             }
         }
     }
-    Ok(())
+    faults
 }
 
 /// Follows what each stage requires; a stage met again on the way is a cycle.
@@ -218,71 +233,82 @@ fn cycles(stages: &[StageSpec]) -> Result<(), Error> {
     Ok(())
 }
 
-fn config(index: usize, stage: &StageSpec, registry: &Registry, options: &Options) -> Result<(), Error> {
+fn config(index: usize, stage: &StageSpec, registry: &Registry, options: &Options) -> Vec<Error> {
     let at = index.to_string();
     let Some(kind) = registry.get(&stage.kind) else {
         let kinds: Vec<&'static str> = registry.iter().map(|kind| kind.kind().kind).collect();
         let near = did_you_mean(&stage.kind, kinds);
         let message = format!("stage `{}` is of the unknown kind `{}`{near}", stage.key, stage.kind);
-        return Err(Error::invalid(&["stages", &at, "kind"], message));
+        return vec![Error::invalid(&["stages", &at, "kind"], message)];
     };
-    let fault = |pointer: &str, message: String| {
-        let mut field = vec!["stages".to_owned(), at.clone(), "config".to_owned()];
-        field.extend(pointer.split('/').skip(1).map(|part| part.replace("~1", "/").replace("~0", "~")));
-        let place = if pointer.is_empty() { String::new() } else { format!(" at `{pointer}`") };
-        Error { code: Code::Invalid, message: format!("stage `{}`: config{place}: {message}", stage.key), field }
-    };
-    let size = notices::size(&stage.config);
-    if size > options.config_max {
-        return Err(fault("", format!("it has {size} bytes; at most {} are allowed", options.config_max)));
+    let fault = |(pointer, message)| in_config(["stages", &at], &format!("stage `{}`", stage.key), pointer, message);
+    if let Err(wrong) = size(&stage.config, options) {
+        return vec![fault(wrong)];
     }
-    expression::parse_all(&stage.config).map_err(|error| fault(&error.pointer, error.message))?;
-    let empty = serde_json::json!({});
-    let config = if stage.config.is_null() { &empty } else { &stage.config };
-    kind.validate(config).map_err(|(pointer, message)| fault(&pointer, message))
+    if let Err(error) = expression::parse_all(&stage.config) {
+        return vec![fault((error.pointer, error.message))];
+    }
+    kind.validate(given(&stage.config)).map_or_else(|faults| faults.into_iter().map(fault).collect(), |()| Vec::new())
 }
 
-fn triggers(definition: &PipelineDefinition, registry: &Registry, options: &Options) -> Result<(), Error> {
+fn size(config: &Value, options: &Options) -> Result<(), Fault> {
+    let size = notices::size(config);
+    if size > options.config_max {
+        let message = format!("it has {size} bytes; at most {} are allowed", options.config_max);
+        return Err((String::new(), message));
+    }
+    Ok(())
+}
+
+/// A config that is left out says nothing.
+fn given(config: &Value) -> &Value {
+    static EMPTY: LazyLock<Value> = LazyLock::new(|| serde_json::json!({}));
+    if config.is_null() { &EMPTY } else { config }
+}
+
+/// A fault within a config: `whose` says whose it is.
+fn in_config(at: [&str; 2], whose: &str, pointer: String, message: String) -> Error {
+    let parts = pointer.split('/').skip(1).map(|part| part.replace("~1", "/").replace("~0", "~"));
+    let field = at.into_iter().chain(["config"]).map(str::to_owned).chain(parts).collect();
+    let place = if pointer.is_empty() { String::new() } else { format!(" at `{pointer}`") };
+    Error { code: Code::Invalid, message: format!("{whose}: config{place}: {message}"), field }
+}
+
+fn triggers(definition: &PipelineDefinition, registry: &Registry, options: &Options) -> Vec<Error> {
     let triggers = &definition.triggers;
     if triggers.len() > TRIGGERS_MAX {
-        return Err(Error::invalid(&["triggers"], format!("a pipeline has at most {TRIGGERS_MAX} triggers")));
+        return vec![Error::invalid(&["triggers"], format!("a pipeline has at most {TRIGGERS_MAX} triggers"))];
     }
+    let mut faults = Vec::new();
     let mut first = HashMap::new();
     for (index, trigger) in triggers.iter().enumerate() {
         let (at, key) = (index.to_string(), trigger.key.as_str());
         if !is_key(key) {
             let message = format!("`{key}` is not a trigger's key: 1 to {KEY_MAX} letters, digits, `-` and `_`");
-            return Err(Error::invalid(&["triggers", &at, "key"], message));
+            faults.push(Error::invalid(&["triggers", &at, "key"], message));
         }
         if let Some(other) = first.insert(key, index) {
             let message = format!("triggers {other} and {index} have the same key `{key}`");
-            return Err(Error::invalid(&["triggers", &at, "key"], message));
+            faults.push(Error::invalid(&["triggers", &at, "key"], message));
         }
-        let when = trigger_config(&at, trigger, registry, options)?;
-        trigger_parameters(&at, trigger, definition, &when)?;
+        match trigger_config(&at, trigger, registry, options) {
+            Ok(when) => faults.extend(trigger_parameters(&at, trigger, definition, &when).err()),
+            Err(wrong) => faults.extend(wrong),
+        }
     }
-    Ok(())
+    faults
 }
 
-fn trigger_config(at: &str, trigger: &TriggerSpec, registry: &Registry, options: &Options) -> Result<When, Error> {
+fn trigger_config(at: &str, trigger: &TriggerSpec, registry: &Registry, options: &Options) -> Result<When, Vec<Error>> {
     let Some(kind) = registry.trigger(&trigger.kind) else {
         let near = did_you_mean(&trigger.kind, registry.triggers().map(|kind| kind.kind().kind));
         let message = format!("trigger `{}` is of the unknown kind `{}`{near}", trigger.key, trigger.kind);
-        return Err(Error::invalid(&["triggers", at, "kind"], message));
+        return Err(vec![Error::invalid(&["triggers", at, "kind"], message)]);
     };
-    let fault = |pointer: &str, message: String| {
-        let mut field = vec!["triggers".to_owned(), at.to_owned(), "config".to_owned()];
-        field.extend(pointer.split('/').skip(1).map(|part| part.replace("~1", "/").replace("~0", "~")));
-        let place = if pointer.is_empty() { String::new() } else { format!(" at `{pointer}`") };
-        Error { code: Code::Invalid, message: format!("trigger `{}`: config{place}: {message}", trigger.key), field }
-    };
-    let size = notices::size(&trigger.config);
-    if size > options.config_max {
-        return Err(fault("", format!("it has {size} bytes; at most {} are allowed", options.config_max)));
-    }
-    let empty = serde_json::json!({});
-    let config = if trigger.config.is_null() { &empty } else { &trigger.config };
-    kind.read(config).map_err(|(pointer, message)| fault(&pointer, message))
+    let fault =
+        |(pointer, message)| in_config(["triggers", at], &format!("trigger `{}`", trigger.key), pointer, message);
+    size(&trigger.config, options).map_err(|wrong| vec![fault(wrong)])?;
+    kind.read(given(&trigger.config)).map_err(|faults| faults.into_iter().map(fault).collect())
 }
 
 /// A trigger that could never start its pipeline is refused when it is saved, not at night.

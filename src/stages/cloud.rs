@@ -130,12 +130,21 @@ pub(super) fn own(cx: &StepContext, what: &str, name: &str) -> Result<names::Nam
 
 /// The same for names of load balancers and security groups, which have no sequence.
 pub(super) fn own_unnumbered(cx: &StepContext, what: &str, name: &str) -> Result<(), StepError> {
-    let parsed = own(cx, what, name)?;
-    let Some(push) = parsed.push else { return Ok(()) };
-    Err(StepError::Fail(
-        Cause::new("MALFORMED_NAME", format!("{what} name `{name}` ends like a server group's (`{push}`)"))
-            .hint(format!("use `{}`", parsed.cluster)),
-    ))
+    own(cx, what, name)?;
+    check_unnumbered(what, name).map_err(|(_, message)| StepError::fail("MALFORMED_NAME", message))
+}
+
+/// The name of a load balancer or security group is of the grammar and has no sequence; said at
+/// save time too.
+pub(super) fn check_unnumbered(what: &str, name: &str) -> Result<(), (String, String)> {
+    let message = match names::parse(name) {
+        None => format!("{what} name `{name}` is not of the form application-stack-detail"),
+        Some(names::Name { push: Some(push), cluster, .. }) => {
+            format!("{what} name `{name}` ends like a server group's (`{push}`); use `{cluster}`")
+        }
+        Some(_) => return Ok(()),
+    };
+    Err(("/name".to_owned(), message))
 }
 
 /// The server groups of a cluster, newest first.

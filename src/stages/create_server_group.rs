@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{cloud, schema};
-use crate::engine::contract::{Cause, INVENTORY_TOPIC, Next, Stage, StepContext, StepError};
+use crate::engine::contract::{self, Cause, INVENTORY_TOPIC, Next, Stage, StepContext, StepError};
 use crate::inventory::Inventory;
 use crate::model::{
     Capacity, ChildSpec, Execution, HealthCheck, NOT_STARTED, OnFailure, Phase, Place, ServerGroup, ServerGroupSpec,
@@ -137,13 +137,15 @@ impl Config {
 
     fn check_launch(&self, inventory: &Inventory) -> Result<(), (String, String)> {
         let Ok(provider) = inventory.provider(&self.account) else { return Ok(()) };
-        // First the provider, whose messages say more than a schema can.
-        provider.validate_launch(&self.launch).map_err(|(pointer, message)| (format!("/launch{pointer}"), message))?;
+        let below = |(pointer, message): (String, String)| (format!("/launch{pointer}"), message);
         let schema = provider.kind().schema;
+        contract::unknown_fields(&schema, &self.launch).map_err(|mut faults| below(faults.swap_remove(0)))?;
+        // Then the provider, whose messages say more than a schema can.
+        provider.validate_launch(&self.launch).map_err(below)?;
         if let Ok(schema) = jsonschema::draft202012::new(&schema)
             && let Err(error) = schema.validate(&self.launch)
         {
-            return Err((format!("/launch{}", error.instance_path()), error.to_string()));
+            return Err(below((error.instance_path().to_string(), error.to_string())));
         }
         Ok(())
     }

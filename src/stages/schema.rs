@@ -76,7 +76,7 @@ pub(super) fn one_target(mut schema: Value) -> Value {
 
 pub(super) fn name(of: &str) -> Value {
     json!({
-        "type": "string", "minLength": 1, "maxLength": 250,
+        "type": "string", "minLength": 1, "maxLength": 200,
         "description": format!("The name of the {of}: `application`, `application-stack` or `application-stack-detail`.")
     })
 }

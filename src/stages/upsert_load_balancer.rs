@@ -125,9 +125,17 @@ impl Stage for UpsertLoadBalancer {
         })
     }
     fn validate(&self, config: &Config) -> Result<(), (String, String)> {
+        cloud::check_unnumbered("load balancer", &config.name)?;
         for (index, listener) in config.listeners.iter().enumerate() {
             if listener.port_to.is_some_and(|to| to < listener.port) {
                 return Err((format!("/listeners/{index}/portTo"), "it is below the range's first port".to_owned()));
+            }
+            let same = |other: &&Listener| other.address == listener.address && other.port == listener.port;
+            if listener.port_to.is_none()
+                && config.listeners[..index].iter().any(|other| same(&other) && other.port_to.is_none())
+            {
+                let message = format!("another listener has port {} of {} already", listener.port, listener.address);
+                return Err((format!("/listeners/{index}/port"), message));
             }
         }
         cloud::check_place(&self.inventory, &config.place()).map_err(|(field, message)| (format!("/{field}"), message))

@@ -88,6 +88,7 @@ impl Stage for UpsertSecurityGroup {
         })
     }
     fn validate(&self, config: &Config) -> Result<(), (String, String)> {
+        cloud::check_unnumbered("security group", &config.name)?;
         for (index, rule) in config.inbound.iter().enumerate() {
             if rule.port_to < rule.port_from {
                 return Err((format!("/inbound/{index}/portTo"), "it is below the range's first port".to_owned()));

@@ -6,6 +6,7 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 use chrono_tz::{TZ_VARIANTS, Tz};
+use croner::errors::CronError;
 use croner::parser::{CronParser, Seconds, Year};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -80,7 +81,8 @@ impl Trigger for Cron {
         };
         let table = Table { cron, zone, missed };
         if table.next(DateTime::UNIX_EPOCH).is_none() {
-            let message = format!("`{}` never comes", config.expression);
+            let message =
+                format!("`{}` never comes: there is no such day; {EXAMPLE}", config.expression.escape_debug());
             return Err(("/expression".to_owned(), message));
         }
         Ok(When::Time(Box::new(table)))
@@ -102,7 +104,39 @@ fn zone(name: &str) -> Result<Tz, String> {
 
 fn parse(expression: &str) -> Result<croner::Cron, String> {
     let parser = CronParser::builder().seconds(Seconds::Optional).year(Year::Disallowed).build();
-    parser.parse(expression).map_err(|error| format!("`{}` is not a timetable: {error}", expression.escape_debug()))
+    parser.parse(expression).map_err(|error| {
+        let fields: Vec<&str> = expression.split_whitespace().collect();
+        // The field that does not hold among stars either.
+        let faulty = |at: &usize| {
+            let mut alone = vec!["*"; fields.len()];
+            alone[*at] = fields[*at];
+            parser.parse(&alone.join(" ")).is_err()
+        };
+        let why = match fields.len() {
+            count @ 5..=6 => match (0..count).find(faulty) {
+                Some(at) => {
+                    format!("`{}` is no {} ({})", fields[at].escape_debug(), FIELDS[at + 6 - count], said(&error))
+                }
+                None => said(&error),
+            },
+            1 => "it has 1 field".to_owned(),
+            count => format!("it has {count} fields"),
+        };
+        format!("`{}` is not a timetable: {why}; {EXAMPLE}", expression.escape_debug())
+    })
+}
+
+const FIELDS: [&str; 6] = ["second", "minute", "hour", "day of month", "month", "day of week"];
+const EXAMPLE: &str = "write minute, hour, day of month, month and day of week, as `0 3 * * MON-FRI` (at 3:00 from Monday \
+                       to Friday), with seconds in front if you like";
+
+fn said(error: &CronError) -> String {
+    match error {
+        CronError::InvalidPattern(why) | CronError::IllegalCharacters(why) | CronError::ComponentError(why) => {
+            why.trim_end_matches('.').to_owned()
+        }
+        other => other.to_string(),
+    }
 }
 
 struct Table {
@@ -221,8 +255,20 @@ mod tests {
             assert!(place == "/timeZone" && message.contains(&format!("did you mean `{near}`")), "{message}");
         }
         for expression in ["", "61 * * * *", "* * *", "0 0 * * * * 2026", "hourly", "0 0 30 2 *"] {
-            let (place, _) = fault(json!({ "expression": expression }));
+            let (place, message) = fault(json!({ "expression": expression }));
             assert_eq!(place, "/expression", "{expression}");
+            assert!(message.contains("`0 3 * * MON-FRI`"), "{message}");
+        }
+        for (expression, says) in [
+            ("61 * * * *", "`61` is no minute (Number out of bounds)"),
+            ("0 0 25 * * *", "`25` is no hour"),
+            ("0 0 * FOO *", "`FOO` is no month"),
+            ("* * *", "it has 3 fields"),
+            ("hourly", "it has 1 field;"),
+            ("0 0 30 2 *", "never comes"),
+        ] {
+            let (_, message) = fault(json!({ "expression": expression }));
+            assert!(message.contains(says), "{expression}: {message}");
         }
     }
 }

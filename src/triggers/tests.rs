@@ -372,7 +372,11 @@ async fn faults_of_triggers_name_their_place() {
         (with(&|t| t["key"] = json!("a b")), "triggers.0.key", "not a trigger's key"),
         (with(&|t| t["kind"] = json!("crom")), "triggers.0.kind", "did you mean `cron`"),
         (with(&|t| t["config"] = json!({})), "triggers.0.config", "expression"),
-        (with(&|t| t["config"]["zone"] = json!("UTC")), "triggers.0.config", "zone"),
+        (
+            with(&|t| t["config"]["zone"] = json!("UTC")),
+            "triggers.0.config.zone",
+            "there is expression, timeZone, missed",
+        ),
         (with(&|t| t["config"]["expression"] = json!("99 * * * *")), "triggers.0.config.expression", "timetable"),
         (with(&|t| t["config"]["timeZone"] = json!("Europe/Berlim")), "triggers.0.config.timeZone", "Europe/Berlin"),
         (with(&|t| t["parameters"] = json!({ "versio": 1 })), "triggers.0.parameters.versio", "did you mean `version`"),

@@ -15,6 +15,8 @@ pub fn trials() -> Vec<Trial> {
         trial("api_errors", "an_unknown_application_is_answered_with_the_nearest_name", unknown_application),
         trial("api_errors", "malformed_names_are_refused", malformed_names),
         trial("api_errors", "a_definition_that_does_not_hold_is_refused_with_its_path", definitions),
+        trial("api_errors", "what_is_only_validated_is_refused_alike_and_never_done", validated_only),
+        trial("api_errors", "an_unknown_key_is_answered_with_the_nearest_one", unknown_keys),
         trial("api_errors", "a_missing_parameter_is_named", missing_parameter),
         trial("api_errors", "a_missing_artifact_fails_the_deploy_and_says_which", missing_artifact),
         trial("api_errors", "an_artifact_outside_the_roots_is_refused", artifact_outside),
@@ -105,6 +107,147 @@ async fn definitions() -> Outcome {
         .await?;
     let nodes = &data["application"]["pipelines"]["nodes"];
     anyhow::ensure!(*nodes == json!([{ "name": setup::PIPELINE, "revision": 1 }]), "nothing was saved: {nodes}");
+    Ok(())
+}
+
+async fn validated_only() -> Outcome {
+    let server = Server::start().await?;
+    let hello = Hello::create(&server).await?;
+    let client = &hello.client;
+    const COUNTS: &str =
+        "{ applications { totalCount nodes { version } } executions { totalCount } pipelines { totalCount } }";
+    let before = client.query(COUNTS, json!({})).await?;
+    let listeners = json!([{ "port": 9000 }]);
+    let stages = json!([{ "key": "w", "kind": "wait", "config": { "seconds": 0 } }]);
+    let after = |pipeline: &str| json!([{ "key": "t", "kind": "pipeline", "config": { "application": "new", "pipeline": pipeline } }]);
+    let with = |triggers: &Value, beside: Value| json!({ "application": { "name": "new" }, "name": "x", "stages": stages, "triggers": triggers, "validateWith": beside });
+    // (the mutation, an input that holds, one that does not, the fields at fault)
+    for (verb, good, bad, places) in [
+        (
+            "createApplication",
+            json!({ "name": "new" }),
+            json!({ "name": "New", "email": "nobody", "description": "x".repeat(4_001) }),
+            vec!["name", "description", "email"],
+        ),
+        ("createApplication", json!({ "name": "new" }), json!({ "name": "hello" }), vec!["name"]),
+        (
+            "updateApplication",
+            json!({ "application": { "name": "hello" }, "description": "other" }),
+            json!({ "application": { "name": "hello" }, "email": "nobody" }),
+            vec!["email"],
+        ),
+        (
+            "upsertSecurityGroup",
+            json!({ "name": "new-web", "inbound": [] }),
+            json!({ "name": "new-v001", "inbound": [] }),
+            vec!["name"],
+        ),
+        (
+            "upsertLoadBalancer",
+            json!({ "name": "new", "listeners": listeners, "securityGroups": ["new"], "validateWith": ["new"] }),
+            json!({ "name": "new", "listeners": [], "securityGroups": ["new"] }),
+            vec!["listeners", "securityGroups.0"],
+        ),
+        (
+            "savePipeline",
+            with(&after("y"), json!([{ "application": "new", "name": "y" }])),
+            with(&after("y"), json!([])),
+            vec!["triggers.0.config.pipeline"],
+        ),
+        (
+            "savePipeline",
+            with(
+                &after("x y"),
+                json!([{ "application": "new", "name": "x y", "startedBy": [{ "application": "hello", "name": "z" }] }]),
+            ),
+            with(
+                &after("y"),
+                json!([{ "application": "new", "name": "y", "startedBy": [{ "application": "new", "name": "x" }] }]),
+            ),
+            vec!["triggers.0.config.pipeline"],
+        ),
+    ] {
+        let input_type = format!("{}{}Input", verb[..1].to_uppercase(), &verb[1..]);
+        let document = format!(
+            "mutation ($input: {input_type}!) {{ {verb}(input: $input) {{ __typename userErrors {{ code message field }} }} }}"
+        );
+        let only = |mut input: Value| {
+            input["validateOnly"] = json!(true);
+            input
+        };
+        client.mutate(&document, only(good)).await?;
+        let Err(Error::Refused(errors)) = client.mutate(&document, only(bad.clone())).await else {
+            anyhow::bail!("{verb} takes {bad}");
+        };
+        let at = |error: &Value| {
+            let parts = error["field"].as_array().into_iter().flatten().filter_map(Value::as_str);
+            parts.collect::<Vec<_>>().join(".")
+        };
+        let found: Vec<_> = errors.iter().map(at).collect();
+        anyhow::ensure!(found == places, "{verb}: {errors:?}");
+    }
+    anyhow::ensure!(client.query(COUNTS, json!({})).await? == before, "something was done");
+    // What is said about a set goes with a look only.
+    let mut input = with(&json!([]), json!([{ "application": "new", "name": "y" }]));
+    input["application"]["name"] = json!("hello");
+    let error = client.mutate(SAVE, input).await.expect_err("not to be saved so");
+    anyhow::ensure!(fields(&error) == ["validateWith"], "{error:?}");
+    Ok(())
+}
+
+async fn unknown_keys() -> Outcome {
+    let server = Server::start().await?;
+    let hello = Hello::create(&server).await?;
+    let stage = |kind: &str, config: Value| json!({ "stages": [{ "key": "s", "kind": kind, "config": config }] });
+    let cluster = |key: &str, value: Value| {
+        let mut definition = hello.pipeline();
+        let cluster = definition.pointer_mut("/stages/0/config/clusters/0").expect("a cluster");
+        // Without expressions, so that the provider sees what it is to launch.
+        cluster["labels"] = json!({});
+        cluster["launch"]["command"] = json!(["./x"]);
+        match key.split_once('.') {
+            Some((outer, inner)) => cluster[outer][inner] = value,
+            None => cluster[key] = value,
+        }
+        definition
+    };
+    let triggered = |kind: &str, config: Value| {
+        json!({ "stages": [{ "key": "s", "kind": "wait", "config": { "seconds": 0 } }],
+            "triggers": [{ "key": "t", "kind": kind, "config": config }] })
+    };
+    for (definition, place, near) in [
+        (stage("wait", json!({ "secods": 1 })), "stages.0.config.secods", "seconds"),
+        (stage("webhook", json!({ "url": "http://x", "metod": "GET" })), "stages.0.config.metod", "method"),
+        (stage("manualJudgment", json!({ "instruction": "" })), "stages.0.config.instruction", "instructions"),
+        (cluster("capacty", json!(1)), "stages.0.config.clusters.0.capacty", "capacity"),
+        (cluster("capacity.dsired", json!(1)), "stages.0.config.clusters.0.capacity.dsired", "desired"),
+        (
+            cluster("strategy", json!({ "kind": "redBlack", "scaledDown": true })),
+            "stages.0.config.clusters.0.strategy.scaledDown",
+            "scaleDown",
+        ),
+        (cluster("healthCheck.pth", json!("/")), "stages.0.config.clusters.0.healthCheck.pth", "path"),
+        (cluster("launch.comand", json!([])), "stages.0.config.clusters.0.launch.comand", "command"),
+        (
+            triggered("cron", json!({ "expression": "* * * * *", "timezone": "UTC" })),
+            "triggers.0.config.timezone",
+            "timeZone",
+        ),
+        (
+            triggered("pipeline", json!({ "application": "hello", "pipeline": "x", "status": ["FAILED"] })),
+            "triggers.0.config.status",
+            "statuses",
+        ),
+    ] {
+        let error = hello.save("odd", &definition).await.expect_err(place);
+        anyhow::ensure!(fields(&error).join(".") == place, "{place}: {error:?}");
+        anyhow::ensure!(error.to_string().contains(&format!("did you mean `{near}`?")), "{error}");
+    }
+    let odd = triggered("cron", json!({ "expression": "0 25 * * *" }));
+    let error = hello.save("odd", &odd).await.expect_err("no such hour");
+    anyhow::ensure!(fields(&error).join(".") == "triggers.0.config.expression", "{error:?}");
+    let said = error.to_string();
+    anyhow::ensure!(said.contains("`25` is no hour") && said.contains("as `0 3 * * MON-FRI`"), "{said}");
     Ok(())
 }
 

@@ -16,6 +16,13 @@ pub fn trials() -> Vec<Trial> {
         trial("apply", "prune_deletes_what_no_file_mentions_and_a_dry_run_does_not", prune),
         trial("apply", "after_a_failure_it_says_what_is_done_and_goes_on_when_run_again", goes_on),
         trial("apply", "a_hidden_secret_is_neither_exported_nor_applied", masked),
+        trial("apply", "all_that_does_not_hold_is_told_at_once_and_nothing_is_done", all_at_once),
+        trial("apply", "whoever_may_not_save_is_told_before_anything_is_done", may_not_save),
+        trial("apply", "a_trigger_may_wait_for_what_the_same_files_make", chains),
+        trial("apply", "pipelines_that_would_start_each_other_are_refused_before_anything_is_done", circle),
+        trial("apply", "a_trigger_without_its_source_is_exported_with_a_warning_and_mended_by_apply", dead_trigger),
+        trial("apply", "every_sort_of_field_goes_out_and_in_unchanged", every_field),
+        trial("apply", "prune_does_not_delete_what_a_file_needs", prune_keeps_needed),
     ]
 }
 
@@ -148,6 +155,7 @@ async fn refused() -> Outcome {
     let cases = [
         ("descripton: x", "description: \"yes\"", 5, "did you mean `description`"),
         ("    kind: wiat", "    kind: wait", 12, "did you mean `wait`"),
+        ("  interval: soon", "  interval: PT0.50S", 31, "a span of time such as PT30S or PT0.5S, not `soon`"),
         ("    requires: [wiat]", "    requires: [wait]", 17, "did you mean `wait`"),
         ("    onFailure: continue", "    onFailure: CONTINUE", 18, "did you mean `CONTINUE`"),
         ("      seconds: many", "      seconds: 0", 21, "seconds"),
@@ -316,5 +324,438 @@ async fn masked() -> Outcome {
     let back = apply(&server, &["-f", out]).await?.with_status(0)?;
     anyhow::ensure!(back.out.lines().all(|line| line.starts_with("unchanged ")), "{}", back.out);
     anyhow::ensure!(back.out.contains(setup::PIPELINE), "{}", back.out);
+    Ok(())
+}
+
+/// The line of a text in which a part of it stands, from 1.
+fn line_of(text: &str, part: &str) -> usize {
+    text.lines().position(|line| line.contains(part)).map_or(0, |index| index + 1)
+}
+
+async fn nothing_was_done(server: &Server) -> Outcome {
+    let data = server.client().query("{ applications { totalCount } executions { totalCount } }", json!({})).await?;
+    anyhow::ensure!(data["applications"]["totalCount"] == 0 && data["executions"]["totalCount"] == 0, "{data}");
+    Ok(())
+}
+
+async fn all_at_once() -> Outcome {
+    let server = Server::start().await?;
+    let text = "\
+kind: Application
+name: Shop
+email: nobody
+---
+kind: Application
+name: shop
+description: fine
+---
+kind: SecurityGroup
+name: shop-v001
+inbound: [{ cidr: 10.0.0.0/8, portFrom: 1, portTo: 2 }]
+---
+kind: SecurityGroup
+name: shop
+inbound:
+  - { cidr: 10.0.0.0/8, portFrom: 9, portTo: 8 }
+---
+kind: SecurityGroup
+name: shop-net
+inbound:
+  - { cidr: 10.0.0.0/99, portFrom: 1, portTo: 2 }
+---
+kind: LoadBalancer
+name: shop
+listeners:
+  - { port: 9000, portTo: 8999 }
+securityGroups: [shop, shop-nett]
+---
+kind: LoadBalancer
+name: shop-checked
+listeners: [{ port: 9100 }]
+healthCheck:
+  protocol: HTTP
+  interval: PT0.001S
+drain: PT2H
+---
+kind: LoadBalancer
+name: shop-high
+listeners: [{ port: 70000 }]
+---
+kind: LoadBalancer
+name: shop-odd
+location: mars
+listeners:
+  - { address: localhost, port: 9200 }
+---
+kind: Pipeline
+application: shop
+name: deploy
+stages:
+  - key: deploy
+    kind: deploy
+    config:
+      clusters:
+        - capacity: { min: 1, desired: 1, max: 1 }
+          strategy:
+            kind: redBlack
+            scaledown: true
+          launch: { artifact: { path: /srv/x }, command: [./x] }
+  - key: wait
+    kind: wait
+    requires: [deplyo]
+    config:
+      secnds: 1
+triggers:
+  - key: nightly
+    kind: cron
+    config:
+      expression: \"61 3 * * *\"
+  - key: zone
+    kind: cron
+    config:
+      expression: \"0 3 * * *\"
+      timezone: Europe/Berlin
+  - key: after
+    kind: pipeline
+    config:
+      application: shop
+      pipeline: biuld
+";
+    let path = write(&server, "shop.yaml", text)?;
+    let file = path.to_str().unwrap_or_default();
+    let dry = apply(&server, &["-f", file, "--dry-run"]).await?.with_status(2)?;
+    // (the line, the document, what is said, the field)
+    for (line, document, says, field) in [
+        ("name: Shop", "application Shop", "lower-case letters", "name"),
+        ("email: nobody", "application Shop", "`nobody` is not an address", "email"),
+        ("name: shop-v001", "security group shop-v001", "ends like a server group's (`v001`); use `shop`", "name"),
+        ("portTo: 8 }", "security group shop", "below the range's first port", "inbound.0.portTo"),
+        ("10.0.0.0/99", "security group shop-net", "`10.0.0.0/99`: invalid", "inbound.0.cidr"),
+        ("portTo: 8999", "load balancer shop", "below the range's first port", "listeners.0.portTo"),
+        ("shop-nett", "load balancer shop", "there is no security group `shop-nett`", "securityGroups.1"),
+        ("healthCheck:", "load balancer shop-checked", "\"path\" is a required property", "healthCheck"),
+        ("interval: PT0.001S", "load balancer shop-checked", "in milliseconds, 1 is less", "healthCheck.interval"),
+        ("drain: PT2H", "load balancer shop-checked", "in seconds, 7200 is greater", "drain"),
+        ("port: 70000", "load balancer shop-high", "70000 is greater than the maximum of 65535", "listeners.0.port"),
+        ("address: localhost", "load balancer shop-odd (local/mars)", "`localhost`: invalid IP", "listeners.0.address"),
+        (
+            "scaledown: true",
+            "pipeline shop/deploy",
+            "there is no field `scaledown`; did you mean `scaleDown`?",
+            "stages.0.config.clusters.0.strategy.scaledown",
+        ),
+        ("requires: [deplyo]", "pipeline shop/deploy", "did you mean `deploy`?", "stages.1.requires.0"),
+        ("secnds: 1", "pipeline shop/deploy", "did you mean `seconds`?", "stages.1.config.secnds"),
+        ("61 3 * * *", "pipeline shop/deploy", "`61` is no minute", "triggers.0.config.expression"),
+        ("timezone: Eu", "pipeline shop/deploy", "did you mean `timeZone`?", "triggers.1.config.timezone"),
+        ("pipeline: biuld", "pipeline shop/deploy", "has no pipeline `biuld`", "triggers.2.config.pipeline"),
+    ] {
+        let begins = format!("{file}:{}: {document}: ", line_of(text, line));
+        let ends = format!("(at {field})");
+        let told = |said: &&str| said.contains(&begins) && said.contains(says) && said.ends_with(&ends);
+        anyhow::ensure!(dry.err.lines().any(|said| told(&said)), "no `{begins}…{says}…{ends}` in\n{}", dry.err);
+    }
+    anyhow::ensure!(dry.err.contains("`0 3 * * MON-FRI`"), "{}", dry.err);
+    // Without --dry-run it is the same, and nothing is half done.
+    let done = apply(&server, &["-f", file]).await?.with_status(2)?;
+    anyhow::ensure!(done.err == dry.err, "{}\n{}", done.err, dry.err);
+    nothing_was_done(&server).await
+}
+
+async fn may_not_save() -> Outcome {
+    let server = Server::start().await?;
+    let viewer = as_principal(&server, "vera", "viewer")?;
+    let path = write(&server, "shop.yaml", &shop(server.load_balancer_ports()))?;
+    let file = path.to_str().unwrap_or_default();
+    let viewing = ["apply", "-f", file, "--dry-run", "--token", &viewer];
+    let refused = server.gennaker(&viewing).await?.with_status(1)?;
+    for part in ["application shop", "vera", "OPERATOR", "nothing was done"] {
+        anyhow::ensure!(refused.err.contains(part), "{part}: {}", refused.err);
+    }
+    nothing_was_done(&server).await?;
+    apply(&server, &["-f", file]).await?.with_status(0)?;
+    // To look whether all is as the files say needs no more than to look.
+    let same = server.gennaker(&viewing).await?.with_status(0)?;
+    anyhow::ensure!(same.out.lines().all(|line| line.starts_with("unchanged ")), "{}", same.out);
+    for (right, wrong, part) in [
+        ("The shop,", "Our shop,", "application shop"),
+        ("path: /health", "path: /healthy", "load balancer shop"),
+        ("cidr: 127.0.0.0/8", "cidr: 127.0.0.0/16", "security group shop"),
+        ("timeoutSeconds: 60", "timeoutSeconds: 61", "pipeline shop/deploy"),
+    ] {
+        write(&server, "shop.yaml", &shop(server.load_balancer_ports()).replace(right, wrong))?;
+        let refused = server.gennaker(&viewing).await?.with_status(1)?;
+        anyhow::ensure!(refused.err.contains(part) && refused.err.contains("vera"), "{part}: {}", refused.err);
+    }
+    Ok(())
+}
+
+/// A pipeline of `shop`, started by the ends of others.
+fn after(name: &str, sources: &[&str]) -> String {
+    let triggers: Vec<Value> = sources
+        .iter()
+        .map(|source| {
+            let config = json!({ "application": "shop", "pipeline": source });
+            json!({ "key": format!("after-{source}"), "kind": "pipeline", "config": config })
+        })
+        .collect();
+    let stages = json!([{ "key": "w", "kind": "wait", "config": { "seconds": 0 } }]);
+    let fields =
+        json!({ "kind": "Pipeline", "application": "shop", "name": name, "stages": stages, "triggers": triggers });
+    format!("---\n{fields}\n")
+}
+
+const SHOP: &str = "kind: Application\nname: shop\n";
+
+/// Each trigger of the pipelines of `shop`, with the name of its source.
+async fn sources(server: &Server) -> anyhow::Result<Vec<(String, String)>> {
+    const TRIGGERS: &str =
+        "{ application(name: \"shop\") { pipelines { nodes { name triggers { problem source { name } } } } } }";
+    let data = server.client().query(TRIGGERS, json!({})).await?;
+    let mut found = Vec::new();
+    for node in data["application"]["pipelines"]["nodes"].as_array().into_iter().flatten() {
+        for trigger in node["triggers"].as_array().into_iter().flatten() {
+            anyhow::ensure!(trigger["problem"].is_null(), "{data}");
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            found.push((text(&node["name"]), text(&trigger["source"]["name"])));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+async fn chains() -> Outcome {
+    let server = Server::start().await?;
+    let both = |name: &str, source: &str| (name.to_owned(), source.to_owned());
+    // Whoever needs another stands before it.
+    let files = [after("a", &["b", "c"]), after("b", &["c"]), after("c", &[]), format!("---\n{SHOP}")].concat();
+    let path = write(&server, "shop.yaml", &files)?;
+    let file = path.to_str().unwrap_or_default();
+    apply(&server, &["-f", file, "--dry-run"]).await?.with_status(0)?;
+    nothing_was_done(&server).await?;
+    apply(&server, &["-f", file]).await?.with_status(0)?;
+    anyhow::ensure!(sources(&server).await? == [both("a", "b"), both("a", "c"), both("b", "c")]);
+    let again = apply(&server, &["-f", file]).await?.with_status(0)?;
+    anyhow::ensure!(again.out.lines().all(|line| line.starts_with("unchanged ")), "{}", again.out);
+    // The whole chain turned round, and one more in the middle of it.
+    let files = [after("d", &["a"]), after("c", &["b"]), after("b", &["d"]), after("a", &[])].concat();
+    write(&server, "shop.yaml", &files)?;
+    apply(&server, &["-f", file]).await?.with_status(0)?;
+    anyhow::ensure!(sources(&server).await? == [both("b", "d"), both("c", "b"), both("d", "a")]);
+    // Something beside it that does not hold is found although the source is still to come.
+    let files = [after("e", &["f"]).replace("after-f", "after f"), after("f", &[])].concat();
+    write(&server, "shop.yaml", &files)?;
+    let done = apply(&server, &["-f", file]).await?.with_status(2)?;
+    anyhow::ensure!(done.err.contains("pipeline shop/e") && done.err.contains("(at triggers.0.key)"), "{}", done.err);
+    write(&server, "shop.yaml", &after("e", &["g"]))?;
+    let done = apply(&server, &["-f", file, "--dry-run"]).await?.with_status(2)?;
+    let wanted = "application `shop` has no pipeline `g`";
+    anyhow::ensure!(done.err.contains(wanted) && done.err.contains("(at triggers.0.config.pipeline)"), "{}", done.err);
+    Ok(())
+}
+
+async fn circle() -> Outcome {
+    let server = Server::start().await?;
+    let path =
+        write(&server, "shop.yaml", &[SHOP, &after("a", &["b"]), &after("b", &["c"]), &after("c", &["a"])].concat())?;
+    let file = path.to_str().unwrap_or_default();
+    let done = apply(&server, &["-f", file]).await?.with_status(2)?;
+    anyhow::ensure!(done.err.contains("without an end: shop/a → shop/c → shop/b → shop/a"), "{}", done.err);
+    anyhow::ensure!(done.err.contains("pipeline shop/a: ") && done.err.contains("triggers.0.config"), "{}", done.err);
+    nothing_was_done(&server).await?;
+    // One half is on the server, the other in a file.
+    write(&server, "shop.yaml", &[SHOP, &after("a", &[]), &after("b", &["a"])].concat())?;
+    apply(&server, &["-f", file]).await?.with_status(0)?;
+    write(&server, "shop.yaml", &[after("a", &["c"]), after("c", &["b"])].concat())?;
+    let done = apply(&server, &["-f", file]).await?.with_status(2)?;
+    anyhow::ensure!(done.err.contains("without an end: shop/a → shop/b → shop/c → shop/a"), "{}", done.err);
+    anyhow::ensure!(sources(&server).await? == [("b".to_owned(), "a".to_owned())]);
+    Ok(())
+}
+
+async fn dead_trigger() -> Outcome {
+    let server = Server::start().await?;
+    let client = server.client();
+    let path = write(&server, "shop.yaml", &[SHOP, &after("first", &[]), &after("second", &["first"])].concat())?;
+    let file = path.to_str().unwrap_or_default();
+    apply(&server, &["-f", file]).await?.with_status(0)?;
+    const DELETE: &str =
+        "mutation ($input: DeletePipelineInput!) { deletePipeline(input: $input) { userErrors { message } } }";
+    client.mutate(DELETE, json!({ "pipeline": { "name": { "application": "shop", "name": "first" } } })).await?;
+
+    let exported = server.gennaker(&["export"]).await?.with_status(0)?;
+    anyhow::ensure!(exported.out.contains("name: second"), "{}", exported.out);
+    for part in ["pipeline shop/second", "`after-first`", "shop/first, which was deleted"] {
+        anyhow::ensure!(exported.err.contains(part), "{part}: {}", exported.err);
+    }
+    let answer = server.gennaker(&["export", "--json"]).await?.with_status(0)?.json()?;
+    anyhow::ensure!(answer["warnings"][0]["name"] == "second", "{answer}");
+    anyhow::ensure!(answer["warnings"][0]["message"].as_str().is_some_and(|said| said.contains("deleted")), "{answer}");
+    // Neither this server nor another takes it as it is.
+    let other = Server::start().await?;
+    for server in [&server, &other] {
+        let refused = server.gennaker_with(&["apply", "-f", "-"], &exported.out).await?.with_status(2)?;
+        let said = refused.err;
+        let wanted = "application `shop` has no pipeline `first`";
+        anyhow::ensure!(said.contains("pipeline shop/second: ") && said.contains(wanted), "{said}");
+        anyhow::ensure!(said.contains("(at triggers.0.config.pipeline)"), "{said}");
+    }
+    // The files that have both bring it back to life, although the second has not changed.
+    let mended = apply(&server, &["-f", file]).await?.with_status(0)?;
+    anyhow::ensure!(mended.out.contains("created pipeline shop/first"), "{}", mended.out);
+    let why = "changed pipeline shop/second: what its trigger `after-first` waited for was deleted";
+    anyhow::ensure!(mended.out.contains(why), "{}", mended.out);
+    anyhow::ensure!(sources(&server).await? == [("second".to_owned(), "first".to_owned())]);
+    let same = apply(&server, &["-f", file]).await?.with_status(0)?;
+    anyhow::ensure!(same.out.lines().all(|line| line.starts_with("unchanged ")), "{}", same.out);
+    let quiet = server.gennaker(&["export"]).await?.with_status(0)?;
+    anyhow::ensure!(quiet.err.is_empty(), "{}", quiet.err);
+    Ok(())
+}
+
+async fn every_field() -> Outcome {
+    let server = Server::start().await?;
+    let (from, to) = server.load_balancer_ports();
+    let text = format!(
+        r#"kind: Application
+name: shop
+email: team@example.org
+description: "it's: # all \\ here\ttoo"
+---
+kind: SecurityGroup
+name: shop-net-inner
+description: Who may
+inbound:
+  - {{ cidr: 127.0.0.0/8, protocol: HTTP, portFrom: {from}, portTo: {to} }}
+  - {{ cidr: "::1/128", portFrom: 0, portTo: 65535 }}
+  - {{ cidr: "FE80:0::/10", portFrom: 1, portTo: 1 }}
+---
+kind: LoadBalancer
+name: shop
+listeners:
+  - {{ port: {from}, portTo: {to} }}
+  - {{ address: 127.0.0.1, port: {from}, portTo: {to} }}
+healthCheck:
+  protocol: HTTP
+  path: /health
+  statuses: [200, 204]
+  bodyContains: "ok: yes"
+  interval: PT2S
+  timeout: PT1.5S
+  healthyThreshold: 2
+  unhealthyThreshold: 4
+securityGroups: [shop-net-inner]
+drain: PT5S
+---
+kind: LoadBalancer
+name: shop-plain
+listeners: [{{ port: {from}, portTo: {to} }}]
+healthCheck: {{ protocol: TCP }}
+---
+kind: Pipeline
+application: shop
+name: build it
+stages: [{{ key: w, kind: wait, config: {{ seconds: 0 }} }}]
+---
+kind: Pipeline
+application: shop
+name: nightly
+description: |
+  Two lines,
+  the second: with a colon
+parameters:
+  - {{ name: version, description: Which, default: "1.0", options: ["1.0", "2.0", "null"] }}
+  - {{ name: count, default: 3 }}
+  - {{ name: deep, default: {{ list: [1, "yes", null], none: {{}} }} }}
+stages:
+  - key: call
+    kind: webhook
+    name: "no"
+    onFailure: STOP_BRANCH
+    timeoutSeconds: 90
+    config:
+      url: "http://example.org/?a=${{ parameters.version }}"
+      method: POST
+      headers: {{ authorization: "secret://env/GENNAKER_SECRET_X" }}
+      body: {{ a: [1, 2.5, true, null] }}
+    notifications:
+      - {{ on: [FAILED], email: {{ to: [ops@example.org] }} }}
+  - key: judge
+    kind: manualJudgment
+    requires: [call]
+    config: {{ instructions: "Look: well", inputs: [go, "no"] }}
+    notifications: [{{ on: [APPROVAL_NEEDED], email: {{ to: [a@example.org, b@example.org] }} }}]
+triggers:
+  - key: timed
+    kind: cron
+    config: {{ expression: "0 3 * * MON-FRI", timeZone: Europe/Berlin, missed: RUN_ONCE }}
+    parameters: {{ version: "2.0" }}
+  - key: off
+    kind: cron
+    enabled: false
+    config: {{ expression: "*/5 * * * *" }}
+  - key: after
+    kind: pipeline
+    config: {{ application: shop, pipeline: build it, statuses: [FAILED, CANCELED] }}
+    parameters: {{ count: "${{ trigger.execution.number }}" }}
+notifications:
+  - {{ on: [STARTED, COMPLETED, CANCELED], email: {{ to: [team@example.org] }} }}
+  - on: [FAILED]
+"#
+    );
+    let path = write(&server, "shop.yaml", &text)?;
+    let file = path.to_str().unwrap_or_default();
+    apply(&server, &["-f", file]).await?.with_status(0)?;
+    let same = apply(&server, &["-f", file]).await?.with_status(0)?;
+    anyhow::ensure!(same.out.lines().count() == 6, "{}", same.out);
+    anyhow::ensure!(same.out.lines().all(|line| line.starts_with("unchanged ")), "{}", same.out);
+    let exported = server.gennaker(&["export"]).await?.with_status(0)?;
+    anyhow::ensure!(exported.err.is_empty(), "{}", exported.err);
+    let out = server.dir().join("exported");
+    let out = out.to_str().unwrap_or_default();
+    server.gennaker(&["export", "-o", out]).await?.with_status(0)?;
+    for back in [
+        apply(&server, &["-f", out]).await?.with_status(0)?,
+        server.gennaker_with(&["apply", "-f", "-"], &exported.out).await?.with_status(0)?,
+    ] {
+        anyhow::ensure!(back.out.lines().count() == 6, "{}", back.out);
+        anyhow::ensure!(back.out.lines().all(|line| line.starts_with("unchanged ")), "{}", back.out);
+    }
+    // What one server has, another takes and gives again: the load balancers' ports aside, which are taken.
+    let other = Server::start().await?;
+    let kinds = ["--kind", "Application", "--kind", "SecurityGroup", "--kind", "Pipeline"];
+    let parts = server.gennaker(&[&["export"], &kinds[..]].concat()).await?.with_status(0)?.out;
+    other.gennaker_with(&["apply", "-f", "-"], &parts).await?.with_status(0)?;
+    let again = other.gennaker(&["export"]).await?.with_status(0)?.out;
+    anyhow::ensure!(again == parts, "{again}\n{parts}");
+    Ok(())
+}
+
+async fn prune_keeps_needed() -> Outcome {
+    let server = Server::start().await?;
+    let all = shop(server.load_balancer_ports());
+    let both =
+        [&all, "---\nkind: SecurityGroup\nname: shop-spare\ninbound: []\n", &after("late", &["deploy"])].concat();
+    let path = write(&server, "shop.yaml", &both)?;
+    let file = path.to_str().unwrap_or_default();
+    apply(&server, &["-f", file]).await?.with_status(0)?;
+    // The pipeline and the group go from the files; those that need them stay.
+    let left = [
+        "kind: LoadBalancer\nname: shop\nlisteners: [{ port: 9000 }]\nsecurityGroups: [shop]\n",
+        "---\nkind: SecurityGroup\nname: shop-spare\ninbound: []\n",
+        &after("late", &["deploy"]),
+    ];
+    write(&server, "shop.yaml", &left.concat())?;
+    let done = apply(&server, &["-f", file, "--prune"]).await?.with_status(2)?;
+    for part in [
+        "load balancer shop: it needs security group shop, which --prune would delete",
+        "(at securityGroups.0)",
+        "pipeline shop/late: it needs pipeline shop/deploy, which --prune would delete",
+        "(at triggers.0.config.pipeline)",
+    ] {
+        anyhow::ensure!(done.err.contains(part), "{part}: {}", done.err);
+    }
+    let data = server.client().query("{ pipelines { totalCount } securityGroups { totalCount } }", json!({})).await?;
+    anyhow::ensure!(data["pipelines"]["totalCount"] == 2 && data["securityGroups"]["totalCount"] == 2, "{data}");
     Ok(())
 }

@@ -134,8 +134,19 @@ async fn listeners() -> Outcome {
     let document = "mutation Up($input: UpsertLoadBalancerInput!) {
         upsertLoadBalancer(input: $input) { execution { id } userErrors { message field } } }";
     // The second address is kept for documentation (RFC 5737): no machine has it.
+    let data =
+        hello.client.query("{ loadBalancer(name: \"hello\") { listeners { port portTo } urls } }", json!({})).await?;
+    let url = data["loadBalancer"]["urls"][0].as_str().context("hello listens")?;
+    let own: u16 = url.trim_end_matches('/').rsplit(':').next().context("a port")?.parse()?;
     for (listener, code, says, advice) in [
         (json!({ "port": port }), "EXHAUSTED", "another process has it", "portTo"),
+        (json!({ "port": own }), "EXHAUSTED", "load balancer hello of this host has it", "portTo"),
+        (
+            json!({ "address": "0.0.0.0", "port": own }),
+            "EXHAUSTED",
+            "load balancer hello of this host has it",
+            "portTo",
+        ),
         (json!({ "address": "203.0.113.7", "port": port }), "INVALID", "no such address", "0.0.0.0"),
     ] {
         let input = json!({ "name": "hello-other", "listeners": [listener] });

@@ -4,7 +4,7 @@ use async_graphql::{Context, ID, InputObject, MaybeUndefined, Object, Result};
 use chrono::{DateTime, Utc};
 
 use super::cluster::Cluster;
-use super::command::{Refused, payload, settle};
+use super::command::{payload, settle, settle_checked};
 use super::connection::lists;
 use super::execution::{Execution, ExecutionFilter};
 use super::ids::Key;
@@ -153,6 +153,9 @@ pub struct CreateApplicationInput {
     description: String,
     /// Whom to ask.
     email: Option<String>,
+    /// Check everything and make nothing; all faults are told. The payload has no application then.
+    #[graphql(default)]
+    validate_only: bool,
 }
 
 /// What to change of an application; what is absent stays.
@@ -164,6 +167,9 @@ pub struct UpdateApplicationInput {
     description: Option<String>,
     /// Whom to ask; null takes it away.
     email: MaybeUndefined<String>,
+    /// Check everything and change nothing; all faults are told. The payload has no application then.
+    #[graphql(default)]
+    validate_only: bool,
 }
 
 /// An application to delete.
@@ -176,14 +182,14 @@ pub struct DeleteApplicationInput {
 payload!(
     /// What `createApplication` came to.
     CreateApplicationPayload {
-        /// The application that was made.
+        /// The application that was made; null where the input was only checked.
         application: Application
     }
 );
 payload!(
     /// What `updateApplication` came to.
     UpdateApplicationPayload {
-        /// The application as it is now.
+        /// The application as it is now; null where the input was only checked.
         application: Application
     }
 );
@@ -208,10 +214,17 @@ impl ApplicationMutation {
         #[graphql(desc = "What to make.")] input: CreateApplicationInput,
     ) -> Result<Option<CreateApplicationPayload>> {
         let session = session(ctx)?;
-        let CreateApplicationInput { name, description, email } = input;
+        let CreateApplicationInput { name, description, email, validate_only } = input;
         let save = SaveApplication { name, description, email };
-        let made = session.api.commands.create_application(session.actor, save).await;
-        settle(made.map(Application).map_err(Refused::from))
+        let commands = &session.api.commands;
+        let create = async {
+            if validate_only {
+                commands.check_application(session.actor, save, true).await?;
+                return Ok(None);
+            }
+            Ok(Some(commands.create_application(session.actor, save).await?.into()))
+        };
+        settle_checked(create.await)
     }
     /// Changes an application; its name stays.
     async fn update_application(
@@ -231,9 +244,14 @@ impl ApplicationMutation {
                     MaybeUndefined::Value(email) => Some(email),
                 },
             };
-            Ok(session.api.commands.update_application(session.actor, old.id, save).await?.into())
+            let commands = &session.api.commands;
+            if input.validate_only {
+                commands.check_application(session.actor, save, false).await?;
+                return Ok(None);
+            }
+            Ok(Some(commands.update_application(session.actor, old.id, save).await?.into()))
         };
-        settle(update.await)
+        settle_checked(update.await)
     }
     /// Deletes an application with its pipelines; refused while one of its executions runs. What
     /// runs at a cloud stays.

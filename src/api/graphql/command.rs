@@ -58,32 +58,44 @@ impl CommandError {
 
 /// A mutation did not happen.
 pub enum Refused {
-    /// For what was asked: part of the payload.
-    User(CommandError),
+    /// For what was asked: part of the payload; at least one.
+    User(Vec<CommandError>),
     /// For a fault of the server: an error of the field.
     Fault(async_graphql::Error),
 }
 
 impl Refused {
     pub fn not_found(message: impl Into<String>, field: &[&str]) -> Self {
-        Self::User(CommandError::new(commands::Code::NotFound, message, field))
+        CommandError::new(commands::Code::NotFound, message, field).into()
     }
 
     pub fn invalid(message: impl Into<String>, field: &[&str]) -> Self {
-        Self::User(CommandError::new(commands::Code::Invalid, message, field))
+        CommandError::new(commands::Code::Invalid, message, field).into()
     }
 }
 
 impl From<CommandError> for Refused {
     fn from(error: CommandError) -> Self {
-        Self::User(error)
+        Self::User(vec![error])
+    }
+}
+
+impl From<commands::Error> for CommandError {
+    fn from(error: commands::Error) -> Self {
+        let field = (!error.field.is_empty()).then_some(error.field);
+        Self { code: error.code.into(), message: error.message, field }
     }
 }
 
 impl From<commands::Error> for Refused {
     fn from(error: commands::Error) -> Self {
-        let field = (!error.field.is_empty()).then_some(error.field);
-        Self::User(CommandError { code: error.code.into(), message: error.message, field })
+        CommandError::from(error).into()
+    }
+}
+
+impl From<Vec<commands::Error>> for Refused {
+    fn from(errors: Vec<commands::Error>) -> Self {
+        Self::User(errors.into_iter().map(Into::into).collect())
     }
 }
 
@@ -92,7 +104,7 @@ impl From<async_graphql::Error> for Refused {
         let code = error.extensions.as_ref().and_then(|values| values.get("code"));
         let is = |wanted: Code| code.is_some_and(|code| *code == async_graphql::Value::from(wanted.as_str()));
         if is(Code::Forbidden) {
-            return Self::User(CommandError::new(commands::Code::Forbidden, error.message, &[]));
+            return CommandError::new(commands::Code::Forbidden, error.message, &[]).into();
         }
         Self::Fault(error)
     }
@@ -108,15 +120,25 @@ impl From<token::Error> for Refused {
             token::Error::Commit(store::CommitError::Unavailable(_)) => commands::Code::Unavailable,
             _ => return Self::Fault(fault(&error)),
         };
-        Self::User(CommandError::new(code, error.to_string(), &[]))
+        CommandError::new(code, error.to_string(), &[]).into()
     }
 }
 
+/// Of `validateWith` alone.
+pub const NEEDS_VALIDATE_ONLY: &str = "it goes with `validateOnly`; leave it out, or set that to true";
+
 /// The payload of what a mutation came to.
-pub fn settle<T, P: From<Result<T, CommandError>>>(result: Result<T, Refused>) -> Result<Option<P>> {
+pub fn settle<T, P: From<Result<Option<T>, Vec<CommandError>>>>(result: Result<T, Refused>) -> Result<Option<P>> {
+    settle_checked(result.map(Some))
+}
+
+/// The same where the input may only have been checked: then there is nothing.
+pub fn settle_checked<T, P: From<Result<Option<T>, Vec<CommandError>>>>(
+    result: Result<Option<T>, Refused>,
+) -> Result<Option<P>> {
     match result {
         Ok(value) => Ok(Some(P::from(Ok(value)))),
-        Err(Refused::User(error)) => Ok(Some(P::from(Err(error)))),
+        Err(Refused::User(errors)) => Ok(Some(P::from(Err(errors)))),
         Err(Refused::Fault(error)) => Err(error),
     }
 }
@@ -133,11 +155,11 @@ macro_rules! payload {
             pub user_errors: Vec<$crate::api::graphql::command::CommandError>,
         }
 
-        impl From<Result<$ty, $crate::api::graphql::command::CommandError>> for $name {
-            fn from(result: Result<$ty, $crate::api::graphql::command::CommandError>) -> Self {
+        impl From<Result<Option<$ty>, Vec<$crate::api::graphql::command::CommandError>>> for $name {
+            fn from(result: Result<Option<$ty>, Vec<$crate::api::graphql::command::CommandError>>) -> Self {
                 match result {
-                    Ok(value) => Self { $field: Some(value), user_errors: Vec::new() },
-                    Err(error) => Self { $field: None, user_errors: vec![error] },
+                    Ok($field) => Self { $field, user_errors: Vec::new() },
+                    Err(user_errors) => Self { $field: None, user_errors },
                 }
             }
         }
@@ -158,17 +180,24 @@ macro_rules! started_payload {
             pub user_errors: Vec<$crate::api::graphql::command::CommandError>,
         }
 
-        impl From<Result<$crate::engine::commands::Started, $crate::api::graphql::command::CommandError>> for $name {
+        impl From<Result<Option<$crate::engine::commands::Started>, Vec<$crate::api::graphql::command::CommandError>>>
+            for $name
+        {
             fn from(
-                result: Result<$crate::engine::commands::Started, $crate::api::graphql::command::CommandError>,
+                result: Result<
+                    Option<$crate::engine::commands::Started>,
+                    Vec<$crate::api::graphql::command::CommandError>,
+                >,
             ) -> Self {
-                match result {
-                    Ok(started) => Self {
-                        execution: Some($crate::api::graphql::execution::Execution::whole(started.execution)),
-                        is_replay: started.replay,
-                        user_errors: Vec::new(),
-                    },
-                    Err(error) => Self { execution: None, is_replay: false, user_errors: vec![error] },
+                let (started, user_errors) = match result {
+                    Ok(started) => (started, Vec::new()),
+                    Err(user_errors) => (None, user_errors),
+                };
+                Self {
+                    is_replay: started.as_ref().is_some_and(|started| started.replay),
+                    execution: started
+                        .map(|started| $crate::api::graphql::execution::Execution::whole(started.execution)),
+                    user_errors,
                 }
             }
         }

@@ -167,9 +167,9 @@ pub struct SendTestEmailPayload {
     user_errors: Vec<CommandError>,
 }
 
-impl From<Result<(), CommandError>> for SendTestEmailPayload {
-    fn from(result: Result<(), CommandError>) -> Self {
-        Self { is_sent: result.is_ok(), user_errors: result.err().into_iter().collect() }
+impl From<Result<Option<()>, Vec<CommandError>>> for SendTestEmailPayload {
+    fn from(result: Result<Option<()>, Vec<CommandError>>) -> Self {
+        Self { is_sent: result.is_ok(), user_errors: result.err().unwrap_or_default() }
     }
 }
 
@@ -206,7 +206,7 @@ impl DeliveryMutation {
         let send = async {
             session.api.commands.note_test_mail(session.actor, &input.to).await?;
             let unavailable =
-                |message: String| Refused::User(CommandError::new(commands::Code::Unavailable, message, &[]));
+                |message: String| Refused::from(CommandError::new(commands::Code::Unavailable, message, &[]));
             let Some(channel) = session.api.notifiers.get(EMAIL) else {
                 return Err(unavailable(not_configured(EMAIL)));
             };

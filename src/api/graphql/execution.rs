@@ -358,8 +358,10 @@ lists!(
 pub fn in_query(refused: Refused) -> async_graphql::Error {
     match refused {
         Refused::Fault(error) => error,
-        Refused::User(error) if error.code == super::command::UserErrorCode::NotFound => not_found(error.message),
-        Refused::User(error) => coded(Code::BadRequest, error.message),
+        Refused::User(mut errors) => match errors.swap_remove(0) {
+            error if error.code == super::command::UserErrorCode::NotFound => not_found(error.message),
+            error => coded(Code::BadRequest, error.message),
+        },
     }
 }
 

@@ -4,15 +4,17 @@
 use async_graphql::{Context, InputObject, Object, Result};
 use serde_json::{Map, Value, json};
 
-use super::command::{Refused, settle, started_payload};
+use super::command::{CommandError, NEEDS_VALIDATE_ONLY, Refused, settle, settle_checked, started_payload};
 use super::health::HealthCheckProtocol;
 use super::scalars::Duration;
 use super::security_group::Protocol;
 use super::selectors::{LoadBalancerSelector, SecurityGroupSelector, ServerGroupSelector};
 use super::session::{Session, session};
 use crate::api::error::shown;
-use crate::engine::commands::{StartOperation, Started};
+use crate::engine::commands::{self, StartOperation, Started};
 use crate::model::{OnFailure, Place, StageSpec, names};
+
+// Numbers are taken as they come: the stages' schemas say which are allowed, with the field.
 
 /// Where a load balancer listens.
 #[derive(InputObject)]
@@ -21,9 +23,9 @@ pub struct ListenerInput {
     #[graphql(default = "127.0.0.1")]
     address: String,
     /// The port, or the first of a range.
-    port: u16,
+    port: i64,
     /// The last port of the range; the first free one of it is taken and kept.
-    port_to: Option<u16>,
+    port_to: Option<i64>,
 }
 
 /// A check of instances.
@@ -34,9 +36,9 @@ pub struct HealthCheckInput {
     /// HTTP: the path that is asked for.
     path: Option<String>,
     /// HTTP: the answers that are healthy; 200 when absent.
-    statuses: Option<Vec<u16>>,
+    statuses: Option<Vec<i64>>,
     /// HTTP: the port; the instance's own when absent.
-    port: Option<u16>,
+    port: Option<i64>,
     /// HTTP: text that the body must contain.
     body_contains: Option<String>,
     /// COMMAND: the command that is run.
@@ -49,10 +51,10 @@ pub struct HealthCheckInput {
     timeout: Option<Duration>,
     /// Passes in a row that make an instance healthy.
     #[graphql(default_with = "Some(1)")]
-    healthy_threshold: Option<u32>,
+    healthy_threshold: Option<i64>,
     /// Failures in a row that make it unhealthy.
     #[graphql(default_with = "Some(3)")]
-    unhealthy_threshold: Option<u32>,
+    unhealthy_threshold: Option<i64>,
     /// Failures within this time from the start do not count.
     #[graphql(default_with = "Some(Duration::from(10_000))")]
     start_grace: Option<Duration>,
@@ -109,6 +111,14 @@ pub struct UpsertLoadBalancerInput {
     drain: Option<Duration>,
     /// The same key and input again answer with the execution that the first call started.
     idempotency_key: Option<String>,
+    /// Check everything and start nothing; all faults are told. The application need not be there
+    /// yet. Whether the ports are free is seen when they are opened. The payload has no execution then.
+    #[graphql(default)]
+    validate_only: bool,
+    /// With `validateOnly`: names of the security groups at the same place that are to be made
+    /// together with it.
+    #[graphql(default)]
+    validate_with: Vec<String>,
 }
 
 /// A load balancer to delete.
@@ -129,9 +139,9 @@ pub struct InboundRuleInput {
     #[graphql(default_with = "Protocol::Tcp")]
     protocol: Protocol,
     /// To ports from this one …
-    port_from: u16,
+    port_from: i64,
     /// … to this one.
-    port_to: u16,
+    port_to: i64,
 }
 
 /// A security group to make or change.
@@ -152,6 +162,10 @@ pub struct UpsertSecurityGroupInput {
     inbound: Vec<InboundRuleInput>,
     /// The same key and input again answer with the execution that the first call started.
     idempotency_key: Option<String>,
+    /// Check everything and start nothing; all faults are told. The application need not be there
+    /// yet. The payload has no execution then.
+    #[graphql(default)]
+    validate_only: bool,
 }
 
 /// A security group to delete.
@@ -266,6 +280,7 @@ impl OperationMutation {
         ctx: &Context<'_>,
         #[graphql(desc = "What to make.")] input: UpsertLoadBalancerInput,
     ) -> Result<Option<UpsertLoadBalancerPayload>> {
+        let session = session(ctx)?;
         let listener = |listener: &ListenerInput| {
             let mut value = json!({"address": listener.address, "port": listener.port});
             if let Some(port_to) = listener.port_to {
@@ -293,7 +308,19 @@ impl OperationMutation {
             config,
             idempotency_key: input.idempotency_key,
         };
-        settle(operation.start(&session(ctx)?).await)
+        let upsert = async {
+            if input.validate_only {
+                let place = Place { account: input.account, location: input.location };
+                let mut faults = operation.faults(&session)?;
+                faults.extend(absent_groups(&session, &place, &input.security_groups, &input.validate_with).await?);
+                return if faults.is_empty() { Ok(None) } else { Err(Refused::User(faults)) };
+            }
+            if !input.validate_with.is_empty() {
+                return Err(Refused::invalid(NEEDS_VALIDATE_ONLY, &["validateWith"]));
+            }
+            operation.start(&session).await.map(Some)
+        };
+        settle_checked(upsert.await)
     }
     /// Deletes a load balancer; it fails while server groups are registered with it.
     async fn delete_load_balancer(
@@ -344,7 +371,15 @@ impl OperationMutation {
             config,
             idempotency_key: input.idempotency_key,
         };
-        settle(operation.start(&session(ctx)?).await)
+        let session = session(ctx)?;
+        let upsert = async {
+            if input.validate_only {
+                let faults = operation.faults(&session)?;
+                return if faults.is_empty() { Ok(None) } else { Err(Refused::User(faults)) };
+            }
+            operation.start(&session).await.map(Some)
+        };
+        settle_checked(upsert.await)
     }
     /// Deletes a security group; it fails while something uses it.
     async fn delete_security_group(
@@ -464,33 +499,87 @@ struct Operation {
 
 impl Operation {
     async fn start(self, session: &Session<'_>) -> Result<Started, Refused> {
-        let Some(name) = names::parse(&self.name) else {
-            let message = format!("`{}` is no name of the form application[-stack[-detail]]", shown(&self.name));
-            return Err(Refused::invalid(message, &["name"]));
+        let application = session.select_application_named(&self.application()?, &["name"]).await?.id;
+        let start = StartOperation {
+            application,
+            stages: vec![self.stage()],
+            title: self.title,
+            idempotency_key: self.idempotency_key,
         };
-        let application = session.select_application_named(&name.application, &["name"]).await?.id;
-        let stage = StageSpec {
+        let started = session.api.commands.start_operation(session.actor, start).await;
+        Ok(started.map_err(|error| as_given(self.kind, error))?)
+    }
+
+    /// What it would be refused for once its application is there.
+    fn faults(&self, session: &Session<'_>) -> Result<Vec<CommandError>, Refused> {
+        let (application, stages) = (self.application()?, [self.stage()]);
+        let checked = session.api.commands.check_operation(session.actor, &application, &self.title, &stages);
+        let faults = checked.err().into_iter().flatten();
+        Ok(faults.map(|error| as_given(self.kind, error).into()).collect())
+    }
+
+    fn application(&self) -> Result<String, Refused> {
+        names::parse(&self.name).map(|name| name.application).ok_or_else(|| {
+            let message = format!("`{}` is no name of the form application[-stack[-detail]]", shown(&self.name));
+            Refused::invalid(message, &["name"])
+        })
+    }
+
+    fn stage(&self) -> StageSpec {
+        StageSpec {
             key: self.kind.into(),
             kind: self.kind.into(),
             name: self.title.clone(),
             requires: Vec::new(),
-            config: self.config,
+            config: self.config.clone(),
             on_failure: OnFailure::FailPipeline,
             timeout_seconds: None,
             notifications: Vec::new(),
-        };
-        let start = StartOperation {
-            application,
-            title: self.title,
-            stages: vec![stage],
-            idempotency_key: self.idempotency_key,
-        };
-        let started = session.api.commands.start_operation(session.actor, start).await;
-        Ok(started.map_err(|mut error| {
-            // The one stage and its config are ours: the caller's field begins below them.
-            let ours = error.field.iter().zip(["stages", "0", "config"]).take_while(|(part, own)| part == own).count();
-            error.field.drain(..ours);
-            error
-        })?)
+        }
     }
+}
+
+/// The one stage and its config are ours: what the caller gave begins below them, and has names of
+/// its own.
+fn as_given(kind: &str, mut error: commands::Error) -> commands::Error {
+    const OURS: [&str; 3] = ["stages", "0", "config"];
+    let ours = error.field.iter().zip(OURS).take_while(|(part, own)| part == own).count();
+    error.field.drain(..ours);
+    if ours == OURS.len()
+        && let Some((_, message)) =
+            error.message.strip_prefix(&format!("stage `{kind}`: config")).and_then(|rest| rest.split_once(": "))
+    {
+        error.message = message.to_owned();
+    }
+    for (unit, long) in [("Ms", "in milliseconds"), ("Seconds", "in seconds")] {
+        if let Some(last) = error.field.last_mut()
+            && let Some(given) = last.strip_suffix(unit)
+        {
+            *last = given.to_owned();
+            error.message = format!("{long}, {}", error.message);
+        }
+    }
+    error
+}
+
+/// The security groups that are neither there nor to be made together with the load balancer.
+async fn absent_groups(
+    session: &Session<'_>,
+    place: &Place,
+    names: &[String],
+    beside: &[String],
+) -> Result<Vec<CommandError>, Refused> {
+    let mut faults = Vec::new();
+    if session.api.inventory.provider(&place.account).is_err() {
+        // That is a fault of its own.
+        return Ok(faults);
+    }
+    for (index, name) in names.iter().enumerate().filter(|(_, name)| !beside.contains(name)) {
+        match session.security_group_named(place, name, &["securityGroups", &index.to_string()]).await {
+            Ok(_) => {}
+            Err(Refused::User(absent)) => faults.extend(absent),
+            Err(fault) => return Err(fault),
+        }
+    }
+    Ok(faults)
 }

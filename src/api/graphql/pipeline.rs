@@ -1,20 +1,20 @@
 //! Pipelines and their immutable revisions.
 
-use async_graphql::{Context, ID, InputObject, Object, Result, SimpleObject};
+use async_graphql::{Context, ID, InputObject, Object, Result};
 use chrono::{DateTime, Utc};
 
 use super::access::Principal;
 use super::application::Application;
-use super::command::{CommandError, payload, settle};
+use super::command::{NEEDS_VALIDATE_ONLY, Refused, payload, settle, settle_checked};
 use super::connection::lists;
 use super::definition::{Definition, NotificationRule, ParameterDefinition, StageDefinition, TriggerDefinition};
 use super::execution::{Execution, ExecutionFilter};
 use super::ids::Key;
-use super::selectors::{ApplicationSelector, PipelineSelector};
+use super::selectors::{ApplicationSelector, PipelineName, PipelineSelector};
 use super::session::{not_found, session};
 use super::trigger::Trigger;
 use crate::api::error::stored;
-use crate::engine::commands::SavePipeline;
+use crate::engine::commands::{self, CheckPipeline, SavePipeline};
 use crate::model::{self, PipelineDefinition};
 
 /// A pipeline: a recipe of stages within an application.
@@ -195,10 +195,41 @@ pub struct SavePipelineInput {
     /// The revision that was read before; refused with `CONFLICT` when there is a newer one.
     /// 0: the pipeline must not exist yet.
     expected_revision: Option<i64>,
-    /// Check everything but what triggers refer to, and save nothing; neither the application nor
-    /// those pipelines need exist yet. The payload's pipeline is null then.
+    /// Check everything and save nothing; all faults are told. The application need not be there
+    /// yet. The payload's pipeline is null then.
     #[graphql(default)]
     validate_only: bool,
+    /// With `validateOnly`: the pipelines that are to be made or changed together with this one.
+    /// Its triggers may refer to them; they must not start each other in a circle.
+    #[graphql(default)]
+    validate_with: Vec<PipelineBesideInput>,
+}
+
+/// What a pipeline will be once it is saved too.
+#[derive(InputObject)]
+pub struct PipelineBesideInput {
+    /// The application's name.
+    application: String,
+    /// The pipeline's name.
+    name: String,
+    /// The pipelines whose ends will start it.
+    #[graphql(default)]
+    started_by: Vec<PipelineName>,
+}
+
+impl From<PipelineName> for commands::PipelineName {
+    fn from(input: PipelineName) -> Self {
+        Self { application: input.application, name: input.name }
+    }
+}
+
+impl From<PipelineBesideInput> for commands::PipelineBeside {
+    fn from(input: PipelineBesideInput) -> Self {
+        Self {
+            name: commands::PipelineName { application: input.application, name: input.name },
+            started_by: input.started_by.into_iter().map(Into::into).collect(),
+        }
+    }
 }
 
 /// A pipeline to delete.
@@ -208,24 +239,13 @@ pub struct DeletePipelineInput {
     pipeline: PipelineSelector,
 }
 
-/// What `savePipeline` came to.
-#[derive(SimpleObject)]
-pub struct SavePipelinePayload {
-    /// The pipeline with its new revision; null where it was only checked.
-    pub pipeline: Option<Pipeline>,
-    /// What was wrong with the input; empty when it was done.
-    pub user_errors: Vec<CommandError>,
-}
-
-impl From<Result<Option<Pipeline>, CommandError>> for SavePipelinePayload {
-    fn from(result: Result<Option<Pipeline>, CommandError>) -> Self {
-        match result {
-            Ok(pipeline) => Self { pipeline, user_errors: Vec::new() },
-            Err(error) => Self { pipeline: None, user_errors: vec![error] },
-        }
+payload!(
+    /// What `savePipeline` came to.
+    SavePipelinePayload {
+        /// The pipeline with its new revision; null where it was only checked.
+        pipeline: Pipeline
     }
-}
-
+);
 payload!(
     /// What `deletePipeline` came to.
     DeletePipelinePayload {
@@ -249,12 +269,9 @@ impl PipelineMutation {
     ) -> Result<Option<SavePipelinePayload>> {
         let session = session(ctx)?;
         let save = async {
-            let application = match session.select_application(input.application).await {
-                Ok(application) => Some(application.id),
-                // What is to be made together with its application is checked before either is there.
-                Err(_) if input.validate_only => None,
-                Err(refused) => return Err(refused),
-            };
+            if !input.validate_only && !input.validate_with.is_empty() {
+                return Err(Refused::invalid(NEEDS_VALIDATE_ONLY, &["validateWith"]));
+            }
             let definition = PipelineDefinition {
                 format_version: PipelineDefinition::FORMAT_VERSION,
                 description: input.description,
@@ -264,19 +281,22 @@ impl PipelineMutation {
                 triggers: input.triggers.into_iter().map(Into::into).collect(),
             };
             let commands = &session.api.commands;
-            let Some(application) = application else {
-                commands.check_new_pipeline(&input.name, &definition)?;
-                return Ok(None);
-            };
-            let save =
-                SavePipeline { application, name: input.name, definition, expected_revision: input.expected_revision };
+            let (name, expected_revision) = (input.name, input.expected_revision);
             if input.validate_only {
-                commands.check_pipeline(session.actor, save).await?;
+                let application = match input.application {
+                    ApplicationSelector::Name(name) => name,
+                    id => session.select_application(id).await?.name,
+                };
+                let beside = input.validate_with.into_iter().map(Into::into).collect();
+                let check = CheckPipeline { application, name, definition, expected_revision, beside };
+                commands.check_pipeline(session.actor, check).await?;
                 return Ok(None);
             }
+            let application = session.select_application(input.application).await?.id;
+            let save = SavePipeline { application, name, definition, expected_revision };
             Ok(Some(commands.save_pipeline(session.actor, save).await?.into()))
         };
-        settle(save.await)
+        settle_checked(save.await)
     }
     /// Deletes a pipeline; its executions stay.
     async fn delete_pipeline(

@@ -298,15 +298,24 @@ impl Session<'_> {
                 _ => return Err(wrong_id(&id, "a security group", FIELD)),
             },
         };
+        self.security_group_named(&place, &name, FIELD).await
+    }
+
+    pub async fn security_group_named(
+        &self,
+        place: &Place,
+        name: &str,
+        field: &[&str],
+    ) -> Result<model::SecurityGroup, Refused> {
         let inventory = &self.api.inventory;
-        if let Some(found) = inventory.security_group(&place, &name) {
+        if let Some(found) = inventory.security_group(place, name) {
             return Ok(found);
         }
-        self.look_again(&place, FIELD).await?;
-        inventory.security_group(&place, &name).ok_or_else(|| {
+        self.look_again(place, field).await?;
+        inventory.security_group(place, name).ok_or_else(|| {
             let all = inventory.security_groups();
-            let names = all.iter().filter(|one| one.spec.place == place).map(|one| one.spec.name.as_str());
-            missing("security group", &place, &name, names, FIELD)
+            let names = all.iter().filter(|one| one.spec.place == *place).map(|one| one.spec.name.as_str());
+            missing("security group", place, name, names, field)
         })
     }
 
@@ -351,7 +360,7 @@ pub fn refused_by_provider(error: &crate::providers::Error, field: &[&str]) -> R
         ErrorKind::Fenced | ErrorKind::Exhausted => Code::WrongState,
         ErrorKind::Unavailable => Code::Unavailable,
     };
-    Refused::User(super::command::CommandError::new(code, error.message.clone(), field))
+    super::command::CommandError::new(code, error.message.clone(), field).into()
 }
 
 fn missing<'n>(what: &str, place: &Place, name: &str, names: impl Iterator<Item = &'n str>, field: &[&str]) -> Refused {

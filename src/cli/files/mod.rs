@@ -77,7 +77,7 @@ impl Kind {
     /// The fields that a document may have beside `kind`.
     pub fn fields(self, types: &Types) -> Vec<Field> {
         // What belongs to a call and not to the thing.
-        const CALL: [&str; 3] = ["idempotencyKey", "expectedRevision", "validateOnly"];
+        const CALL: [&str; 4] = ["idempotencyKey", "expectedRevision", "validateOnly", "validateWith"];
         let mut fields: Vec<_> =
             types.input(self.input()).iter().filter(|field| !CALL.contains(&field.name.as_str())).cloned().collect();
         for field in fields.iter_mut().filter(|field| self == Self::Pipeline && field.name == "application") {
@@ -148,7 +148,15 @@ pub struct Document {
 impl Document {
     /// A fault of it, at a path from its first field inwards.
     pub fn fault(&self, path: &[&str], message: impl fmt::Display) -> String {
+        let place = if path.is_empty() { String::new() } else { format!(" (at {})", path.join(".")) };
+        let message = format_args!("{}: {message}{place}", self.identity);
         at(&self.file, self.node.line_at(path.iter().copied()), message)
+    }
+
+    /// The same as the server tells it.
+    pub fn refusal(&self, error: &Value) -> String {
+        let path: Vec<&str> = error["field"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        self.fault(&path, error["message"].as_str().unwrap_or("refused"))
     }
 }
 
@@ -225,13 +233,12 @@ pub fn read(files: &[PathBuf], types: &Types) -> anyhow::Result<Result<Vec<Docum
     for (index, document) in documents.iter().enumerate() {
         if let Some(first) = documents[..index].iter().find(|first| first.identity == document.identity) {
             let place = at(&first.file, first.node.line, "");
-            let message = format!("{} stands at {} already", document.identity, place.trim_end_matches(": "));
-            faults.push(document.fault(&[], message));
+            faults.push(document.fault(&[], format_args!("it stands at {} already", place.trim_end_matches(": "))));
         }
         for path in masks(&Value::Object(document.fields.clone())) {
             let parts: Vec<&str> = path.split('.').collect();
             let message = format!(
-                "`{path}` is `{MASK}`, which stands where a secret is hidden; write a reference such as \
+                "`{MASK}` stands where a secret is hidden; write a reference such as \
                  secret://env/GENNAKER_SECRET_NAME"
             );
             faults.push(document.fault(&parts, message));
@@ -273,6 +280,10 @@ fn document(file: &Path, node: Node, types: &Types) -> Result<Document, Vec<Faul
     let mut faults = Vec::new();
     types.check_fields(&fields, &rest, "", &mut faults);
     if !faults.is_empty() {
+        if let Value::Object(given) = rest.to_json() {
+            let identity = Identity::of(kind, &given);
+            faults.iter_mut().for_each(|fault| fault.message = format!("{identity}: {}", fault.message));
+        }
         return Err(faults);
     }
     let fields = whole(kind, types.canonical_fields(&fields, &rest.to_json()));

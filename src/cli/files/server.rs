@@ -25,6 +25,29 @@ pub struct Found {
     pub fields: Map<String, Value>,
     /// Of pipelines.
     pub revision: Option<i64>,
+    /// Keys of the triggers that wait for a pipeline that was deleted: they start nothing until the
+    /// pipeline is saved again.
+    pub dead_triggers: Vec<String>,
+}
+
+/// A mutation that brings an object to what a document says.
+struct Call {
+    verb: &'static str,
+    input_type: &'static str,
+    /// What is selected of the payload beside the errors.
+    answer: &'static str,
+    input: Value,
+}
+
+impl Call {
+    fn document(&self) -> String {
+        let Self { verb, input_type, answer, .. } = self;
+        format!(
+            "mutation Call($input: {input_type}!) {{
+               {verb}(input: $input) {{ {answer} userErrors {{ code message field }} }}
+             }}"
+        )
+    }
 }
 
 impl Server {
@@ -52,19 +75,24 @@ impl Server {
         if data["application"].is_null() {
             return Ok(Vec::new());
         }
-        let mut found = vec![self.found(Kind::Application, &data["application"], None)];
+        let mut found = vec![self.found(Kind::Application, &data["application"])];
         for (kind, list) in [(Kind::SecurityGroup, "securityGroups"), (Kind::LoadBalancer, "loadBalancers")] {
             let selection = self.types.selection(&kind.fields(&self.types), kind.output());
             for node in self.list(name, list, &selection).await? {
-                found.push(self.found(kind, &node, None));
+                found.push(self.found(kind, &node));
             }
         }
         let selection = self.types.selection(&Kind::Pipeline.fields(&self.types), Kind::Pipeline.output());
-        for node in self.list(name, "pipelines", &format!("{{ name revision definition {selection} }}")).await? {
+        let selection = format!("{{ name revision definition {selection} triggers {{ key kind problem }} }}");
+        for node in self.list(name, "pipelines", &selection).await? {
             let mut definition = node["definition"].clone();
             definition["name"] = node["name"].clone();
             definition["application"] = json!(name);
-            found.push(self.found(Kind::Pipeline, &definition, node["revision"].as_i64()));
+            let triggers = node["triggers"].as_array().into_iter().flatten();
+            let dead = triggers.filter(|trigger| trigger["kind"] == "pipeline" && trigger["problem"].is_string());
+            let dead_triggers = dead.filter_map(|trigger| trigger["key"].as_str()).map(str::to_owned).collect();
+            let revision = node["revision"].as_i64();
+            found.push(Found { revision, dead_triggers, ..self.found(Kind::Pipeline, &definition) });
         }
         Ok(found)
     }
@@ -94,7 +122,7 @@ query All($after: String) {
         Ok(nodes.iter().filter_map(|node| node["name"].as_str()).map(str::to_owned).collect())
     }
 
-    fn found(&self, kind: Kind, output: &Value, revision: Option<i64>) -> Found {
+    fn found(&self, kind: Kind, output: &Value) -> Found {
         let fields = kind.fields(&self.types);
         let mut input = self.types.as_input(&fields, output);
         if kind == Kind::Pipeline {
@@ -102,21 +130,35 @@ query All($after: String) {
             input["name"] = output["name"].clone();
         }
         let fields = whole(kind, self.types.canonical_fields(&fields, &input));
-        Found { identity: Identity::of(kind, &fields), fields, revision }
+        Found { identity: Identity::of(kind, &fields), fields, revision: None, dead_triggers: Vec::new() }
     }
 
-    /// Whether the server would take a pipeline; the refusal if not. Servers that cannot say so
-    /// without saving say nothing.
+    /// What is wrong with a document, as the server tells it, once the documents `with` it are there
+    /// too. Servers that cannot say so without doing it say nothing.
     ///
     /// # Errors
-    /// The refusal, and when the server does not answer.
-    pub async fn check_pipeline(&self, fields: &Map<String, Value>) -> Result<(), Error> {
-        if !self.types.input(Kind::Pipeline.input()).iter().any(|field| field.name == "validateOnly") {
-            return Ok(());
+    /// When the server does not answer, or whoever asks may not save it.
+    pub async fn check(
+        &self,
+        identity: &Identity,
+        fields: &Map<String, Value>,
+        before: Option<&Found>,
+        with: Value,
+    ) -> Result<Vec<Value>, Error> {
+        let mut call = call(identity, fields, before);
+        let knows = |name: &str| self.types.input(call.input_type).iter().any(|field| field.name == name);
+        let (only, beside) = (knows("validateOnly"), knows("validateWith"));
+        if !only {
+            return Ok(Vec::new());
         }
-        let mut input = pipeline_input(fields);
-        input["validateOnly"] = true.into();
-        self.client.mutate(SAVE_PIPELINE, input).await.map(|_| ())
+        call.input["validateOnly"] = true.into();
+        if beside {
+            call.input["validateWith"] = with;
+        }
+        match self.client.mutate(&call.document(), call.input).await {
+            Ok(_) => Ok(Vec::new()),
+            Err(error) => error.about_input(),
+        }
     }
 
     /// Brings an object to what a document says; `before` is what the server has.
@@ -131,34 +173,7 @@ query All($after: String) {
         timeout: Duration,
         screen: &mut Screen,
     ) -> anyhow::Result<()> {
-        let mut input = Value::Object(fields.iter().filter(|(key, _)| *key != "kind").map(own).collect());
-        match identity.kind {
-            Kind::Application if before.is_some() => {
-                // What the document leaves out is taken away.
-                let input = json!({
-                    "application": { "name": identity.name },
-                    "description": fields.get("description").cloned().unwrap_or_else(|| "".into()),
-                    "email": fields.get("email"),
-                });
-                self.client.mutate(UPDATE_APPLICATION, input).await?;
-            }
-            Kind::Application => {
-                self.client.mutate(CREATE_APPLICATION, input).await?;
-            }
-            Kind::Pipeline => {
-                let mut input = pipeline_input(fields);
-                input["expectedRevision"] = before.and_then(|found| found.revision).unwrap_or(0).into();
-                self.client.mutate(SAVE_PIPELINE, input).await?;
-            }
-            Kind::SecurityGroup | Kind::LoadBalancer => {
-                let (verb, input_type) = match identity.kind {
-                    Kind::SecurityGroup => ("upsertSecurityGroup", "UpsertSecurityGroupInput"),
-                    _ => ("upsertLoadBalancer", "UpsertLoadBalancerInput"),
-                };
-                self.operate(verb, input_type, input.take(), timeout, screen).await?;
-            }
-        }
-        Ok(())
+        self.perform(call(identity, fields, before), timeout, screen).await
     }
 
     /// Deletes an object.
@@ -169,40 +184,29 @@ query All($after: String) {
         let identity = &found.identity;
         let place = identity.place.clone().unwrap_or_default();
         let placed = json!({ "name": { "account": place.0, "location": place.1, "name": identity.name } });
-        match identity.kind {
+        let (verb, input_type, answer, input) = match identity.kind {
             Kind::Application => anyhow::bail!("applications are not pruned"),
             Kind::Pipeline => {
                 let name = json!({ "application": identity.application, "name": identity.name });
-                self.client.mutate(DELETE_PIPELINE, json!({ "pipeline": { "name": name } })).await?;
+                ("deletePipeline", "DeletePipelineInput", "", json!({ "pipeline": { "name": name } }))
             }
             Kind::LoadBalancer => {
-                let input = json!({ "loadBalancer": placed });
-                self.operate("deleteLoadBalancer", "DeleteLoadBalancerInput", input, timeout, screen).await?;
+                ("deleteLoadBalancer", "DeleteLoadBalancerInput", EXECUTION, json!({ "loadBalancer": placed }))
             }
             Kind::SecurityGroup => {
-                let input = json!({ "securityGroup": placed });
-                self.operate("deleteSecurityGroup", "DeleteSecurityGroupInput", input, timeout, screen).await?;
+                ("deleteSecurityGroup", "DeleteSecurityGroupInput", EXECUTION, json!({ "securityGroup": placed }))
             }
-        }
-        Ok(())
+        };
+        self.perform(Call { verb, input_type, answer, input }, timeout, screen).await
     }
 
-    /// Starts an operation and waits for its end.
-    async fn operate(
-        &self,
-        verb: &str,
-        input_type: &str,
-        input: Value,
-        timeout: Duration,
-        screen: &mut Screen,
-    ) -> anyhow::Result<()> {
-        let document = format!(
-            "mutation Operate($input: {input_type}!) {{
-               {verb}(input: $input) {{ execution {{ id name number }} userErrors {{ code message field }} }}
-             }}"
-        );
-        let started = self.client.mutate(&document, input).await?;
+    /// Makes a call; where it starts an operation, waits for its end.
+    async fn perform(&self, call: Call, timeout: Duration, screen: &mut Screen) -> anyhow::Result<()> {
+        let started = self.client.mutate(&call.document(), call.input).await?;
         let execution = &started["execution"];
+        if call.answer.is_empty() {
+            return Ok(());
+        }
         let name = format!("{} #{}", execution["name"].as_str().unwrap_or_default(), execution["number"]);
         let id = execution["id"].as_str().unwrap_or_default();
         let tree = tokio::time::timeout(timeout, follow(&self.client, id, screen)).await;
@@ -221,32 +225,29 @@ query All($after: String) {
     }
 }
 
-fn own((key, value): (&String, &Value)) -> (String, Value) {
-    (key.clone(), value.clone())
+const EXECUTION: &str = "execution { id name number }";
+
+fn call(identity: &Identity, fields: &Map<String, Value>, before: Option<&Found>) -> Call {
+    let given = fields.iter().filter(|(key, _)| *key != "kind");
+    let mut input: Value = given.map(|(key, value)| (key.clone(), value.clone())).collect();
+    let (verb, answer) = match identity.kind {
+        Kind::Application if before.is_some() => {
+            // What the document leaves out is taken away.
+            let input = json!({
+                "application": { "name": identity.name },
+                "description": fields.get("description").cloned().unwrap_or_else(|| "".into()),
+                "email": fields.get("email"),
+            });
+            return Call { verb: "updateApplication", input_type: "UpdateApplicationInput", answer: "", input };
+        }
+        Kind::Application => ("createApplication", ""),
+        Kind::Pipeline => {
+            input["application"] = json!({ "name": identity.application });
+            input["expectedRevision"] = before.and_then(|found| found.revision).unwrap_or(0).into();
+            ("savePipeline", "")
+        }
+        Kind::SecurityGroup => ("upsertSecurityGroup", EXECUTION),
+        Kind::LoadBalancer => ("upsertLoadBalancer", EXECUTION),
+    };
+    Call { verb, input_type: identity.kind.input(), answer, input }
 }
-
-fn pipeline_input(fields: &Map<String, Value>) -> Value {
-    let mut input = Value::Object(fields.iter().filter(|(key, _)| *key != "kind").map(own).collect());
-    input["application"] = json!({ "name": fields.get("application") });
-    input
-}
-
-const CREATE_APPLICATION: &str = "
-mutation Create($input: CreateApplicationInput!) {
-  createApplication(input: $input) { application { id } userErrors { code message field } }
-}";
-
-const UPDATE_APPLICATION: &str = "
-mutation Update($input: UpdateApplicationInput!) {
-  updateApplication(input: $input) { application { id } userErrors { code message field } }
-}";
-
-const SAVE_PIPELINE: &str = "
-mutation Save($input: SavePipelineInput!) {
-  savePipeline(input: $input) { pipeline { id revision } userErrors { code message field } }
-}";
-
-const DELETE_PIPELINE: &str = "
-mutation Delete($input: DeletePipelineInput!) {
-  deletePipeline(input: $input) { pipeline { id } userErrors { code message field } }
-}";

@@ -130,6 +130,7 @@ impl Types {
                     return;
                 }
                 let holds = match (name.as_str(), content) {
+                    ("Duration", Content::Text(text)) => crate::api::graphql::canonical_span(text).is_some(),
                     ("Int", Content::Number(number)) => number.is_i64() || number.is_u64(),
                     ("Float", Content::Number(_)) | ("Boolean", Content::Bool(_)) => true,
                     ("Int" | "Float" | "Boolean", _) => false,
@@ -141,9 +142,14 @@ impl Types {
                         "Int" => "a whole number",
                         "Float" => "a number",
                         "Boolean" => "true or false",
+                        "Duration" => "a span of time such as PT30S or PT0.5S",
                         _ => "a text (put it in quotes)",
                     };
-                    fault(format!("`{path}` is {wanted}, not {}", node.sort()));
+                    let given = match (name.as_str(), node.text()) {
+                        ("Duration", Some(text)) => format!("`{text}`"),
+                        _ => node.sort().to_owned(),
+                    };
+                    fault(format!("`{path}` is {wanted}, not {given}"));
                 }
             }
         }
@@ -201,6 +207,11 @@ impl Types {
         for field in fields {
             let Some(given) = value.get(&field.name).and_then(|given| self.canonical(&field.of, given)) else {
                 continue;
+            };
+            let given = match (field.name.as_str(), given) {
+                ("cidr", Value::String(text)) => same::<ipnet::IpNet>(text).into(),
+                ("address", Value::String(text)) => same::<std::net::IpAddr>(text).into(),
+                (_, given) => given,
             };
             let default = field.default.as_ref().and_then(|default| self.canonical(&field.of, default));
             let nothing = matches!(field.of, Type::List(_)) && given.as_array().is_some_and(Vec::is_empty);
@@ -289,6 +300,11 @@ fn literal(text: &str) -> Option<Value> {
 /// A duration in the one way that the API writes it; other text stays, and the server refuses it.
 fn same_span(text: &str) -> String {
     crate::api::graphql::canonical_span(text).unwrap_or_else(|| text.to_owned())
+}
+
+/// The same of an address: `FE80:0::` is `fe80::`.
+fn same<T: std::str::FromStr + ToString>(text: String) -> String {
+    text.parse::<T>().map_or(text, |address| address.to_string())
 }
 
 /// ` ; did you mean …` where a name is near.

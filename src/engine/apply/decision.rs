@@ -100,11 +100,11 @@ fn start_stage(
         None => Err(unknown_kind(stage)),
         Some(kind) => match catch_unwind(AssertUnwindSafe(|| kind.validate_resolved(&config))) {
             Ok(Ok(())) => Ok(config),
-            Ok(Err((pointer, message))) => Err(boxed(
-                "CONFIG_INVALID",
-                cut(&format!("stage `{}`: config at `{pointer}`: {message}", stage.key)),
-                stage.id,
-            )),
+            Ok(Err(faults)) => {
+                let told: Vec<_> = faults.iter().map(|(at, message)| format!("config at `{at}`: {message}")).collect();
+                let message = cut(&format!("stage `{}`: {}", stage.key, told.join("; ")));
+                Err(boxed("CONFIG_INVALID", message, stage.id))
+            }
             Err(_) => Err(boxed("PANIC", "the check of the config met a fault".to_owned(), stage.id)),
         },
     });

@@ -2,11 +2,9 @@
 
 use serde_json::json;
 
-use super::{Code, Commands, Error, SaveApplication, SavePipeline, allow, triggers};
+use super::{CheckPipeline, Code, Commands, Error, SaveApplication, SavePipeline, allow, triggers};
 use crate::engine::validate;
-use crate::model::{
-    Action, Actor, Application, ApplicationId, Pipeline, PipelineDefinition, PipelineId, Resource, Revision,
-};
+use crate::model::{Action, Actor, Application, ApplicationId, Pipeline, PipelineId, Resource, Revision};
 use crate::store::{Commit, CommitError, Guard, Refusal, Write};
 
 /// Characters of a description.
@@ -24,7 +22,8 @@ pub(super) async fn create_application(
     let resource = Resource::Application { application: save.name.clone() };
     allow(actor, Action::Save, &resource)?;
     application_name(&save.name)?;
-    about(&save)?;
+    description(&save)?;
+    email(&save)?;
     let now = commands.clock.now();
     let application = Application {
         id: ApplicationId::new(),
@@ -46,13 +45,35 @@ pub(super) async fn create_application(
     };
     match commands.store.commit(commit).await {
         Ok(_) => Ok(application),
-        Err(CommitError::Refused(_)) => Err(Error {
-            code: Code::Conflict,
-            message: format!("there is an application `{}` already", application.name),
-            field: vec!["name".to_owned()],
-        }),
+        Err(CommitError::Refused(_)) => Err(taken(&application.name)),
         Err(error) => Err(error.into()),
     }
+}
+
+fn taken(name: &str) -> Error {
+    let message = format!("there is an application `{name}` already");
+    Error { code: Code::Conflict, message, field: vec!["name".to_owned()] }
+}
+
+pub(super) async fn check_application(
+    commands: &Commands,
+    actor: &Actor,
+    save: &SaveApplication,
+    is_new: bool,
+) -> Result<(), Vec<Error>> {
+    let resource = Resource::Application { application: save.name.clone() };
+    allow(actor, Action::Save, &resource).map_err(|denied| vec![denied])?;
+    let mut faults = Vec::new();
+    if is_new {
+        faults.extend(application_name(&save.name).err());
+        match commands.store.application_by_name(&save.name).await {
+            Ok(None) => {}
+            Ok(Some(_)) => faults.push(taken(&save.name)),
+            Err(error) => return Err(vec![error.into()]),
+        }
+    }
+    faults.extend([description(save), email(save)].into_iter().filter_map(Result::err));
+    if faults.is_empty() { Ok(()) } else { Err(faults) }
 }
 
 pub(super) async fn update_application(
@@ -70,7 +91,8 @@ pub(super) async fn update_application(
             format!("an application keeps its name, which is part of others; this one is `{}`", before.name),
         ));
     }
-    about(&save)?;
+    description(&save)?;
+    email(&save)?;
     let after = Application {
         description: save.description,
         email: save.email,
@@ -103,22 +125,28 @@ pub(super) async fn delete_application(commands: &Commands, actor: &Actor, id: A
     delete(commands, commit, &format!("application `{}`", application.name)).await
 }
 
-pub(super) fn check_new_pipeline(
-    commands: &Commands,
-    name: &str,
-    definition: &PipelineDefinition,
-) -> Result<(), Error> {
-    pipeline_name(name)?;
-    validate::definition(definition, &commands.registry, &commands.options)
+pub(super) async fn check_pipeline(commands: &Commands, actor: &Actor, check: CheckPipeline) -> Result<(), Vec<Error>> {
+    let resource = Resource::Pipeline { application: check.application.clone(), pipeline: check.name.clone() };
+    allow(actor, Action::Save, &resource).map_err(|denied| vec![denied])?;
+    let mut faults: Vec<Error> = pipeline_name(&check.name).err().into_iter().collect();
+    faults.extend(validate::faults(&check.definition, &commands.registry, &commands.options));
+    let around = async {
+        let before = match commands.store.application_by_name(&check.application).await? {
+            Some(application) => commands.store.pipeline_by_name(application.id, &check.name).await?,
+            None => None,
+        };
+        let present = before.as_ref().map_or(0, |pipeline| pipeline.revision);
+        let expected = check.expected_revision.filter(|expected| *expected != present);
+        let mut faults: Vec<Error> =
+            expected.map(|expected| newer(&check.name, expected, present)).into_iter().collect();
+        faults.extend(triggers::faults(commands, actor, &check, before.map(|before| before.id)).await?);
+        Ok(faults)
+    };
+    faults.extend(around.await.map_err(|error: Error| vec![error])?);
+    if faults.is_empty() { Ok(()) } else { Err(faults) }
 }
 
-/// With `check_only` everything but the commit: the pipeline as it would be.
-pub(super) async fn save_pipeline(
-    commands: &Commands,
-    actor: &Actor,
-    save: SavePipeline,
-    check_only: bool,
-) -> Result<Pipeline, Error> {
+pub(super) async fn save_pipeline(commands: &Commands, actor: &Actor, save: SavePipeline) -> Result<Pipeline, Error> {
     let application = application(commands, save.application).await?;
     let resource = Resource::Pipeline { application: application.name.clone(), pipeline: save.name.clone() };
     allow(actor, Action::Save, &resource)?;
@@ -142,9 +170,6 @@ pub(super) async fn save_pipeline(
         created_at,
         updated_at: now,
     };
-    if check_only {
-        return Ok(pipeline);
-    }
     let revision = Revision {
         pipeline: id,
         number: pipeline.revision,
@@ -257,11 +282,15 @@ fn pipeline_name(name: &str) -> Result<(), Error> {
     Ok(())
 }
 
-fn about(save: &SaveApplication) -> Result<(), Error> {
+fn description(save: &SaveApplication) -> Result<(), Error> {
     if save.description.chars().count() > DESCRIPTION_MAX {
         let message = format!("a description has at most {DESCRIPTION_MAX} characters");
         return Err(Error::invalid(&["description"], message));
     }
+    Ok(())
+}
+
+fn email(save: &SaveApplication) -> Result<(), Error> {
     if let Some(email) = &save.email {
         let holds = email.len() <= 254
             && !email.chars().any(|char| char.is_whitespace() || char.is_control())

@@ -48,14 +48,8 @@ pub(super) async fn operation(commands: &Commands, actor: &Actor, start: StartOp
     let hash = hash(&json!({
         "application": start.application, "title": start.title, "stages": start.stages,
     }));
-    if start.title.trim().is_empty() || start.title.chars().count() > TITLE_MAX {
-        return Err(Error::invalid(&["title"], format!("the title has to have 1 to {TITLE_MAX} characters")));
-    }
-    let definition = PipelineDefinition {
-        format_version: PipelineDefinition::FORMAT_VERSION,
-        stages: start.stages.clone(),
-        ..PipelineDefinition::default()
-    };
+    title(&start.title)?;
+    let definition = of_stages(&start.stages);
     for _ in 0..TRIES {
         let Some(application) = commands.store.application(start.application).await? else {
             return Err(Error::new(Code::NotFound, format!("there is no application {}", start.application)));
@@ -76,6 +70,35 @@ pub(super) async fn operation(commands: &Commands, actor: &Actor, start: StartOp
         }
     }
     Err(Error::busy("the application"))
+}
+
+pub(super) fn check_operation(
+    commands: &Commands,
+    actor: &Actor,
+    application: &str,
+    called: &str,
+    stages: &[StageSpec],
+) -> Result<(), Vec<Error>> {
+    let resource = Resource::Application { application: application.to_owned() };
+    allow(actor, Action::Operate, &resource).map_err(|denied| vec![denied])?;
+    let mut faults: Vec<Error> = title(called).err().into_iter().collect();
+    faults.extend(validate::faults(&of_stages(stages), &commands.registry, &commands.options));
+    if faults.is_empty() { Ok(()) } else { Err(faults) }
+}
+
+fn title(title: &str) -> Result<(), Error> {
+    if title.trim().is_empty() || title.chars().count() > TITLE_MAX {
+        return Err(Error::invalid(&["title"], format!("the title has to have 1 to {TITLE_MAX} characters")));
+    }
+    Ok(())
+}
+
+fn of_stages(stages: &[StageSpec]) -> PipelineDefinition {
+    PipelineDefinition {
+        format_version: PipelineDefinition::FORMAT_VERSION,
+        stages: stages.to_vec(),
+        ..PipelineDefinition::default()
+    }
 }
 
 fn with_execution(mut detail: Value, execution: ExecutionId) -> Value {

@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-use super::{Code, Commands, Error, allow, did_you_mean};
+use super::{CheckPipeline, Code, Commands, Error, PipelineBeside, PipelineName, allow, did_you_mean};
 use crate::engine::trigger::{Source, When};
 use crate::model::{
     Action, Actor, Pipeline, PipelineDefinition, PipelineId, Resource, Trigger, TriggerId, TriggerSpec,
@@ -22,6 +22,8 @@ pub(super) async fn writes(
         None => Vec::new(),
     };
     let mut kept: HashMap<String, Trigger> = present.into_iter().map(|row| (row.key.clone(), row)).collect();
+    let this = This { id: pipeline.id, name: name(&pipeline.application_name, &pipeline.name) };
+    let beside = Beside::default();
     let mut rows = Vec::with_capacity(pipeline.definition.triggers.len());
     let mut sources = Vec::new();
     for (index, spec) in pipeline.definition.triggers.iter().enumerate() {
@@ -36,7 +38,7 @@ pub(super) async fn writes(
                 row.next_at = if spec.enabled { next() } else { None };
             }
             When::Ended(source) => {
-                let found = resolve(commands, actor, pipeline, index, &source).await?;
+                let found = resolve(commands, actor, &this, &beside, index, &source).await?;
                 sources.push((index, found));
                 row.source = Some(found);
                 row.statuses = source.statuses;
@@ -44,9 +46,69 @@ pub(super) async fn writes(
         }
         rows.push(row);
     }
-    circles(commands, pipeline, &sources).await?;
+    if let Some(circle) = circles(commands, &this, &beside, &sources).await?.into_iter().next() {
+        return Err(circle);
+    }
     let gone = kept.into_values().map(|row| Write::DeleteTrigger(row.id));
     Ok(gone.chain(rows.into_iter().map(|row| Write::PutTrigger(Box::new(row)))).collect())
+}
+
+/// What is wrong with what the triggers refer to; a config that does not hold is not told here.
+pub(super) async fn faults(
+    commands: &Commands,
+    actor: &Actor,
+    check: &CheckPipeline,
+    present: Option<PipelineId>,
+) -> Result<Vec<Error>, Error> {
+    let this = This { id: present.unwrap_or_else(PipelineId::new), name: name(&check.application, &check.name) };
+    let others = check.beside.iter().filter(|other| other.name != this.name);
+    let beside = Beside::read(commands, others).await?;
+    let (mut faults, mut sources) = (Vec::new(), Vec::new());
+    for (index, spec) in check.definition.triggers.iter().enumerate() {
+        let Ok(When::Ended(source)) = read(commands, index, spec) else { continue };
+        match resolve(commands, actor, &this, &beside, index, &source).await {
+            Ok(found) => sources.push((index, found)),
+            Err(error) if error.code == Code::Unavailable => return Err(error),
+            Err(error) => faults.push(error),
+        }
+    }
+    faults.extend(circles(commands, &this, &beside, &sources).await?);
+    Ok(faults)
+}
+
+/// The pipeline whose triggers are looked at.
+struct This {
+    id: PipelineId,
+    name: PipelineName,
+}
+
+/// Pipelines as they will be, whatever the store says of them.
+#[derive(Default)]
+struct Beside {
+    ids: HashMap<PipelineName, PipelineId>,
+    started_by: Vec<(PipelineId, Vec<PipelineName>)>,
+}
+
+impl Beside {
+    async fn read(commands: &Commands, given: impl Iterator<Item = &PipelineBeside>) -> Result<Self, Error> {
+        let mut beside = Self::default();
+        for pipeline in given {
+            let id = stored(commands, &pipeline.name).await?.unwrap_or_else(PipelineId::new);
+            beside.ids.insert(pipeline.name.clone(), id);
+            beside.started_by.push((id, pipeline.started_by.clone()));
+        }
+        Ok(beside)
+    }
+}
+
+fn name(application: &str, name: &str) -> PipelineName {
+    PipelineName { application: application.to_owned(), name: name.to_owned() }
+}
+
+/// The pipeline of that name, if there is one.
+async fn stored(commands: &Commands, name: &PipelineName) -> Result<Option<PipelineId>, Error> {
+    let Some(application) = commands.store.application_by_name(&name.application).await? else { return Ok(None) };
+    Ok(commands.store.pipeline_by_name(application.id, &name.name).await?.map(|pipeline| pipeline.id))
 }
 
 /// Whether both come at the same instants.
@@ -76,7 +138,7 @@ fn blank(pipeline: &Pipeline, spec: &TriggerSpec, index: usize, old: Option<&Tri
 fn read(commands: &Commands, index: usize, spec: &TriggerSpec) -> Result<When, Error> {
     let unknown = || at(index, &["kind"], format!("trigger kind `{}` is not known to this server", spec.kind));
     let kind = commands.registry.trigger(&spec.kind).ok_or_else(unknown)?;
-    kind.read(&spec.config).map_err(|(_, message)| at(index, &["config"], message))
+    kind.read(&spec.config).map_err(|mut faults| at(index, &["config"], faults.swap_remove(0).1))
 }
 
 fn at(index: usize, below: &[&str], message: String) -> Error {
@@ -89,55 +151,89 @@ fn at(index: usize, below: &[&str], message: String) -> Error {
 async fn resolve(
     commands: &Commands,
     actor: &Actor,
-    pipeline: &Pipeline,
+    this: &This,
+    beside: &Beside,
     index: usize,
     source: &Source,
 ) -> Result<PipelineId, Error> {
-    if source.application == pipeline.application_name && source.pipeline == pipeline.name {
-        return Ok(pipeline.id);
+    let wanted = name(&source.application, &source.pipeline);
+    if wanted == this.name {
+        return Ok(this.id);
+    }
+    if let Some(id) = beside.ids.get(&wanted) {
+        return Ok(*id);
     }
     let resource = Resource::Pipeline { application: source.application.clone(), pipeline: source.pipeline.clone() };
     allow(actor, Action::Read, &resource)?;
-    let Some(application) = commands.store.application_by_name(&source.application).await? else {
-        let names = commands.store.application_names().await?;
-        let near = did_you_mean(&source.application, names.iter().map(String::as_str));
-        let message = format!("there is no application `{}`{near}", source.application);
-        return Err(at(index, &["config", "application"], message));
+    let application = commands.store.application_by_name(&source.application).await?;
+    let found = match &application {
+        Some(application) => commands.store.pipeline_by_name(application.id, &source.pipeline).await?,
+        None => None,
     };
-    match commands.store.pipeline_by_name(application.id, &source.pipeline).await? {
-        Some(found) => Ok(found.id),
-        None => {
-            let names = commands.store.pipeline_names(application.id).await?;
-            let near = did_you_mean(&source.pipeline, names.iter().map(String::as_str));
-            let message = format!("application `{}` has no pipeline `{}`{near}", source.application, source.pipeline);
-            Err(at(index, &["config", "pipeline"], message))
-        }
+    if let Some(found) = found {
+        return Ok(found.id);
     }
+    let to_come = beside.ids.keys().filter(|other| other.application == source.application);
+    let mut names: Vec<String> = to_come.map(|other| other.name.clone()).collect();
+    match application {
+        Some(application) => names.extend(commands.store.pipeline_names(application.id).await?),
+        None if names.is_empty() && source.application != this.name.application => {
+            let names = commands.store.application_names().await?;
+            let near = did_you_mean(&source.application, names.iter().map(String::as_str));
+            let message = format!("there is no application `{}`{near}", source.application);
+            return Err(at(index, &["config", "application"], message));
+        }
+        None => {}
+    }
+    let near = did_you_mean(&source.pipeline, names.iter().map(String::as_str));
+    let message = format!("application `{}` has no pipeline `{}`{near}", source.application, source.pipeline);
+    Err(at(index, &["config", "pipeline"], message))
 }
 
 /// Refuses a source that this pipeline starts, itself or through others. Two saves at the same
 /// moment may close a circle between them; its executions end at the limit of a chain's length.
-async fn circles(commands: &Commands, pipeline: &Pipeline, sources: &[(usize, PipelineId)]) -> Result<(), Error> {
+async fn circles(
+    commands: &Commands,
+    this: &This,
+    beside: &Beside,
+    sources: &[(usize, PipelineId)],
+) -> Result<Vec<Error>, Error> {
     if sources.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
+    let shown = |name: &PipelineName| format!("{}/{}", name.application, name.name);
     let mut started: HashMap<PipelineId, Vec<PipelineId>> = HashMap::new();
-    let mut names = HashMap::from([(pipeline.id, format!("{}/{}", pipeline.application_name, pipeline.name))]);
+    let mut names: HashMap<_, _> = beside.ids.iter().map(|(name, id)| (*id, shown(name))).collect();
+    names.insert(this.id, shown(&this.name));
+    // What a pipeline said before is replaced by what it says now.
+    let replaced: HashSet<PipelineId> = names.keys().copied().collect();
     for edge in commands.store.trigger_edges().await? {
-        // What this pipeline said before is replaced by what it says now.
-        if edge.target != pipeline.id {
+        if !replaced.contains(&edge.target) {
             started.entry(edge.source).or_default().push(edge.target);
             names.entry(edge.target).or_insert(edge.target_name);
         }
     }
-    for (index, source) in sources {
-        let Some(way) = way(&started, pipeline.id, *source) else { continue };
-        let circle: Vec<&str> =
-            way.iter().chain([&pipeline.id]).map(|id| names.get(id).map_or("?", String::as_str)).collect();
-        let message = format!("pipelines would start each other without an end: {}", circle.join(" → "));
-        return Err(at(*index, &["config", "pipeline"], message));
+    for (target, started_by) in &beside.started_by {
+        for source in started_by {
+            let known = beside.ids.get(source).copied().or_else(|| (*source == this.name).then_some(this.id));
+            // One that is not there is a fault of the pipeline that names it.
+            let source = match known {
+                Some(id) => Some(id),
+                None => stored(commands, source).await?,
+            };
+            if let Some(source) = source {
+                started.entry(source).or_default().push(*target);
+            }
+        }
     }
-    Ok(())
+    let circle = |(index, source): &(usize, PipelineId)| {
+        let way = way(&started, this.id, *source)?;
+        let circle: Vec<&str> =
+            way.iter().chain([&this.id]).map(|id| names.get(id).map_or("?", String::as_str)).collect();
+        let message = format!("pipelines would start each other without an end: {}", circle.join(" → "));
+        Some(at(*index, &["config", "pipeline"], message))
+    };
+    Ok(sources.iter().filter_map(circle).collect())
 }
 
 /// The shortest way along which `from` starts `to`.

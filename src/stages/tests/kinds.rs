@@ -35,7 +35,15 @@ async fn every_kind_is_listed_and_its_example_passes() {
         assert!(schema.is_valid(&about.example), "{}", about.kind);
         let mut stray = about.example.clone();
         stray["unheardOf"] = json!(1);
-        assert!(kind.validate(&stray).is_err(), "{}", about.kind);
+        let faults = kind.validate(&stray).expect_err(about.kind);
+        assert_eq!(faults[0].0, "/unheardOf", "{}", about.kind);
+        // Where a letter is missing, the name that is meant is pointed out.
+        let (name, _) = about.schema["properties"].as_object().and_then(|known| known.iter().next()).expect("a field");
+        let mut typo = about.example.clone();
+        typo[&name[..name.len() - 1]] = json!(1);
+        let faults = kind.validate(&typo).expect_err(about.kind);
+        let wanted = format!("did you mean `{name}`?");
+        assert!(faults.iter().any(|(_, message)| message.ends_with(&wanted)), "{}: {faults:?}", about.kind);
         assert!(!about.title.is_empty() && about.description.ends_with('.'), "{}", about.kind);
         let (tasks, at) = kind.tasks(&about.example, &serde_json::Value::Null);
         assert!(at < tasks.len(), "{}", about.kind);
@@ -64,7 +72,7 @@ async fn bad_configs_are_refused_by_path() {
         ("deploy", cluster(json!({"location": "mars"})), "/clusters/0/location"),
         ("deploy", cluster(json!({"capacity": {"min": 2, "desired": 1, "max": 2}})), "/clusters/0/capacity"),
         ("deploy", cluster(json!({"strategy": {"kind": "highlander"}})), "/clusters/0/strategy/kind"),
-        ("deploy", cluster(json!({"strategy": {"kind": "none", "scaleDown": true}})), "/clusters/0/strategy"),
+        ("deploy", cluster(json!({"strategy": {"kind": "none", "scaleDown": true}})), "/clusters/0/strategy/scaleDown"),
         (
             "deploy",
             cluster(json!({"strategy": {"kind": "redBlack", "maxRemaining": 0}})),
@@ -74,7 +82,7 @@ async fn bad_configs_are_refused_by_path() {
         (
             "deploy",
             cluster(json!({"healthCheck": {"protocol": "http", "path": "/", "x": 1}})),
-            "/clusters/0/healthCheck",
+            "/clusters/0/healthCheck/x",
         ),
         ("deploy", cluster(json!({"launch": {"invalid": 1}})), "/clusters/0/launch/invalid"),
         ("disableServerGroup", json!({}), ""),
@@ -95,6 +103,10 @@ async fn bad_configs_are_refused_by_path() {
             json!({"name": "hello", "listeners": [{"port": 9, "portTo": 8}]}),
             "/listeners/0/portTo",
         ),
+        ("upsertLoadBalancer", json!({"name": "hello", "listeners": [{"port": 9}, {"port": 9}]}), "/listeners/1/port"),
+        ("upsertLoadBalancer", json!({"name": "hello-v001", "listeners": [{"port": 8080}]}), "/name"),
+        ("upsertSecurityGroup", json!({"name": "hello-v001", "inbound": []}), "/name"),
+        ("upsertSecurityGroup", json!({"name": "he llo", "inbound": []}), "/name"),
         (
             "upsertSecurityGroup",
             json!({"name": "hello", "inbound": [{"cidr": "10.0.0.0/99", "portFrom": 1, "portTo": 2}]}),
@@ -103,13 +115,14 @@ async fn bad_configs_are_refused_by_path() {
         ("webhook", json!({"url": "ftp://x"}), "/url"),
         ("webhook", json!({"url": "http://x", "headers": {"a": "Bearer secret://env/X"}}), "/headers/a"),
     ] {
-        let fault = kinds.get(kind).expect(kind).validate(&config).expect_err(pointer);
-        assert_eq!(fault.0, pointer, "{kind} {config}: {}", fault.1);
-        assert!(!fault.1.is_empty());
+        let faults = kinds.get(kind).expect(kind).validate(&config).expect_err(pointer);
+        let (place, message) = &faults[0];
+        assert_eq!(place, pointer, "{kind} {config}: {message}");
+        assert!(!message.is_empty());
     }
     let twice = json!({"clusters": [cluster(json!({}))["clusters"][0], cluster(json!({}))["clusters"][0]]});
-    let fault = kinds.get("deploy").expect("deploy").validate(&twice).expect_err("the same cluster twice");
-    assert_eq!(fault.0, "/clusters/1");
+    let faults = kinds.get("deploy").expect("deploy").validate(&twice).expect_err("the same cluster twice");
+    assert_eq!(faults[0].0, "/clusters/1");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,13 +8,13 @@ use std::sync::Arc;
 use super::files;
 use super::groups::known;
 use super::handoff::listener_name;
-use super::hub::{BalancerCell, Hub, Reply, check_name, refuse, unavailable};
+use super::hub::{BalancerCell, GroupCell, Hub, Reply, check_name, refuse, unavailable};
 use super::records::{BalancerRecord, FORMAT, SecurityRecord};
 use crate::model::{Listener, LoadBalancer, LoadBalancerSpec, SecurityGroup, SecurityGroupSpec, Share};
 use crate::providers::{ErrorKind, Operation};
 
 /// Listeners of one load balancer, at most.
-const MAX_LISTENERS: usize = 16;
+const MAX_LISTENERS: usize = 20;
 /// Rules of one security group, at most.
 const MAX_RULES: usize = 1_000;
 
@@ -105,29 +105,61 @@ impl Hub {
 
     fn open_first(&self, spec: &LoadBalancerSpec, listener: &Listener, taken: &BTreeSet<u16>) -> Reply<u16> {
         let last = listener.port_to.unwrap_or(listener.port);
-        let mut why = None;
+        let (mut holders, mut why) = (Vec::new(), None);
         for port in listener.port..=last {
-            if taken.contains(&port) {
-                continue;
+            let address = SocketAddr::new(listener.address, port);
+            if !taken.contains(&port) {
+                match self.sockets.listener(&spec.name, address) {
+                    Ok(_) => return Ok(port),
+                    Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+                    Err(error) => {
+                        why = Some(error);
+                        continue;
+                    }
+                }
             }
-            match self.sockets.listener(&spec.name, SocketAddr::new(listener.address, port)) {
-                Ok(_) => return Ok(port),
-                Err(error) => why = Some(error),
+            let holder = self.holder(spec, address);
+            if !holders.contains(&holder) {
+                holders.push(holder);
             }
         }
-        let what = if last == listener.port {
-            format!("port {last}")
+        let (what, have) = if last == listener.port {
+            (format!("port {last}"), "has it")
         } else {
-            format!("any port of {}-{last}", listener.port)
+            (format!("any port of {}-{last}", listener.port), "has them")
         };
         let (kind, why, advice) = match &why {
-            None => (ErrorKind::Exhausted, "an instance or listener of this host has it".to_owned(), FREE_IT),
+            None => (ErrorKind::Exhausted, format!("{} {have}", holders.join(" and ")), FREE_IT),
             Some(error) => not_bound(error),
         };
         Err(refuse(
             kind,
             format!("load balancer {} cannot listen on {} {what}: {why}; {advice}", spec.name, listener.address),
         ))
+    }
+
+    /// Who keeps a load balancer from listening there.
+    fn holder(&self, spec: &LoadBalancerSpec, address: SocketAddr) -> String {
+        let meets = |other: &SocketAddr| {
+            let any = other.ip().is_unspecified() || address.ip().is_unspecified();
+            other.port() == address.port() && (any || other.ip() == address.ip())
+        };
+        self.read(|inner| {
+            let of_group = |(_, cell): &(&String, &GroupCell)| {
+                cell.instances.values().any(|instance| instance.record.port == address.port())
+            };
+            let balancer = inner.balancers.values().find(|cell| addresses(&cell.record).iter().any(meets));
+            match (balancer.map(|cell| &cell.record.spec.name), inner.groups.iter().find(of_group)) {
+                (Some(name), _) if *name == spec.name => "its own listener of before".to_owned(),
+                (Some(name), _) => format!("load balancer {name} of this host"),
+                (None, Some((name, _))) => format!("an instance of server group {name} of this host"),
+                // What was opened for this change is not recorded yet.
+                (None, None) if self.sockets.names().contains(&listener_name(&spec.name, address)) => {
+                    "another of its listeners".to_owned()
+                }
+                (None, None) => "another process".to_owned(),
+            }
+        })
     }
 
     /// Opens the listeners of a load balancer in the data plane, as recorded. A port that is taken
@@ -323,7 +355,6 @@ const FREE_IT: &str = "free it, or give another port or a range of ports (portTo
 /// Why a listener could not be opened: whose fault it is, in which words, and what to do.
 fn not_bound(error: &io::Error) -> (ErrorKind, String, &'static str) {
     match error.kind() {
-        io::ErrorKind::AddrInUse => (ErrorKind::Exhausted, "another process has it".to_owned(), FREE_IT),
         io::ErrorKind::AddrNotAvailable => (
             ErrorKind::Invalid,
             "this machine has no such address".to_owned(),
