@@ -45,7 +45,7 @@ pub use deliveries::{Claimed, DeliveryFilter, Tried};
 pub use health::Fill;
 pub use rows::{event_execution, event_stage};
 pub use transfer::{Moved, Table, transfer};
-pub use triggers::Edge;
+pub use triggers::{Edge, Unreadable};
 
 use crate::clock::Clock;
 use crate::model::{ApplicationId, ExecutionId, ExecutionKind, OwnerId, PipelineId, Status, StreamId};
