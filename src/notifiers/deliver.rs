@@ -116,7 +116,7 @@ async fn round(work: &Work, tries: &mut JoinSet<()>) -> Result<DateTime<Utc>, Er
             }
         }
     }
-    let next = work.store.next_delivery().await?.unwrap_or(DateTime::<Utc>::MAX_UTC);
+    let next = work.store.next_delivery(now).await?.unwrap_or(DateTime::<Utc>::MAX_UTC);
     Ok(next.clamp(now + LOOK_SOON, now + LOOK_EVERY))
 }
 

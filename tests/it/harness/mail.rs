@@ -130,7 +130,8 @@ impl MailServer {
             .filter_map(|entry| Some(entry.ok()?.path()))
             .filter(|path| path.extension().is_some_and(|extension| extension == "json"))
             .collect();
-        paths.sort_by_key(|path| path.metadata().and_then(|file| file.modified()).ok());
+        // Instants of files are coarse.
+        paths.sort_by_key(|path| (path.metadata().and_then(|file| file.modified()).ok(), path.clone()));
         paths.iter().map(|path| Ok(serde_json::from_slice(&std::fs::read(path)?)?)).collect()
     }
 
