@@ -242,7 +242,7 @@ async fn beside_silence() -> Outcome {
     client.mutate(START, input).await?;
     let delivery = async || {
         let query = "{ deliveries { nodes { state attempts } } }";
-        Some(client.query(query, Value::Null).await.ok()?["deliveries"]["nodes"][0].take())
+        client.query(query, Value::Null).await.ok()?.pointer("/deliveries/nodes/0").cloned()
     };
     let tried = async || delivery().await.filter(|one| one["attempts"] == 1);
     wait_for("the mail to be on its way", MAX, tried).await?;
