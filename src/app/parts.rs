@@ -28,6 +28,7 @@ pub(super) async fn connect_host(config: &Config) -> Result<HostProvider, Error>
         secret_roots: config.security.secret_dirs.clone(),
         ports: host.port_range,
         max_artifact_bytes: host.max_artifact_bytes,
+        max_instance_log_bytes: host.max_instance_log_bytes,
         max_instances: host.max_instances,
         ..client::Options::new(&host.dir).map_err(|error| failed(error.to_string()))?
     };

@@ -192,6 +192,7 @@ async fn check(
         let checked = server.check(identity, &document.fields, present.get(identity), with).await;
         let errors = checked.map_err(|error| match fault(error) {
             Failure::Failed(error) => Failure::Failed(error.context(format!("nothing was done: {identity}"))),
+            Failure::Away(error) => Failure::Away(error.context(format!("nothing was done: {identity}"))),
             input @ Failure::Input(_) => input,
         })?;
         faults.extend(errors.iter().map(|error| document.refusal(error)));

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use super::{Failure, Outcome, block_on};
-use crate::config;
+use crate::config::{self, HostArgs};
 use crate::providers::host::control::{Control, Error};
 use crate::providers::host::daemon::{
     ARTIFACT_KEEP_SECONDS, MAX_ARTIFACT_BYTES, MAX_INSTANCES, Options, PortRange, keeper, worker,
@@ -75,6 +75,11 @@ pub struct Args {
     #[arg(long, env = "GENNAKER_MAX_ARTIFACT_BYTES", default_value_t = MAX_ARTIFACT_BYTES, value_name = "BYTES",
           value_parser = clap::value_parser!(u64).range(1 << 20..))]
     pub max_artifact_bytes: u64,
+    /// Bytes of an instance's log, which is kept in 3 files; the oldest goes first
+    #[arg(long, env = "GENNAKER_MAX_INSTANCE_LOG_BYTES", value_name = "BYTES",
+          default_value_t = HostArgs::MAX_INSTANCE_LOG_BYTES,
+          value_parser = clap::value_parser!(u64).range(HostArgs::MIN_INSTANCE_LOG_BYTES..))]
+    pub max_instance_log_bytes: u64,
     /// Seconds for which an artifact stays that no server group uses
     #[arg(long, default_value_t = ARTIFACT_KEEP_SECONDS, value_name = "SECONDS")]
     pub artifact_keep_seconds: u64,
@@ -216,6 +221,7 @@ fn host(args: Args, directory: &Path) -> Outcome {
         ports: args.ports,
         max_instances: args.max_instances,
         max_artifact_bytes: args.max_artifact_bytes,
+        max_instance_log_bytes: args.max_instance_log_bytes,
         artifact_keep_seconds: args.artifact_keep_seconds,
         ..Options::new(directory)?
     };

@@ -23,6 +23,11 @@ pub struct HostArgs {
     /// Bytes of all unpacked artifacts of the host together; what no server group uses makes room
     #[arg(long, env = "GENNAKER_MAX_ARTIFACT_BYTES", value_name = "BYTES", default_value_t = HostArgs::MAX_ARTIFACT_BYTES)]
     pub max_artifact_bytes: u64,
+    /// Bytes of an instance's log, which is kept in 3 files; the oldest goes first
+    #[arg(long, env = "GENNAKER_MAX_INSTANCE_LOG_BYTES", value_name = "BYTES",
+          default_value_t = HostArgs::MAX_INSTANCE_LOG_BYTES,
+          value_parser = clap::value_parser!(u64).range(HostArgs::MIN_INSTANCE_LOG_BYTES..))]
+    pub max_instance_log_bytes: u64,
     /// Instances on the host, at most
     #[arg(long, env = "GENNAKER_MAX_INSTANCES", value_name = "COUNT", default_value_t = HostArgs::MAX_INSTANCES,
           value_parser = clap::value_parser!(u32).range(1..=10_000))]
@@ -41,6 +46,7 @@ impl Default for HostArgs {
             artifact_root: Vec::new(),
             port_range: PortRange::DEFAULT,
             max_artifact_bytes: Self::MAX_ARTIFACT_BYTES,
+            max_instance_log_bytes: Self::MAX_INSTANCE_LOG_BYTES,
             max_instances: Self::MAX_INSTANCES,
         }
     }
@@ -100,6 +106,10 @@ impl FromStr for PortRange {
 impl HostArgs {
     /// Where nothing else is asked for.
     pub const MAX_INSTANCES: u32 = 500;
+    /// Where nothing else is asked for: 30 MiB.
+    pub const MAX_INSTANCE_LOG_BYTES: u64 = 30 << 20;
+    /// In each of the files what is read from an instance at a time has room.
+    pub const MIN_INSTANCE_LOG_BYTES: u64 = 192 << 10;
 
     /// # Errors
     /// When an artifact root is no absolute directory.
@@ -125,7 +135,8 @@ impl HostArgs {
         }
         let (port_range, max_artifact_bytes) = (self.port_range, self.max_artifact_bytes);
         let max_instances = self.max_instances as usize;
-        Ok(HostConfig { dir, artifact_roots, port_range, max_artifact_bytes, max_instances })
+        let max_instance_log_bytes = self.max_instance_log_bytes;
+        Ok(HostConfig { dir, artifact_roots, port_range, max_artifact_bytes, max_instance_log_bytes, max_instances })
     }
 }
 
@@ -139,6 +150,8 @@ pub struct HostConfig {
     pub port_range: PortRange,
     /// Bytes of all unpacked artifacts of the host together, at most.
     pub max_artifact_bytes: u64,
+    /// Bytes of an instance's log, at most.
+    pub max_instance_log_bytes: u64,
     /// At most, on the host.
     pub max_instances: usize,
 }
@@ -157,8 +170,11 @@ mod tests {
     }
 
     #[test]
-    fn as_many_instances_are_asked_for_as_a_host_takes_by_itself() {
-        assert_eq!(HostArgs::MAX_INSTANCES as usize, crate::providers::host::daemon::MAX_INSTANCES);
+    fn a_host_is_asked_for_what_it_does_by_itself() {
+        use crate::providers::host::daemon;
+        assert_eq!(HostArgs::MAX_INSTANCES as usize, daemon::MAX_INSTANCES);
+        assert_eq!(HostArgs::MAX_ARTIFACT_BYTES, daemon::MAX_ARTIFACT_BYTES);
+        assert_eq!(HostArgs::MAX_INSTANCE_LOG_BYTES, daemon::MAX_INSTANCE_LOG_BYTES);
     }
 
     #[test]

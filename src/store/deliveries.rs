@@ -2,8 +2,11 @@
 //!
 //! Who works on a delivery is an owner, as with executions: a row whose owner is forgotten is free
 //! again. No two machines' clocks are compared.
+//!
+//! The deliveries of one execution to one target go in the order in which they were written, each
+//! when those before it were sent or given up; but none waits for them longer than an hour.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 
 use super::apply::Answer;
@@ -14,9 +17,22 @@ use super::sql::{all, marks, one, padded};
 use super::{Error, Page, PageRequest, Store, rows};
 use crate::model::{Delivery, DeliveryId, DeliveryState, Notification, NotificationId, OwnerId};
 
-/// Pending, and free for an owner to take.
+/// Pending, free for an owner to take, and its turn: none of its thread is pending before it, or it
+/// was written before an instant.
 const FREE: &str = "next_at IS NOT NULL AND (lease_owner IS NULL \
-                    OR NOT EXISTS (SELECT 1 FROM owner WHERE owner.id = delivery.lease_owner))";
+    OR NOT EXISTS (SELECT 1 FROM owner WHERE owner.id = delivery.lease_owner)) \
+    AND (created_at <= ? OR NOT EXISTS (SELECT 1 FROM delivery AS earlier \
+        WHERE earlier.execution_id = delivery.execution_id AND earlier.id < delivery.id \
+        AND earlier.channel = delivery.channel AND earlier.target = delivery.target \
+        AND earlier.next_at IS NOT NULL))";
+
+/// So long a delivery waits for those before it: a message that nobody takes for a reason of its
+/// own holds the others up no longer.
+const TURN_MAX: TimeDelta = TimeDelta::hours(1);
+
+fn waited(now: DateTime<Utc>) -> sea_orm::Value {
+    rows::time(now - TURN_MAX)
+}
 
 /// Which deliveries.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -44,27 +60,27 @@ pub enum Tried {
 }
 
 impl Store {
-    /// Deliveries whose instant has come and that nobody works on, the longest due first.
+    /// Deliveries whose instant and turn have come and that nobody works on, the longest due first.
     ///
     /// # Errors
     /// When the database cannot do it.
     pub async fn deliveries_due(&self, now: DateTime<Utc>, limit: u64) -> Result<Vec<DeliveryId>, Error> {
         let sql = format!("SELECT id FROM delivery WHERE {FREE} AND next_at <= ? ORDER BY next_at, id LIMIT ?");
         let limit = rows::int(i64::try_from(limit).unwrap_or(i64::MAX));
-        all(&self.inner.read, &sql, vec![rows::time(now), limit])
+        all(&self.inner.read, &sql, vec![waited(now), rows::time(now), limit])
             .await?
             .iter()
             .map(|row| Ok(row.try_get_by_index::<Uuid>(0)?.into()))
             .collect()
     }
 
-    /// The earliest instant among those that nobody works on.
+    /// The earliest instant among those whose turn it is and that nobody works on.
     ///
     /// # Errors
     /// When the database cannot do it.
-    pub async fn next_delivery(&self) -> Result<Option<DateTime<Utc>>, Error> {
+    pub async fn next_delivery(&self, now: DateTime<Utc>) -> Result<Option<DateTime<Utc>>, Error> {
         let sql = format!("SELECT next_at FROM delivery WHERE {FREE} ORDER BY next_at LIMIT 1");
-        match one(&self.inner.read, &sql, Vec::new()).await? {
+        match one(&self.inner.read, &sql, vec![waited(now)]).await? {
             Some(row) => rows::Reader::new(&row, "delivery").time_opt(),
             None => Ok(None),
         }

@@ -22,6 +22,20 @@ pub struct Edge {
     pub target_name: String,
 }
 
+/// A trigger whose row cannot be read.
+#[derive(Debug)]
+pub struct Unreadable {
+    /// None where even that cannot be read.
+    pub trigger: Option<TriggerId>,
+    pub error: Error,
+}
+
+impl Unreadable {
+    fn new(reader: &mut rows::Reader<'_>, error: Error) -> Self {
+        Self { trigger: reader.get::<uuid::Uuid>().ok().map(TriggerId::from), error }
+    }
+}
+
 impl Store {
     async fn some_triggers(&self, condition: &str, values: Vec<Value>) -> Result<Vec<Trigger>, Error> {
         let sql = format!("SELECT {} FROM pipeline_trigger WHERE {condition}", rows::TRIGGER);
@@ -53,22 +67,33 @@ impl Store {
         self.some_triggers(condition, vec![rows::id(application.uuid()), rows::int(TRIGGERS_MAX)]).await
     }
 
-    /// Triggers whose next slot has come, the earliest first.
+    /// Triggers whose next slot has come, the earliest first; one that cannot be read stands in no
+    /// other's way.
     ///
     /// # Errors
     /// When the database cannot do it.
-    pub async fn triggers_due(&self, now: DateTime<Utc>, limit: u64) -> Result<Vec<Trigger>, Error> {
+    pub async fn triggers_due(
+        &self,
+        now: DateTime<Utc>,
+        limit: u64,
+    ) -> Result<Vec<Result<Trigger, Unreadable>>, Error> {
+        let sql = format!("SELECT {} FROM pipeline_trigger WHERE next_at <= ? ORDER BY next_at LIMIT ?", rows::TRIGGER);
         let limit = rows::int(i64::try_from(limit).unwrap_or(i64::MAX));
-        self.some_triggers("next_at <= ? ORDER BY next_at LIMIT ?", vec![rows::time(now), limit]).await
+        let found = all(&self.inner.read, &sql, vec![rows::time(now), limit]).await?;
+        let reader = |row| rows::Reader::new(row, "trigger");
+        Ok(found
+            .iter()
+            .map(|row| rows::read_trigger(&mut reader(row)).map_err(|error| Unreadable::new(&mut reader(row), error)))
+            .collect())
     }
 
-    /// The earliest next slot of all triggers.
+    /// The earliest next slot of all triggers from an instant on.
     ///
     /// # Errors
     /// When the database cannot do it.
-    pub async fn trigger_next(&self) -> Result<Option<DateTime<Utc>>, Error> {
-        let sql = "SELECT next_at FROM pipeline_trigger WHERE next_at IS NOT NULL ORDER BY next_at LIMIT 1";
-        match one(&self.inner.read, sql, Vec::new()).await? {
+    pub async fn trigger_next(&self, from: DateTime<Utc>) -> Result<Option<DateTime<Utc>>, Error> {
+        let sql = "SELECT next_at FROM pipeline_trigger WHERE next_at >= ? ORDER BY next_at LIMIT 1";
+        match one(&self.inner.read, sql, vec![rows::time(from)]).await? {
             Some(row) => rows::Reader::new(&row, "trigger").time_opt(),
             None => Ok(None),
         }
@@ -78,7 +103,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot do it.
-    pub async fn slots_pending(&self, limit: u64) -> Result<Vec<PendingSlot>, Error> {
+    pub async fn slots_pending(&self, limit: u64) -> Result<Vec<Result<PendingSlot, Unreadable>>, Error> {
         let columns: Vec<String> = rows::TRIGGER.split(", ").map(|column| format!("t.{}", column.trim())).collect();
         let sql = format!(
             "SELECT s.source_id, {} FROM trigger_slot s JOIN pipeline_trigger t ON t.id = s.trigger_id \
@@ -87,14 +112,21 @@ impl Store {
         );
         let limit = rows::int(i64::try_from(limit).unwrap_or(i64::MAX));
         let found = all(&self.inner.read, &sql, vec![limit]).await?;
-        found
+        let read = |row| {
+            let reader = &mut rows::Reader::new(row, "slot of a trigger");
+            let source = reader.get::<uuid::Uuid>()?.into();
+            Ok(PendingSlot { source, trigger: rows::read_trigger(reader)? })
+        };
+        Ok(found
             .iter()
             .map(|row| {
-                let reader = &mut rows::Reader::new(row, "slot of a trigger");
-                let source = reader.get::<uuid::Uuid>()?.into();
-                Ok(PendingSlot { source, trigger: rows::read_trigger(reader)? })
+                read(row).map_err(|error| {
+                    let reader = &mut rows::Reader::new(row, "slot of a trigger");
+                    let _ = reader.get::<uuid::Uuid>();
+                    Unreadable::new(reader, error)
+                })
             })
-            .collect()
+            .collect())
     }
 
     /// Which pipelines start which.

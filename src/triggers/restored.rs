@@ -24,7 +24,8 @@ pub async fn restored(
     hold: bool,
 ) -> Result<Vec<String>, Error> {
     let mut told = Vec::new();
-    for trigger in store.triggers_due(now, MAX).await? {
+    // What cannot be read starts nothing.
+    for trigger in store.triggers_due(now, MAX).await?.into_iter().flatten() {
         let (Some(due), Some(table)) = (trigger.next_at, table(store, registry, &trigger).await?) else { continue };
         if table.missed() == Missed::Skip && now - due > LATE {
             continue; // it is let go by in any case
@@ -38,7 +39,7 @@ pub async fn restored(
             store.commit(Commit { guards, writes: vec![write], events: Vec::new() }).await?;
         }
     }
-    for pending in store.slots_pending(MAX).await? {
+    for pending in store.slots_pending(MAX).await?.into_iter().flatten() {
         let slot = pending.source.to_string();
         told.push(format!("{}: waits to act upon the end of {slot}", title(store, &pending.trigger).await?));
         if hold {

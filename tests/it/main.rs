@@ -27,6 +27,7 @@ mod notify;
 mod observe;
 mod packaging;
 mod postgres;
+mod quota;
 mod readme;
 mod run;
 mod schema;
@@ -72,6 +73,7 @@ fn main() {
         observe::trials(),
         packaging::trials(),
         postgres::trials(),
+        quota::trials(),
         readme::trials(),
         run::trials(),
         schema::trials(),

@@ -22,6 +22,7 @@ pub fn trials() -> Vec<Trial> {
         mail("a_wrong_password_is_told_and_mail_flows_once_it_is_right", || Box::pin(wrong_password())),
         mail("mail_waits_for_a_mail_server_that_is_down", || Box::pin(down())),
         mail("a_mail_that_is_put_off_is_taken_later", || Box::pin(put_off())),
+        mail("the_mails_of_an_execution_come_in_order_though_the_first_is_put_off", || Box::pin(in_order())),
         mail("a_refused_mail_is_dead_at_once_and_a_person_may_retry_it", || Box::pin(refused())),
         mail("a_kill_while_a_mail_is_sent_loses_none_and_a_repetition_has_the_same_id", || Box::pin(killed())),
         mail("a_certificate_that_is_not_trusted_is_told", || Box::pin(untrusted())),
@@ -294,6 +295,28 @@ async fn put_off() -> Outcome {
     let sent = rig.delivery("the third try", |one| one["state"] == "SENT").await?;
     anyhow::ensure!(sent["attempts"] == 3, "{sent}");
     anyhow::ensure!(mail.mails()?.len() == 1);
+    Ok(())
+}
+
+async fn in_order() -> Outcome {
+    let mail = MailServer::start(&["--put-off", "1"]).await?;
+    let rig = Rig::with(&mail).await?;
+    let definition = json!({
+        "stages": [{ "key": "a", "kind": "wait", "config": { "seconds": 0 },
+                     "notifications": [{ "on": ["STARTED", "COMPLETED"], "email": { "to": [ANN] } }] }],
+        "notifications": [{ "on": ["STARTED", "COMPLETED"], "email": { "to": [ANN] } }],
+    });
+    rig.client.mutate(SAVE, setup::saving("tells", definition)).await?;
+    follow(&rig.client, &rig.begin("tells").await?, MAX).await?.succeeded()?;
+    let mails = mail.received(4).await?;
+    let subjects: Vec<_> = mails.iter().map(|mail| header(mail, "subject").replace("hello / tells #1", "")).collect();
+    anyhow::ensure!(subjects == [" started", ": Wait started", ": Wait succeeded", " succeeded"], "{subjects:?}");
+    let tries = async || {
+        let mut all = rig.deliveries().await.ok()?;
+        all.retain(|one| one["state"] == "SENT");
+        (all.len() == 4).then(|| all.iter().filter_map(|one| one["attempts"].as_i64()).sum::<i64>())
+    };
+    anyhow::ensure!(wait_for("the record", MAX, tries).await? == 5, "the first twice, the others once");
     Ok(())
 }
 

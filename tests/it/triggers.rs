@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use gennaker::cli::client::Client;
 use libtest_mimic::Trial;
+use sea_orm::ConnectionTrait as _;
 use serde_json::{Value, json};
 
 use crate::harness::documents::{CREATE, SAVE, START};
@@ -17,6 +18,7 @@ pub fn trials() -> Vec<Trial> {
         trial("triggers", "a_timetable_starts_its_pipeline_and_shows_what_comes", timetable),
         trial("triggers", "a_kill_neither_repeats_nor_ends_a_timetable", killed_in_between),
         trial("triggers", "an_end_starts_the_other_pipeline_although_the_server_is_killed", killed_at_the_end),
+        trial("triggers", "what_cannot_be_read_is_told_once_and_stands_in_no_others_way", unreadable),
         trial_with("triggers", "two_servers_start_each_slot_once", postgres(), two_servers),
     ]
 }
@@ -153,6 +155,58 @@ async fn killed_at_the_end() -> Outcome {
     }
     let found = runs(&client, "second").await?;
     anyhow::ensure!(found["triggers"][0]["source"]["name"] == "first", "{found}");
+    Ok(())
+}
+
+async fn unreadable() -> Outcome {
+    let server = Server::start().await?;
+    let client = server.client();
+    prepared(&client).await?;
+    let after =
+        json!([{ "key": "after", "kind": "pipeline", "config": { "application": "timed", "pipeline": "sound" } }]);
+    for (name, triggers) in [("sound", every_second()), ("broken", every_second()), ("follower", after)] {
+        client.mutate(SAVE, definition(name, 0, triggers)).await?;
+        wait_for_runs(&client, name, 1).await?;
+    }
+    let count = async |name| runs(&client, name).await?["executions"]["totalCount"].as_u64().context("a count");
+    let database = format!("sqlite://{}", server.data_dir().join("gennaker.db").display());
+    let database = sea_orm::Database::connect(database).await?;
+    let stored = |column: &str, value: &str| {
+        let sql = match column {
+            "definition" => {
+                format!("UPDATE pipeline SET definition = json_set(definition, '$.formatVersion', {value})")
+            }
+            _ => format!("UPDATE pipeline_trigger SET position = {value}"),
+        };
+        let id = if column == "definition" { "id" } else { "pipeline_id" };
+        let database = &database;
+        async move {
+            let others = "(SELECT id FROM pipeline WHERE name <> 'sound')";
+            database.execute_unprepared(&format!("{sql} WHERE {id} IN {others}")).await
+        }
+    };
+    let problems = "{ application(name: \"timed\") { triggers { nodes { key problem } } } }";
+    // As a newer server would have written it; and as nobody would.
+    for (column, fault, sound) in [("definition", "2", "1"), ("position", "'first'", "0")] {
+        stored(column, fault).await?;
+        // Two passes and more.
+        let before = count("sound").await?;
+        each_once(&wait_for_runs(&client, "sound", before + 6).await?)?;
+        if column == "definition" {
+            let seen = client.query(problems, Value::Null).await?;
+            let nodes = seen["application"]["triggers"]["nodes"].as_array().context("triggers")?;
+            let told = nodes.iter().filter(|node| node["problem"].as_str().is_some_and(|why| why.contains("newer")));
+            anyhow::ensure!(nodes.len() == 3 && told.count() == 2, "{seen}");
+        }
+        stored(column, sound).await?;
+        for name in ["broken", "follower"] {
+            let before = count(name).await?;
+            wait_for_runs(&client, name, before + 1).await?;
+        }
+    }
+    let log = std::fs::read_to_string(server.dir().join("server.log"))?;
+    let told = log.lines().filter(|line| line.contains("starts nothing until")).count();
+    anyhow::ensure!(told == 2 && !log.contains("triggers could not be looked at"), "told {told} times\n{log}");
     Ok(())
 }
 

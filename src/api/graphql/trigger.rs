@@ -11,6 +11,7 @@ use super::stage::masked;
 use crate::api::error::{Code, coded, stored};
 use crate::engine::contract::{Timetable, When};
 use crate::model;
+use crate::store;
 
 /// Instants that may be asked for at once.
 const RUNS_MAX: i32 = 100;
@@ -118,11 +119,20 @@ impl Trigger {
         self.0.last_missed_at
     }
     /// Why it can start nothing as it stands: the pipeline it waits for was deleted, or this
-    /// server does not know its kind.
+    /// server does not know its kind or cannot read its pipeline.
     async fn problem(&self, ctx: &Context<'_>) -> Result<Option<String>> {
         let session = session(ctx)?;
         if session.api.registry.trigger(&self.0.kind).is_none() {
             return Ok(Some(format!("trigger kind `{}` is not known to this server", self.0.kind)));
+        }
+        match session.api.store.pipeline(self.0.pipeline).await {
+            Err(error @ store::Error::Corrupt { .. }) => {
+                let what = "save the pipeline again, or start the newer server that wrote it";
+                return Ok(Some(format!("{error}; {what}")));
+            }
+            read => {
+                read.map_err(stored)?;
+            }
         }
         let Some(source) = self.0.source else { return Ok(None) };
         let there = session.api.store.pipeline(source).await.map_err(stored)?.is_some();

@@ -55,6 +55,8 @@ pub struct Options {
     pub ports: PortRange,
     /// Of a host that is started: bytes of all its unpacked artifacts, at most.
     pub max_artifact_bytes: u64,
+    /// Bytes of an instance's log, at most.
+    pub max_instance_log_bytes: u64,
     /// Instances, at most.
     pub max_instances: usize,
 }
@@ -75,6 +77,7 @@ impl Options {
             secret_roots: defaults.secret_roots,
             ports: defaults.ports,
             max_artifact_bytes: defaults.max_artifact_bytes,
+            max_instance_log_bytes: defaults.max_instance_log_bytes,
             max_instances: defaults.max_instances,
         })
     }
@@ -300,6 +303,11 @@ fn differences(options: &Options, status: &Status) -> Vec<Difference> {
             // A host of an earlier version says nothing of its quota.
             (status.artifacts.max_bytes > 0).then(|| status.artifacts.max_bytes.to_string()),
         ),
+        (
+            "--max-instance-log-bytes",
+            options.max_instance_log_bytes.to_string(),
+            status.max_instance_log_bytes.map(|most| most.to_string()),
+        ),
         ("--max-instances", options.max_instances.to_string(), status.max_instances.map(|most| most.to_string())),
     ];
     pairs
@@ -350,6 +358,7 @@ impl Starter {
             ports: options.ports,
             max_instances: options.max_instances,
             max_artifact_bytes: options.max_artifact_bytes,
+            max_instance_log_bytes: options.max_instance_log_bytes,
             artifact_keep_seconds: daemon::ARTIFACT_KEEP_SECONDS,
             program: options.binary.clone(),
         };

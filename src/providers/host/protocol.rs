@@ -68,6 +68,9 @@ pub struct Status {
     /// Instances, at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_instances: Option<usize>,
+    /// Bytes of an instance's log, at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_instance_log_bytes: Option<u64>,
     pub server_groups: usize,
     pub instances: usize,
     pub load_balancers: usize,

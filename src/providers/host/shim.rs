@@ -20,6 +20,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, User};
 use serde::{Deserialize, Serialize};
 
+use super::daemon::MAX_INSTANCE_LOG_BYTES;
 use super::daemon::files;
 use super::daemon::identity::{self, Identity};
 use super::daemon::limits::{self, Cgroup};
@@ -42,6 +43,13 @@ pub struct Start {
     pub port: u16,
     /// Below which `secret://file/…` may point.
     pub secret_roots: Vec<PathBuf>,
+    /// Of the log, at most. A host of an earlier version does not say.
+    #[serde(default = "log_bytes")]
+    pub max_log_bytes: u64,
+}
+
+const fn log_bytes() -> u64 {
+    MAX_INSTANCE_LOG_BYTES
 }
 
 /// `pid.json`: what runs. The shim itself is written before the command is started.
@@ -189,7 +197,8 @@ pub fn run(directory: &Path) -> anyhow::Result<()> {
                 let _ = killpg(Pid::from_raw(child.pid), Signal::SIGKILL);
                 return Err(error.into());
             }
-            attend(child, &directory, forwarded)?
+            let log = Log::open(&directory.logs(), start.max_log_bytes)?;
+            attend(child, log, forwarded)?
         }
         Err(error) => Exit::NotStarted { message: format!("{error:#}") },
     };
@@ -413,8 +422,7 @@ pub fn user(name: Option<&str>) -> anyhow::Result<Option<User>> {
 }
 
 /// Stays until the command has ended and everything it left is gone.
-fn attend(child: Child, directory: &InstanceDirectory, forwarded: SigSet) -> anyhow::Result<Exit> {
-    let log = Log::open(&directory.logs())?;
+fn attend(child: Child, log: Log, forwarded: SigSet) -> anyhow::Result<Exit> {
     footprint::give_back_the_start();
     let output = File::from(child.output);
     let copier = std::thread::Builder::new().name("log".to_owned()).spawn(move || copy(output, log))?;

@@ -5,10 +5,12 @@ mod calls;
 mod cut;
 mod database;
 pub mod documents;
+mod exposition;
 mod follow;
 mod hello;
 pub mod mail;
 mod ports;
+mod probes;
 mod server;
 mod two;
 
@@ -20,9 +22,11 @@ use libtest_mimic::{Failed, Trial};
 pub use calls::Calls;
 pub use cut::{Cut, Fate};
 pub use database::{Schema, postgres};
+pub use exposition::Exposition;
 pub use follow::{Followed, follow, follow_with};
 pub use hello::Hello;
 pub use ports::Ports;
+pub use probes::{get, ready, scrape};
 pub use server::{Done, Options, Server, gennaker, processes_of};
 pub use two::Two;
 

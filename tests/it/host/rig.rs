@@ -68,6 +68,7 @@ impl Host {
             artifact_roots: vec![self.path().to_path_buf()],
             secret_roots: Vec::new(),
             max_artifact_bytes: 10 << 30,
+            max_instance_log_bytes: 30 << 20,
             ports: PortRange { last: ports.first + 9, ..ports },
             max_instances: 500,
         }

@@ -9,6 +9,7 @@ cases! {
     both: a_delivery_is_tried_by_one_owner_at_a_time,
     what_came_of_a_try_is_recorded_by_its_owner_only,
     deliveries_are_listed_and_go_with_their_message,
+    a_thread_goes_in_order_and_waits_an_hour_at_most,
 }
 
 async fn written(at: &Home, targets: &[&str]) -> (Notification, Vec<Delivery>) {
@@ -56,11 +57,11 @@ async fn a_delivery_is_tried_by_one_owner_at_a_time(at: &Home) {
     let claimed = first.or(second).expect("one has it");
     assert_eq!((claimed.delivery.attempts, claimed.first, &claimed.notification), (1, id, &message));
     assert_eq!(at.store.deliveries_due(now, 10).await.expect("read"), []);
-    assert_eq!(at.store.next_delivery().await.expect("read"), None);
+    assert_eq!(at.store.next_delivery(now).await.expect("read"), None);
 
     // Its owner ends: what was begun is free, and counted.
     at.store.owner_forget(holder).await.expect("forgotten");
-    assert_eq!(at.store.next_delivery().await.expect("read"), Some(now));
+    assert_eq!(at.store.next_delivery(now).await.expect("read"), Some(now));
     let again = at.store.delivery_claim(waiting, id, now).await.expect("asked").expect("free again");
     assert_eq!(again.delivery.attempts, 2);
 }
@@ -116,4 +117,42 @@ async fn deliveries_are_listed_and_go_with_their_message(at: &Home) {
     assert_eq!(count(DeliveryFilter { channel: Some("pigeon".to_owned()), ..dead }).await, 0);
     at.store.prune_notifications(start() + TimeDelta::days(1)).await.expect("pruned");
     assert_eq!(count(DeliveryFilter::default()).await, 0);
+}
+
+async fn a_thread_goes_in_order_and_waits_an_hour_at_most(at: &Home) {
+    let (_, first) = written(at, &["a@example.org", "b@example.org"]).await;
+    let execution = first[0].execution;
+    let later = start() + TimeDelta::minutes(1);
+    let message = Notification { execution, ..notification("it is over") };
+    let second = Delivery { id: DeliveryId::new(), notification: message.id, created_at: later, ..first[0].clone() };
+    at.store
+        .commit(write(vec![Write::InsertNotification(message), Write::InsertDelivery(second.clone())]))
+        .await
+        .expect("committed");
+    let (_, other) = written(at, &["a@example.org"]).await;
+    let due = async |now| at.store.deliveries_due(now, 10).await.expect("read");
+    // The other target and the other execution do not wait.
+    assert_eq!(due(later).await, [first[0].id, first[1].id, other[0].id]);
+
+    let me = owner(at).await;
+    let claim = async |id, now| at.store.delivery_claim(me, id, now).await.expect("asked").expect("free").delivery;
+    for delivery in [&first[1], &other[0]] {
+        let claimed = claim(delivery.id, later).await;
+        at.store.delivery_tried(me, &claimed, &Tried::Sent { at: later }).await.expect("recorded");
+    }
+    let claimed = claim(first[0].id, later).await;
+    assert_eq!(due(later).await, [], "while the first is sent");
+    let put_off = later + TimeDelta::hours(2);
+    let again = Tried::Again { at: put_off, error: "later".to_owned() };
+    at.store.delivery_tried(me, &claimed, &again).await.expect("recorded");
+    assert_eq!(due(later).await, [], "while the first is put off");
+    assert_eq!(at.store.next_delivery(later).await.expect("read"), Some(put_off));
+    let hour = later + TimeDelta::hours(1);
+    assert_eq!(due(hour - TimeDelta::seconds(1)).await, []);
+    assert_eq!(due(hour).await, [second.id], "it has waited long enough");
+    assert_eq!(at.store.next_delivery(hour).await.expect("read"), Some(start()));
+
+    let claimed = claim(first[0].id, put_off).await;
+    at.store.delivery_tried(me, &claimed, &Tried::Dead { error: "no".to_owned() }).await.expect("recorded");
+    assert_eq!(due(later).await, [second.id], "the first was given up");
 }

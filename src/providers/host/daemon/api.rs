@@ -207,6 +207,7 @@ async fn status(State(control): State<Control>) -> Json<Status> {
         secret_roots: Some(hub.options.secret_roots.clone()),
         ports: Some(hub.options.ports.to_string()),
         max_instances: Some(hub.options.max_instances),
+        max_instance_log_bytes: Some(hub.options.max_instance_log_bytes),
         server_groups: inner.groups.len(),
         instances: inner.instance_count(),
         load_balancers: inner.balancers.len(),

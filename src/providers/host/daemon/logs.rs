@@ -9,11 +9,8 @@ use std::path::{Path, PathBuf};
 use super::files;
 use crate::providers::{LogPart, LogPlace};
 
-/// A file is followed by another when it holds this many bytes.
-pub const FILE_BYTES: u64 = 10 * 1024 * 1024;
-
 /// So many files are kept.
-pub const FILES: usize = 3;
+const FILES: usize = 3;
 
 /// The log of one instance, open for writing at its end.
 pub struct Log {
@@ -27,16 +24,14 @@ pub struct Log {
 }
 
 impl Log {
-    /// Goes on where the last writer ended, on a line of its own.
+    /// Goes on where the last writer ended, on a line of its own. All files together have so many bytes at most, unless more
+    /// than a third of them is appended at once.
     ///
     /// # Errors
     /// The operating system's, with the path.
-    pub fn open(directory: &Path) -> io::Result<Self> {
-        Self::with_limit(directory, FILE_BYTES)
-    }
-
-    fn with_limit(directory: &Path, limit: u64) -> io::Result<Self> {
+    pub fn open(directory: &Path, bytes: u64) -> io::Result<Self> {
         files::make_directory(directory)?;
+        let limit = bytes / FILES as u64;
         let generation = generations(directory)?.last().copied().unwrap_or(0);
         let (file, size) = open(directory, generation)?;
         let ended = ends_a_line(&path(directory, generation), size)?;
@@ -55,12 +50,12 @@ impl Log {
         if self.ended { Ok(()) } else { self.append(b"\n") }
     }
 
-    /// Appends bytes; a file that is full is closed and the oldest one too many removed.
+    /// Appends bytes; a file without room for them is closed and the oldest one too many removed.
     ///
     /// # Errors
     /// The operating system's; then nothing of these bytes may be there, or a part.
     pub fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if self.size >= self.limit {
+        if self.size > 0 && self.size + bytes.len() as u64 > self.limit {
             let (file, size) = open(&self.directory, self.generation + 1)?;
             (self.file, self.size) = (file, size);
             self.generation += 1;
@@ -235,13 +230,14 @@ fn generations(directory: &Path) -> io::Result<Vec<u64>> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::MAX_INSTANCE_LOG_BYTES;
     use super::super::files::scratch::Scratch;
     use super::*;
 
     #[test]
     fn the_last_files_are_kept_and_the_tail_spans_them() {
         let scratch = Scratch::new();
-        let mut log = Log::with_limit(scratch.path(), 100).expect("opens");
+        let mut log = Log::open(scratch.path(), 300).expect("opens");
         for line in 0..100 {
             log.append(format!("line {line:04}\n").as_bytes()).expect("writes");
         }
@@ -254,7 +250,7 @@ mod tests {
     #[test]
     fn parts_follow_a_log_over_its_files_and_tell_of_gaps() {
         let scratch = Scratch::new();
-        let mut log = Log::with_limit(scratch.path(), 100).expect("opens");
+        let mut log = Log::open(scratch.path(), 300).expect("opens");
         let empty = part(scratch.path(), None, 1_000).expect("reads");
         assert_eq!((empty.text.as_str(), empty.more), ("", false));
         let mut at = empty.end;
@@ -296,7 +292,7 @@ mod tests {
     #[test]
     fn a_part_without_a_place_is_the_tail_from_a_line_on() {
         let scratch = Scratch::new();
-        let mut log = Log::open(scratch.path()).expect("opens");
+        let mut log = Log::open(scratch.path(), MAX_INSTANCE_LOG_BYTES).expect("opens");
         log.append("one\ntwo\nthree\n".as_bytes()).expect("writes");
         let tail = |bytes| part(scratch.path(), None, bytes).expect("reads").text;
         assert_eq!(tail(100), "one\ntwo\nthree\n");
@@ -312,12 +308,12 @@ mod tests {
     #[test]
     fn the_next_writer_goes_on_where_the_last_ended() {
         let scratch = Scratch::new();
-        Log::open(scratch.path()).and_then(|mut log| log.append(b"one\n")).expect("writes");
-        Log::open(scratch.path()).and_then(|mut log| log.append(b"two\n")).expect("writes");
+        Log::open(scratch.path(), MAX_INSTANCE_LOG_BYTES).and_then(|mut log| log.append(b"one\n")).expect("writes");
+        Log::open(scratch.path(), MAX_INSTANCE_LOG_BYTES).and_then(|mut log| log.append(b"two\n")).expect("writes");
         assert_eq!(tail(scratch.path(), 1_000).expect("reads"), "one\ntwo\n");
         // A line that its writer left unfinished does not become the beginning of another's.
-        Log::open(scratch.path()).and_then(|mut log| log.append(b"hal")).expect("writes");
-        let mut log = Log::open(scratch.path()).expect("opens");
+        Log::open(scratch.path(), MAX_INSTANCE_LOG_BYTES).and_then(|mut log| log.append(b"hal")).expect("writes");
+        let mut log = Log::open(scratch.path(), MAX_INSTANCE_LOG_BYTES).expect("opens");
         log.append(b"three\nfour").and_then(|()| log.end_line()).and_then(|()| log.end_line()).expect("writes");
         assert_eq!(part(scratch.path(), None, 1_000).expect("reads").text, "one\ntwo\nhal\nthree\nfour\n");
         assert_eq!(tail(&scratch.path().join("none"), 1_000).expect("nothing is fine"), "");

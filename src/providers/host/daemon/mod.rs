@@ -40,6 +40,9 @@ pub const MAX_INSTANCES: usize = 500;
 /// Bytes of all unpacked artifacts of a host, at most, where nothing else is asked for: 10 GiB.
 pub const MAX_ARTIFACT_BYTES: u64 = 10 << 30;
 
+/// Bytes of an instance's log, at most, where nothing else is asked for: 30 MiB.
+pub const MAX_INSTANCE_LOG_BYTES: u64 = 30 << 20;
+
 /// How long an unused artifact stays where nothing else is asked for.
 pub const ARTIFACT_KEEP_SECONDS: u64 = 10 * 60;
 
@@ -60,6 +63,8 @@ pub struct Options {
     pub max_instances: usize,
     /// Bytes of all unpacked artifacts together, at most.
     pub max_artifact_bytes: u64,
+    /// Bytes of an instance's log, at most.
+    pub max_instance_log_bytes: u64,
     /// For so long an artifact stays that no server group uses.
     pub artifact_keep_seconds: u64,
     /// The binary that workers and shims are started from.
@@ -81,6 +86,7 @@ impl Options {
             ports: PortRange::DEFAULT,
             max_instances: MAX_INSTANCES,
             max_artifact_bytes: MAX_ARTIFACT_BYTES,
+            max_instance_log_bytes: MAX_INSTANCE_LOG_BYTES,
             artifact_keep_seconds: ARTIFACT_KEEP_SECONDS,
             program: std::env::current_exe()?,
         })
@@ -105,6 +111,7 @@ impl Options {
         option("--ports", self.ports.to_string().into());
         option("--max-instances", self.max_instances.to_string().into());
         option("--max-artifact-bytes", self.max_artifact_bytes.to_string().into());
+        option("--max-instance-log-bytes", self.max_instance_log_bytes.to_string().into());
         option("--artifact-keep-seconds", self.artifact_keep_seconds.to_string().into());
         arguments
     }

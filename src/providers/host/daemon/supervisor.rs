@@ -205,6 +205,7 @@ async fn attend(hub: Arc<Hub>, group: String, id: String) {
             directory: cell.record.artifact.clone(),
             port: instance.record.port,
             secret_roots: hub.options.secret_roots.clone(),
+            max_log_bytes: hub.options.max_instance_log_bytes,
         };
         Some((Arc::clone(&instance.wake), start))
     }) else {
