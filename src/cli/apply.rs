@@ -190,11 +190,7 @@ async fn check(
         let identity = &document.identity;
         let with = beside(document, &changing);
         let checked = server.check(identity, &document.fields, present.get(identity), with).await;
-        let errors = checked.map_err(|error| match fault(error) {
-            Failure::Failed(error) => Failure::Failed(error.context(format!("nothing was done: {identity}"))),
-            Failure::Away(error) => Failure::Away(error.context(format!("nothing was done: {identity}"))),
-            input @ Failure::Input(_) => input,
-        })?;
+        let errors = checked.map_err(|error| fault(error).context(format!("nothing was done: {identity}")))?;
         faults.extend(errors.iter().map(|error| document.refusal(error)));
     }
     if faults.is_empty() { Ok(()) } else { Err(refuse(&faults)) }

@@ -181,6 +181,15 @@ impl Failure {
         Self::Input(error.into())
     }
 
+    /// The same, with what it was about.
+    fn context(self, about: String) -> Self {
+        match self {
+            Self::Input(error) => Self::Input(error.context(about)),
+            Self::Failed(error) => Self::Failed(error.context(about)),
+            Self::Away(error) => Self::Away(error.context(about)),
+        }
+    }
+
     /// Tells it; the exit code.
     fn told(self, json: bool) -> ExitCode {
         match self {

@@ -74,7 +74,8 @@ pub fn parse<C: CommandFactory + FromArgMatches>(
     arguments: &[OsString],
     tolerant: impl Fn(&[String]) -> bool,
 ) -> Result<(C, Settings), Error> {
-    let (command, matches, mut faults) = first_look(super::documented(C::command()), arguments)?;
+    let fresh = |left_out: &[String]| config::variables::without(super::documented(C::command()), left_out);
+    let (command, matches, left_out, mut faults) = first_look(fresh, arguments)?;
     let path = chosen(&matches);
     let (leaf, inner) = leaf(&command, &matches);
     let takes_file = leaf.get_arguments().any(|arg| arg.get_id() == "config");
@@ -89,29 +90,34 @@ pub fn parse<C: CommandFactory + FromArgMatches>(
     if !takes_file {
         return Ok((C::from_arg_matches(&matches)?, Settings::default()));
     }
-    let command = match &file {
-        Some(file) => at(command, &path, &|command| file.apply(command)),
-        None => command,
+    let Some(file) = file else {
+        let all = config::effective(leaf, inner, None);
+        return Ok((C::from_arg_matches(&matches)?, Settings { file: None, faults, all }));
     };
-    let matches = command.clone().try_get_matches_from(arguments)?;
+    let mut command = at(fresh(&left_out), &path, &|command| file.apply(command));
+    let matches = command.try_get_matches_from_mut(arguments)?;
     let (leaf, inner) = self::leaf(&command, &matches);
-    let all = config::effective(leaf, inner, file.as_ref());
-    Ok((C::from_arg_matches(&matches)?, Settings { file, faults, all }))
+    let all = config::effective(leaf, inner, Some(&file));
+    Ok((C::from_arg_matches(&matches)?, Settings { file: Some(file), faults, all }))
 }
 
-/// What was chosen. A variable that does not hold is told, and left out of the command.
-fn first_look(mut command: Command, arguments: &[OsString]) -> Result<(Command, ArgMatches, Vec<Fault>), clap::Error> {
-    let mut faults = Vec::new();
+/// What was chosen. Flags whose variable does not hold are named, it is told and not read.
+fn first_look(
+    fresh: impl Fn(&[String]) -> Command,
+    arguments: &[OsString],
+) -> Result<(Command, ArgMatches, Vec<String>, Vec<Fault>), clap::Error> {
+    let (mut left_out, mut faults) = (Vec::new(), Vec::new());
     loop {
-        let error = match command.clone().try_get_matches_from(arguments) {
-            Ok(matches) => return Ok((command, matches, faults)),
+        let mut command = fresh(&left_out);
+        let error = match command.try_get_matches_from_mut(arguments) {
+            Ok(matches) => return Ok((command, matches, left_out, faults)),
             Err(error) => error,
         };
-        let Some((fault, without)) = config::variables::at_fault(&command, arguments, &error) else {
+        let Some((flag, fault)) = config::variables::at_fault(fresh(&left_out), arguments, &error) else {
             return Err(error);
         };
+        left_out.push(flag);
         faults.push(fault);
-        command = without;
     }
 }
 

@@ -63,34 +63,36 @@ fn of_a_service(name: &str, value: &str) -> bool {
         || name.split_once("_PORT_").is_some_and(|(_, rest)| port(rest))
 }
 
-/// Where a command line does not hold because of a variable: that fault, and the command without the
-/// variable.
+/// Where a command line does not hold because of a variable: the flag that has it, and the fault.
 #[must_use]
-pub fn at_fault(command: &Command, arguments: &[OsString], error: &clap::Error) -> Option<(Fault, Command)> {
+pub fn at_fault(command: Command, arguments: &[OsString], error: &clap::Error) -> Option<(String, Fault)> {
     let Some(ContextValue::String(shown)) = error.get(ContextKind::InvalidArg) else { return None };
     // `--max-page <COUNT>`
-    let name = shown.strip_prefix("--")?.split([' ', '=', '[']).next()?;
-    let is_set =
-        |arg: &Arg| arg.get_long() == Some(name) && arg.get_env().is_some_and(|name| std::env::var_os(name).is_some());
+    let flag = shown.strip_prefix("--")?.split([' ', '=', '[']).next()?;
     let mut found = None;
-    each_arg(command, &mut |arg| {
-        if is_set(arg) {
-            found = Some((variable(arg), is_secret(arg)));
+    each_arg(&command, &mut |arg| {
+        if arg.get_long() == Some(flag) && arg.get_env().is_some_and(|name| std::env::var_os(name).is_some()) {
+            found = variable(arg).map(|name| (name, is_secret(arg)));
         }
     });
     let (place, secret) = found?;
-    let without = without(command.clone(), &is_set);
     // A flag stands above its variable: then the fault is the flag's, and stays.
-    let again = without.clone().try_get_matches_from(arguments);
+    let again = without(command, &[flag.to_owned()]).try_get_matches_from(arguments);
     if again.is_err_and(|again| again.to_string() == error.to_string()) {
         return None;
     }
-    Some((Fault { place: place?, line: None, message: does_not_hold(error, secret) }, without))
+    Some((flag.to_owned(), Fault { place, line: None, message: does_not_hold(error, secret) }))
 }
 
-fn without(command: Command, which: &impl Fn(&Arg) -> bool) -> Command {
-    let command = command.mut_args(|arg| if which(&arg) { arg.env(Resettable::Reset) } else { arg });
-    command.mut_subcommands(|inner| without(inner, which))
+/// The command with these flags as if they had no variables.
+#[must_use]
+pub fn without(command: Command, flags: &[String]) -> Command {
+    if flags.is_empty() {
+        return command;
+    }
+    let left_out = |arg: &Arg| arg.get_long().is_some_and(|long| flags.iter().any(|flag| flag == long));
+    let command = command.mut_args(|arg| if left_out(&arg) { arg.env(Resettable::Reset) } else { arg });
+    command.mut_subcommands(|inner| without(inner, flags))
 }
 
 fn variable(arg: &Arg) -> Option<String> {

@@ -468,7 +468,7 @@ async fn may_not_save() -> Outcome {
     let path = write(&server, "shop.yaml", &shop(server.load_balancer_ports()))?;
     let file = path.to_str().unwrap_or_default();
     let viewing = ["apply", "-f", file, "--dry-run", "--token", &viewer];
-    let refused = server.gennaker(&viewing).await?.with_status(1)?;
+    let refused = server.gennaker(&viewing).await?.with_status(2)?;
     for part in ["application shop", "vera", "OPERATOR", "nothing was done"] {
         anyhow::ensure!(refused.err.contains(part), "{part}: {}", refused.err);
     }
@@ -484,7 +484,7 @@ async fn may_not_save() -> Outcome {
         ("timeoutSeconds: 60", "timeoutSeconds: 61", "pipeline shop/deploy"),
     ] {
         write(&server, "shop.yaml", &shop(server.load_balancer_ports()).replace(right, wrong))?;
-        let refused = server.gennaker(&viewing).await?.with_status(1)?;
+        let refused = server.gennaker(&viewing).await?.with_status(2)?;
         anyhow::ensure!(refused.err.contains(part) && refused.err.contains("vera"), "{part}: {}", refused.err);
     }
     Ok(())
