@@ -235,8 +235,10 @@ impl App {
         let jobs = jobs(&store, &clock, keep, &engine, &dispatcher, &app.stopping);
         // Nothing new is started by itself once the server has been asked to end.
         app.spawn("triggers", GRACE, |stop| async move { dispatcher.run(stop).await });
-        app.spawn("deliveries", deliver::GRACE + GRACE, {
-            let (options, store, clock) = (config.smtp.deliveries.clone(), store.clone(), clock.clone());
+        let mut options = config.smtp.deliveries.clone();
+        options.grace = options.grace.min(config.server.shutdown_grace);
+        app.spawn("deliveries", options.grace + GRACE, {
+            let (store, clock) = (store.clone(), clock.clone());
             let me = engine.owner();
             move |stop| deliver::run(options, notifiers, store, clock, me, stop)
         });

@@ -206,7 +206,7 @@ impl Engine {
     /// From now on nothing is begun: no execution is taken up, no step is started; those under way
     /// may end. [`Engine::run`] goes on until its own token says that it has to end.
     pub fn drain(&self) {
-        self.shared.stopping.cancel();
+        self.shared.drain();
     }
 
     /// Whether it works: registered, not ended, and its search for due executions not overdue.
@@ -224,7 +224,7 @@ impl Engine {
     }
 
     /// Runs executions until the token is cancelled (steps under way get the grace of
-    /// [`Options::stop_grace`]) or a crash hook says so. Call it once.
+    /// [`Options::stop_grace`], from [`Engine::drain`] on) or a crash hook says so. Call it once.
     ///
     /// # Errors
     /// When this start of the server cannot be registered in the database.

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -45,6 +45,8 @@ pub(super) struct Shared {
     pub permits: Semaphore,
     /// No new steps; those under way may end.
     pub stopping: CancellationToken,
+    /// When that was said.
+    pub stopping_since: OnceLock<tokio::time::Instant>,
     /// What was seen of other owners, once this one is registered.
     pub owners: tokio::sync::Mutex<Option<recovery::Owners>>,
     /// A crash hook has spoken: nothing is written or called any more.
@@ -88,6 +90,7 @@ impl Shared {
             topics: Topics::default(),
             slots: Arc::default(),
             stopping: CancellationToken::new(),
+            stopping_since: OnceLock::new(),
             owners: tokio::sync::Mutex::default(),
             dead: CancellationToken::new(),
             pulse: Arc::default(),
@@ -107,6 +110,12 @@ impl Shared {
         if active.get(&id).is_some_and(|handle| handle.serial == serial) {
             active.remove(&id);
         }
+    }
+
+    /// Nothing is begun from here on; since when, if it was said before.
+    pub fn drain(&self) -> tokio::time::Instant {
+        self.stopping.cancel();
+        *self.stopping_since.get_or_init(tokio::time::Instant::now)
     }
 
     /// From here on the engine does nothing, as if it were killed.
@@ -186,10 +195,10 @@ pub(super) async fn run(shared: &Arc<Shared>, stop: CancellationToken) -> Result
         while runner.workers.join_next().await.is_some() {}
         return Ok(());
     }
-    shared.stopping.cancel();
+    let grace_ends = shared.drain() + shared.options.stop_grace;
     let ended = async { while runner.workers.join_next().await.is_some() {} };
     let in_time = tokio::select! {
-        ended = tokio::time::timeout(shared.options.stop_grace, ended) => ended.is_ok(),
+        ended = tokio::time::timeout_at(grace_ends, ended) => ended.is_ok(),
         () = shared.dead.cancelled() => false,
     };
     runner.workers.abort_all();

@@ -30,6 +30,8 @@ pub struct Options {
     pub attempts_max: i32,
     /// Tries under way at a time.
     pub concurrency: usize,
+    /// Tries under way may go on for this long after the server was asked to end.
+    pub grace: Duration,
 }
 
 impl Default for Options {
@@ -39,6 +41,7 @@ impl Default for Options {
             retry_max: Duration::from_secs(3_600),
             attempts_max: 20,
             concurrency: 8,
+            grace: Duration::from_secs(10),
         }
     }
 }
@@ -47,8 +50,6 @@ impl Default for Options {
 const LOOK_EVERY: TimeDelta = TimeDelta::seconds(5);
 /// From one look to the next where something is due that cannot be taken yet.
 const LOOK_SOON: TimeDelta = TimeDelta::milliseconds(200);
-/// Tries under way may go on for this long after the server was asked to end.
-pub const GRACE: Duration = Duration::from_secs(10);
 
 /// What a try works with.
 #[derive(Clone)]
@@ -70,6 +71,7 @@ pub async fn run(
     stop: CancellationToken,
 ) {
     let mut bus = store.appended();
+    let grace = options.grace;
     let work = Work { options, notifiers, store, clock, me };
     let mut tries = JoinSet::new();
     loop {
@@ -88,7 +90,7 @@ pub async fn run(
             () = work.clock.sleep_until(until) => {}
         }
     }
-    let ended = tokio::time::timeout(GRACE, async { while tries.join_next().await.is_some() {} }).await;
+    let ended = tokio::time::timeout(grace, async { while tries.join_next().await.is_some() {} }).await;
     if ended.is_err() {
         tracing::warn!("{} deliveries are left to the next start, which will repeat them", tries.len());
     }

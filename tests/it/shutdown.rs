@@ -8,13 +8,16 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use gennaker::cli::client::{Client, Error, Subscription};
 use gennaker::cli::demo::setup::{self, FOLLOW};
+use gennaker::clock::Clock;
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
+use sea_orm::ConnectionTrait as _;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
-use crate::harness::{Options, Outcome, Server, follow, trial, wait_for};
+use crate::harness::mail::{MailServer, PASSWORD, mail_server};
+use crate::harness::{Options, Outcome, Server, follow, trial, trial_with, wait_for};
 
 pub fn trials() -> Vec<Trial> {
     vec![
@@ -22,6 +25,12 @@ pub fn trials() -> Vec<Trial> {
         trial("shutdown", "what_takes_longer_than_the_grace_is_left_to_the_next_start", too_long),
         trial("shutdown", "a_second_signal_ends_the_server_at_once", second_signal),
         trial("shutdown", "a_refused_websocket_says_why", refused),
+        trial_with(
+            "shutdown",
+            "beside_a_silent_mail_server_the_end_comes_in_time_and_nothing_is_lost",
+            mail_server(),
+            beside_silence,
+        ),
     ]
 }
 
@@ -203,6 +212,92 @@ async fn refused() -> Outcome {
         anyhow::bail!("a stranger was let in");
     };
     anyhow::ensure!(error.to_string().contains("closed with 4403: Forbidden"), "{error}");
+    Ok(())
+}
+
+async fn beside_silence() -> Outcome {
+    let mut mail = MailServer::prepared()?;
+    // Takes connections on its port and never says a word.
+    let silent = std::net::TcpListener::bind(("127.0.0.1", mail.port()))?;
+    let mut flags = mail.flags();
+    flags
+        .extend(["--smtp-password=secret://env/GENNAKER_SECRET_MAIL", "--shutdown-grace-seconds=2"].map(str::to_owned));
+    let environment = vec![("GENNAKER_SECRET_MAIL".to_owned(), PASSWORD.to_owned())];
+    let mut server = Server::start_with(Options { flags, environment, ..Options::default() }).await?;
+    let client = server.client();
+    setup::create_application(&client).await?;
+    let definition = |triggers: Value| json!({ "stages": [{ "key": "a", "kind": "wait", "config": { "seconds": 0 } }], "triggers": triggers });
+    let cron = |expression: &str, missed: &str| json!([{ "key": "t", "kind": "cron", "config": { "expression": expression, "missed": missed } }]);
+    // One that is due while the server ends, and two whose slots were five minutes ago when it comes back.
+    let clock = Clock::system();
+    let then = clock.now() - chrono::TimeDelta::minutes(5);
+    let daily = then.format("0 %M %H * * *").to_string();
+    for (name, expression, missed) in
+        [("often", "* * * * * *", "SKIP"), ("skips", daily.as_str(), "SKIP"), ("runs", daily.as_str(), "RUN_ONCE")]
+    {
+        client.mutate(SAVE, setup::saving(name, definition(cron(expression, missed)))).await?;
+    }
+    let mut told = definition(json!([]));
+    told["notifications"] = json!([{ "on": ["COMPLETED"], "email": { "to": ["ann@example.org"] } }]);
+    client.mutate(SAVE, setup::saving("tells", told)).await?;
+    let input = json!({ "pipeline": { "name": { "application": setup::APPLICATION, "name": "tells" } } });
+    client.mutate(START, input).await?;
+    let delivery = async || {
+        let query = "{ deliveries { nodes { state attempts } } }";
+        client.query(query, Value::Null).await.ok()?.pointer("/deliveries/nodes/0").cloned()
+    };
+    let tried = async || delivery().await.filter(|one| one["attempts"] == 1);
+    wait_for("the mail to be on its way", MAX, tried).await?;
+
+    let asked = Instant::now();
+    server.signal(Signal::SIGTERM)?;
+    let status = server.ended(Duration::from_secs(20)).await?;
+    let took = asked.elapsed();
+    anyhow::ensure!(status.code() == Some(0), "{status}\n{}", server.log());
+    anyhow::ensure!(took < Duration::from_secs(7), "it took {took:?}, with a grace of 2 s\n{}", server.log());
+    drop(silent);
+    let database = format!("sqlite://{}", server.data_dir().join("gennaker.db").display());
+    let database = sea_orm::Database::connect(database).await?;
+    // As if the server had not been there in their time.
+    let due = then.timestamp() / 60 * 60 * 1_000_000;
+    let sql = format!(
+        "UPDATE pipeline_trigger SET next_at = {due} WHERE pipeline_id IN (SELECT id FROM pipeline WHERE name <> 'often')"
+    );
+    anyhow::ensure!(database.execute_unprepared(&sql).await?.rows_affected() == 2);
+    database.close().await?;
+
+    mail.up(&[]).await?;
+    server.restart().await?;
+    mail.received(1).await?;
+    wait_for("the record of the mail", MAX, async || delivery().await.filter(|one| one["state"] == "SENT")).await?;
+    let runs = async |name: &str| {
+        let query = "query($name: String!) { pipeline(application: \"hello\", name: $name) {
+            triggers { lastMissedAt lastError }
+            executions(first: 100) { nodes { trigger { reason scheduledAt } } } } }";
+        Some(client.query(query, json!({ "name": name })).await.ok()?["pipeline"].take())
+    };
+    let once = wait_for("the late run", MAX, async || {
+        runs("runs")
+            .await
+            .filter(|found| found["executions"]["nodes"].as_array().is_some_and(|nodes| !nodes.is_empty()))
+    });
+    let once = once.await?["executions"]["nodes"].take();
+    anyhow::ensure!(once.as_array().is_some_and(|nodes| nodes.len() == 1), "{once}");
+    anyhow::ensure!(once[0]["trigger"]["reason"].as_str().is_some_and(|reason| reason.contains("late")), "{once}");
+    let skipped = wait_for("the word about the slot let go", MAX, async || {
+        runs("skips").await.filter(|found| found["triggers"][0]["lastMissedAt"].is_string())
+    });
+    let skipped = skipped.await?;
+    anyhow::ensure!(skipped["executions"]["nodes"] == json!([]), "{skipped}");
+    let often = wait_for("the timetable to go on", MAX, async || {
+        let found = runs("often").await?["executions"]["nodes"].take();
+        let at = |node: &Value| node["trigger"]["scheduledAt"].as_str()?.parse::<chrono::DateTime<chrono::Utc>>().ok();
+        let slots: Vec<_> = found.as_array()?.iter().filter_map(at).collect();
+        (slots.first()? > &(clock.now() - chrono::TimeDelta::seconds(2))).then_some(slots)
+    })
+    .await?;
+    let distinct: std::collections::BTreeSet<_> = often.iter().collect();
+    anyhow::ensure!(distinct.len() == often.len(), "each slot once: {often:?}");
     Ok(())
 }
 

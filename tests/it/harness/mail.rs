@@ -103,6 +103,10 @@ impl MailServer {
         Ok(())
     }
 
+    pub const fn port(&self) -> u16 {
+        self.port
+    }
+
     pub fn dir(&self) -> &Path {
         &self.dir
     }
