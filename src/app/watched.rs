@@ -11,7 +11,7 @@ use crate::engine::Engine;
 use crate::measure::text::{Kind, Text};
 use crate::measure::{self, process};
 use crate::providers::host::client::HostProvider;
-use crate::store::{CommitError, Store};
+use crate::store::{self, CommitError, Store};
 use crate::telemetry::proxy::Proxies;
 
 /// What is watched.
@@ -71,9 +71,12 @@ fn unwell(what: &str, error: &dyn std::fmt::Display) -> String {
     format!("the {what} does not answer, or its schema is not this server's; the log says more")
 }
 
+const NOT_WRITTEN: &str = "a small write did not go through; the log says more";
+
 fn unwritable(error: &CommitError) -> String {
     tracing::warn!("a write for the check of the store failed: {error}");
-    "a small write did not go through; the log says more".to_owned()
+    let (CommitError::Unavailable(why) | CommitError::Unknown(why)) = error else { return NOT_WRITTEN.to_owned() };
+    store::advice(why).unwrap_or(NOT_WRITTEN).to_owned()
 }
 
 /// A number as Prometheus has them.

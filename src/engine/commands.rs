@@ -339,9 +339,12 @@ impl From<CommitError> for Error {
                 Some(advice) => Self::new(Code::Unavailable, advice),
                 None => Self::new(Code::Unavailable, "the database cannot save now; try again"),
             },
-            CommitError::Unknown(_) => Self::new(
+            CommitError::Unknown(why) => Self::new(
                 Code::Unavailable,
-                "the database did not answer; it may or may not have been done: look before trying again",
+                format!(
+                    "{}; it may or may not have been done: look before trying again",
+                    store::advice(&why).unwrap_or("the database did not answer")
+                ),
             ),
         }
     }

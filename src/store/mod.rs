@@ -90,13 +90,23 @@ pub enum Error {
         /// Its process id, where it could be read.
         holder: Option<u32>,
     },
-    #[error("data directory {path}: {source}")]
+    #[error("data directory {}: {source}{}", .path.display(), what_to_do(.source))]
     Directory { path: PathBuf, source: std::io::Error },
     /// It was not done, and nothing has changed; the text says why and what to do.
     #[error("{0}")]
     Refused(String),
     #[error("stored {what} is not readable: {message}")]
     Corrupt { what: String, message: String },
+}
+
+fn what_to_do(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::ReadOnlyFilesystem | std::io::ErrorKind::PermissionDenied => {
+            "; make it writable for this user, or give another --data-dir"
+        }
+        std::io::ErrorKind::StorageFull => "; make room, or give another --data-dir",
+        _ => "",
+    }
 }
 
 impl From<sea_orm::DbErr> for Error {

@@ -99,8 +99,7 @@ pub(super) fn connection_lost(error: &DbErr) -> bool {
 
 /// SQLite is out of something, be it time, disk or a working disk: trying again at once is no use.
 pub(super) fn exhausted(error: &DbErr) -> bool {
-    let primary = code(error).and_then(|code| code.parse::<u32>().ok()).map(|code| code & 0xff);
-    matches!(primary, Some(5 | 6 | 8 | 10 | 11 | 13 | 14 | 26))
+    matches!(code(error).and_then(|code| primary(&code)), Some(5 | 6 | 8 | 10 | 11 | 13 | 14 | 26))
 }
 
 const BUSY: &str = "the database is busy; try again";
@@ -108,14 +107,22 @@ const FULL: &str = "the disk is full; make room and try again";
 const READ_ONLY: &str = "the database cannot be written to: its disk is mounted read-only or its file is protected; \
                          make it writable and try again";
 
+const FAILING: &str = "the disk does not take what is written to it: it has become read-only or is failing, and the \
+                       system's log says more; make it writable and try again";
+
 /// Of what the writer says, that which is meant for everybody.
 pub(super) fn advice(message: &str) -> Option<&'static str> {
-    [BUSY, FULL, READ_ONLY].into_iter().find(|known| *known == message)
+    [BUSY, FULL, READ_ONLY, FAILING].into_iter().find(|known| *known == message)
 }
 
-/// SQLite's `READONLY` in its kinds, and PostgreSQL's.
-fn read_only(code: &str) -> bool {
-    code == "25006" || (code.len() < 5 && code.parse::<u32>().is_ok_and(|code| code & 0xff == 8))
+/// SQLite's code without its kind; none of PostgreSQL's.
+fn primary(code: &str) -> Option<u32> {
+    if code.len() < 5 { Some(code.parse::<u32>().ok()? & 0xff) } else { None }
+}
+
+/// Such a connection was opened while its file could not be written to, and stays as it is.
+pub(super) fn read_only(error: &DbErr) -> bool {
+    code(error).is_some_and(|code| primary(&code) == Some(8))
 }
 
 /// The disk had no room for the log's last page, so the commit is not in it.
@@ -128,7 +135,9 @@ pub(super) fn describe(error: &DbErr) -> String {
     match code(error).as_deref() {
         Some("5" | "6" | "261" | "262" | "517") => BUSY.to_owned(),
         Some("13" | "53100") => FULL.to_owned(),
-        Some(code) if read_only(code) => READ_ONLY.to_owned(),
+        Some("25006") => READ_ONLY.to_owned(),
+        Some(code) if primary(code) == Some(8) => READ_ONLY.to_owned(),
+        Some(code) if primary(code) == Some(10) => FAILING.to_owned(),
         _ => error.to_string(),
     }
 }

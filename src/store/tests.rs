@@ -108,7 +108,7 @@ async fn the_log_does_not_grow_for_ever() {
 }
 
 #[tokio::test]
-async fn a_database_that_cannot_be_written_to_says_so() {
+async fn a_connection_that_cannot_write_says_so_and_is_given_up() {
     let home = Home::new().await;
     let store = &home.store;
     store.check_write().await.expect("it is written to");
@@ -117,9 +117,8 @@ async fn a_database_that_cannot_be_written_to_says_so() {
     let refused = store.commit(write(vec![Write::InsertApplication(application("hello"))])).await;
     let Err(CommitError::Unavailable(why)) = refused else { panic!("{refused:?}") };
     assert!(why.contains("read-only") && advice(&why).is_some(), "{why}");
-    let why = store.check_write().await.expect_err("still so").to_string();
-    assert!(why.contains("read-only"), "{why}");
     assert_eq!(store.application_names().await.expect("read"), Vec::<String>::new());
+    store.check_write().await.expect("another connection writes");
     home.end().await;
 }
 

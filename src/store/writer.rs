@@ -368,7 +368,15 @@ async fn write_batch(db: &DatabaseConnection, batch: &[&Prepared], memory: &mut 
         TransactionOptions { sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate), ..Default::default() };
     // Put back only once the transaction is known to have happened.
     let mut known = std::mem::take(memory);
-    let tx = db.begin_with_options(options).await.map_err(Broken::AtBegin)?;
+    let tx = match db.begin_with_options(options).await {
+        Ok(tx) => tx,
+        Err(error) => {
+            if sql::read_only(&error) {
+                renew(db).await;
+            }
+            return Err(Broken::AtBegin(error));
+        }
+    };
     match apply(&tx, batch, &known).await {
         Ok((outcomes, learned)) => {
             if let Err(error) = tx.commit().await {
@@ -391,13 +399,13 @@ async fn write_batch(db: &DatabaseConnection, batch: &[&Prepared], memory: &mut 
 
 /// Gives up the connection; the next transaction makes another. SQLite rolls some failed
 /// transactions back by itself (a full disk), of which the driver does not know: it would take the
-/// next ones for parts of a transaction that nobody ever commits.
+/// next ones for parts of a transaction that nobody ever commits. And one that was made while the
+/// disk was read-only writes never.
 async fn renew(db: &DatabaseConnection) {
-    let closed = match db.get_sqlite_connection_pool().acquire().await {
-        Ok(connection) => connection.close().await,
-        Err(error) => Err(error),
-    };
-    if let Err(error) = closed {
+    // Where none can be made there is none to give up.
+    if let Ok(connection) = db.get_sqlite_connection_pool().acquire().await
+        && let Err(error) = connection.close().await
+    {
         tracing::warn!(%error, "the writer's connection did not close");
     }
 }

@@ -14,7 +14,7 @@ use libtest_mimic::Trial;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::harness::{Hello, Options, Outcome, Schema, Server, follow, postgres, trial, trial_with};
+use crate::harness::{Hello, Options, Outcome, Schema, Server, follow, postgres, trial, trial_with, wait_for};
 
 pub fn trials() -> Vec<Trial> {
     vec![
@@ -70,11 +70,12 @@ async fn under_load() -> Outcome {
     let seen = subscription.next().await?.context("a snapshot")?["executionEvents"]["cursor"].clone();
 
     // Others write all the time; none of them waits long because of the backup.
+    let begun = Arc::new(AtomicUsize::new(0));
     let stop = tokio_util::sync::CancellationToken::new();
     let load: Vec<_> = (0..4)
         .map(|_| {
             let hello = Hello { client: hello.client.clone(), load_balancer: hello.load_balancer };
-            let stop = stop.clone();
+            let (stop, begun) = (stop.clone(), Arc::clone(&begun));
             tokio::spawn(async move {
                 let (mut longest, mut started) = (Duration::ZERO, 0);
                 while !stop.is_cancelled() {
@@ -82,13 +83,14 @@ async fn under_load() -> Outcome {
                     hello.start("waits", Value::Null).await?;
                     longest = longest.max(since.elapsed());
                     started += 1;
+                    begun.fetch_add(1, Ordering::Relaxed);
                 }
                 anyhow::Ok((longest, started))
             })
         })
         .collect();
     // Not a backup of nothing.
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    wait_for("load", MAX, || async { (begun.load(Ordering::Relaxed) >= 200).then_some(()) }).await?;
     let backup = server.dir().join("backup.db");
     let output = tokio::task::block_in_place(|| run(&server, &["backup", text(&backup)?]))?;
     let said = done(&output)?;
@@ -141,9 +143,14 @@ async fn made_after() -> Outcome {
     let load = hello.load(100, false);
 
     // The server goes on, under several leases, so that the host has seen more than the backup.
+    let fences = server.host_dir().join("fences.json");
+    let mut seen = std::fs::read_to_string(&fences)?;
     hello.approve(&execution).await?;
     for _ in 0..2 {
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        seen = wait_for("a change under a lease that was not seen before", MAX, || async {
+            std::fs::read_to_string(&fences).ok().filter(|now| *now != seen)
+        })
+        .await?;
         server.kill().await?;
         server.restart().await?;
     }

@@ -1,7 +1,6 @@
 //! What operators look at: health, metrics, the log, and traces at a collector.
 
 mod collector;
-mod exposition;
 
 use std::time::Duration;
 
@@ -10,9 +9,8 @@ use libtest_mimic::Trial;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
-use crate::harness::{Hello, Options, Outcome, Server, follow, trial, wait_for};
+use crate::harness::{Exposition, Hello, Options, Outcome, Server, follow, get, ready, scrape, trial, wait_for};
 use collector::Collector;
-use exposition::Exposition;
 
 pub fn trials() -> Vec<Trial> {
     vec![
@@ -28,27 +26,6 @@ pub fn trials() -> Vec<Trial> {
 }
 
 const MAX: Duration = Duration::from_secs(180);
-
-async fn get(server: &Server, path: &str, token: Option<&str>) -> anyhow::Result<(StatusCode, String)> {
-    let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(20)).build()?;
-    let mut request = client.get(format!("{}{path}", server.url()));
-    if let Some(token) = token {
-        request = request.bearer_auth(token);
-    }
-    let answer = request.send().await?;
-    Ok((answer.status(), answer.text().await?))
-}
-
-async fn scrape(server: &Server) -> anyhow::Result<Exposition> {
-    let (status, text) = get(server, "/metrics", Some(server.token())).await?;
-    anyhow::ensure!(status == StatusCode::OK, "{status}: {text}");
-    Exposition::read(&text)
-}
-
-async fn ready(server: &Server) -> anyhow::Result<(StatusCode, Value)> {
-    let (status, text) = get(server, "/readyz", None).await?;
-    Ok((status, serde_json::from_str(&text).context(text)?))
-}
 
 async fn readiness() -> Outcome {
     let server = Server::start().await?;

@@ -3,10 +3,12 @@
 
 mod cut;
 mod database;
+mod exposition;
 mod follow;
 mod hello;
 pub mod mail;
 mod ports;
+mod probes;
 mod server;
 
 use std::future::Future;
@@ -16,9 +18,11 @@ use libtest_mimic::{Failed, Trial};
 
 pub use cut::{Cut, Fate};
 pub use database::{Schema, postgres};
+pub use exposition::Exposition;
 pub use follow::{Followed, follow, follow_with};
 pub use hello::Hello;
 pub use ports::Ports;
+pub use probes::{get, ready, scrape};
 pub use server::{Done, Options, Server, gennaker, processes_of};
 
 /// What a trial ends with.
