@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use libtest_mimic::Trial;
 
+use crate::harness::mail::{MailServer, PASSWORD, USER, mail_server};
 use crate::harness::{Outcome, Ports, gennaker, processes_of, trial, trial_with, wait_for};
 
 const SECTION: &str = "## Your own application in ten minutes\n";
@@ -26,7 +27,7 @@ fn tools() -> Result<(), String> {
             return Err(tool.to_owned());
         }
     }
-    Ok(())
+    mail_server()
 }
 
 /// A block to run, and what is shown of its output.
@@ -95,10 +96,10 @@ async fn short() -> Outcome {
 async fn ten_minutes() -> Outcome {
     let blocks = blocks()?;
     anyhow::ensure!(blocks.len() >= 5, "only {} blocks", blocks.len());
-    let ports = Ports::take()?;
+    let (ports, mail) = (Ports::take()?, MailServer::start(&[]).await?);
     let dir = std::env::temp_dir().canonicalize()?.join(format!("gennaker-it-{}", uuid::Uuid::new_v4().simple()));
     std::fs::create_dir(&dir)?;
-    let outcome = run(&blocks, &ports, &dir).await;
+    let outcome = run(&blocks, &ports, &mail, &dir).await;
     // What the last block has not ended.
     for (pid, _) in processes_of(&dir) {
         let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
@@ -107,8 +108,13 @@ async fn ten_minutes() -> Outcome {
     outcome
 }
 
-async fn run(blocks: &[Block], ports: &Ports, dir: &Path) -> Outcome {
-    let script: String = blocks.iter().map(|block| format!("{}\necho '{MARK}'\n", block.script)).collect();
+async fn run(blocks: &[Block], ports: &Ports, mail: &MailServer, dir: &Path) -> Outcome {
+    // As a reader who looks into the mailbox before going on: the test's mail, and the pipeline's.
+    let looks =
+        format!("for _ in {{1..600}}; do [ -e {}/0002-*.json ] && break; sleep 0.1; done\n", mail.mailbox().display());
+    let after = |block: &Block| if block.script.contains("email:") { looks.clone() } else { String::new() };
+    let script: String =
+        blocks.iter().map(|block| format!("{}\n{}echo '{MARK}'\n", block.script, after(block))).collect();
     let file = dir.join("section.sh");
     std::fs::write(&file, script)?;
     let binary = gennaker().parent().map(|path| path.display().to_string()).unwrap_or_default();
@@ -122,6 +128,12 @@ async fn run(blocks: &[Block], ports: &Ports, dir: &Path) -> Outcome {
         .env("GENNAKER_LISTEN", format!("127.0.0.1:{}", ports.server()))
         .env("GENNAKER_SERVER", format!("http://127.0.0.1:{}", ports.server()))
         .env("GENNAKER_PORT_RANGE", ports.instances())
+        .env("MAIL_HOST", "localhost")
+        .env("GENNAKER_SMTP_PORT", mail.port().to_string())
+        .env("GENNAKER_SMTP_CA_FILE", mail.ca_file())
+        .env("MAIL_USER", USER)
+        .env("GENNAKER_SECRET_SMTP", PASSWORD)
+        .env("MAIL_TO", "ann@example.org")
         .env_remove("GENNAKER_HOST_DIR")
         .env_remove("DATABASE_URL")
         .stdin(std::process::Stdio::null())
@@ -137,6 +149,10 @@ async fn run(blocks: &[Block], ports: &Ports, dir: &Path) -> Outcome {
             anyhow::bail!("`{line}` does not come in\n{output}\n{error}");
         }
     }
+    let mails = mail.mails()?;
+    let subjects: Vec<_> = mails.iter().map(|mail| mail["headers"]["subject"].as_str().unwrap_or_default()).collect();
+    anyhow::ensure!(mails.iter().all(|mail| mail["to"] == serde_json::json!(["ann@example.org"])), "{mails:#?}");
+    anyhow::ensure!(subjects.len() == 2 && subjects[1] == "shop / deploy #3 succeeded", "{subjects:?}");
     wait_for("the end of all that was started", Duration::from_secs(20), || async {
         processes_of(dir).is_empty().then_some(())
     })

@@ -76,7 +76,7 @@ impl MailServer {
             .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/mail/server.py"))
             .args(["--port", &self.port.to_string(), "--user", USER, "--password", PASSWORD])
             .arg("--directory")
-            .arg(self.dir.join("box"))
+            .arg(self.mailbox())
             .arg("--certificate")
             .arg(self.dir.join("leaf.pem"))
             .arg("--key")
@@ -107,13 +107,23 @@ impl MailServer {
         self.port
     }
 
+    /// Where each mail that it has taken is a file.
+    pub fn mailbox(&self) -> PathBuf {
+        self.dir.join("box")
+    }
+
+    /// The root of its certificate.
+    pub fn ca_file(&self) -> PathBuf {
+        self.dir.join("root.pem")
+    }
+
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
     /// Flags of a Gennaker server that sends through this one, but for the password.
     pub fn flags(&self) -> Vec<String> {
-        let ca = self.dir.join("root.pem").display().to_string();
+        let ca = self.ca_file().display().to_string();
         [
             "--smtp-host=localhost",
             &format!("--smtp-port={}", self.port),
@@ -130,7 +140,7 @@ impl MailServer {
 
     /// What it has taken, in that order.
     pub fn mails(&self) -> anyhow::Result<Vec<Value>> {
-        let mut paths: Vec<PathBuf> = std::fs::read_dir(self.dir.join("box"))?
+        let mut paths: Vec<PathBuf> = std::fs::read_dir(self.mailbox())?
             .filter_map(|entry| Some(entry.ok()?.path()))
             .filter(|path| path.extension().is_some_and(|extension| extension == "json"))
             .collect();
