@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use gennaker::cli::client::{Client, Error, Subscription};
 use gennaker::cli::demo::setup::{self, FOLLOW};
+use gennaker::clock::Clock;
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
 use sea_orm::ConnectionTrait as _;
