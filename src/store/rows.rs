@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
 use super::{Error, IdempotencyRecord, Intent};
+use crate::measure::{self, Invariant};
 use crate::model::{
     Application, AuditRow, Delivery, Event, EventBody, Execution, Notification, Pipeline, PipelineDefinition,
     Principal, Revision, Stage, Status, StreamId, Token, Trigger,
@@ -73,6 +74,7 @@ impl<'a> Reader<'a> {
     }
 
     fn corrupt(&self, at: usize, error: &dyn std::fmt::Display) -> Error {
+        measure::violated(Invariant::UnreadableRow);
         Error::Corrupt { what: self.what.to_owned(), message: format!("column {at}: {error}") }
     }
 
