@@ -3,7 +3,6 @@
 
 use super::request_id;
 use crate::auth::Denied;
-use crate::measure::{self, Invariant};
 use crate::store;
 use async_graphql::ErrorExtensions as _;
 
@@ -77,9 +76,6 @@ pub(super) fn fault(error: &dyn std::fmt::Display) -> async_graphql::Error {
 }
 
 pub(super) fn stored(error: store::Error) -> async_graphql::Error {
-    if let store::Error::Corrupt { .. } = error {
-        measure::violated(Invariant::UnreadableRow);
-    }
     fault(&error)
 }
 

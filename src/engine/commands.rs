@@ -13,6 +13,8 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 use tokio::sync::Notify;
+use tracing::field::{Empty, display};
+use tracing::{Instrument as _, Span, error_span};
 
 pub(super) use fire::variables as trigger_variables;
 pub use fire::{Fired, Slot};
@@ -164,7 +166,11 @@ impl Commands {
     /// # Errors
     /// `Unavailable`: nobody knows; look again.
     pub async fn fire_trigger(&self, trigger: &Trigger, slot: &Slot) -> Result<Fired, Error> {
-        fire::fire(self, trigger, slot).await
+        let span = error_span!("trigger", trigger.id = %trigger.id, source.execution.id = Empty, execution.id = Empty);
+        if let Slot::Ended(source) = slot {
+            span.record("source.execution.id", display(source));
+        }
+        fire::fire(self, trigger, slot).instrument(span).await
     }
 
     /// Lets slots of a timetable go by: the trigger waits for `next` instead of `due`.
@@ -187,7 +193,7 @@ impl Commands {
     /// `NotFound`, `Forbidden`, `Invalid` (a parameter is missing, unknown or not one of its
     /// options), `IdempotencyKeyReused`, `Unavailable`.
     pub async fn start_pipeline(&self, actor: &Actor, start: StartPipeline) -> Result<Started, Error> {
-        start::pipeline(self, actor, start).await
+        start::pipeline(self, actor, start).instrument(command()).await
     }
 
     /// Starts stages without a pipeline.
@@ -195,7 +201,7 @@ impl Commands {
     /// # Errors
     /// As [`Commands::start_pipeline`].
     pub async fn start_operation(&self, actor: &Actor, start: StartOperation) -> Result<Started, Error> {
-        start::operation(self, actor, start).await
+        start::operation(self, actor, start).instrument(command()).await
     }
 
     /// Whether [`Commands::start_operation`] would start it once its application is there; nothing
@@ -224,7 +230,9 @@ impl Commands {
         reason: &str,
         mode: CancelMode,
     ) -> Result<Execution, Error> {
-        steer::cancel(self, actor, execution, reason, mode).await
+        let span = command();
+        span.record("execution.id", display(execution));
+        steer::cancel(self, actor, execution, reason, mode).instrument(span).await
     }
 
     /// Gives a waiting manual judgment its answer.
@@ -232,7 +240,9 @@ impl Commands {
     /// # Errors
     /// `NotFound`, `Forbidden`, `WrongState` (it does not wait), `Invalid` (no such input), `Unavailable`.
     pub async fn judge(&self, actor: &Actor, judgment: Judgment) -> Result<Execution, Error> {
-        steer::judge(self, actor, judgment).await
+        let span = command();
+        span.record("stage.id", display(judgment.stage));
+        steer::judge(self, actor, judgment).instrument(span).await
     }
 
     /// Has a delivery that was given up tried again, with all its tries before it.
@@ -240,7 +250,9 @@ impl Commands {
     /// # Errors
     /// `NotFound`, `Forbidden`, `WrongState` (it is on its way, or was sent), `Unavailable`.
     pub async fn retry_delivery(&self, actor: &Actor, id: DeliveryId) -> Result<Delivery, Error> {
-        deliveries::retry(self, actor, id).await
+        deliveries::retry(self, actor, id)
+            .instrument(error_span!("command", delivery.id = %id, execution.id = Empty))
+            .await
     }
 
     /// Says whether the actor may send a message for a test, and writes down that they do.
@@ -342,6 +354,16 @@ impl Commands {
             detail,
         })
     }
+}
+
+/// Around a command about an execution, whose id is recorded once it is known.
+fn command() -> Span {
+    error_span!("command", execution.id = Empty, stage.id = Empty)
+}
+
+/// From here on the lines of the command name the execution.
+fn about(execution: ExecutionId) {
+    Span::current().record("execution.id", display(execution));
 }
 
 /// Bytes of an audit row's detail.

@@ -273,6 +273,7 @@ impl StepContext {
             IntentOutcome::Unknown => EffectOutcome::Unknown,
         };
         measure::effect(counted, Some(since.elapsed()));
+        tracing::debug!(effect = effect.key, outcome = counted.as_str(), "call outside: {}", effect.what);
         if let Some(intent) = told {
             self.tell(&intent);
         }

@@ -44,6 +44,13 @@ pub enum EffectOutcome {
 
 const EFFECT_OUTCOMES: [&str; 4] = ["done", "failed", "unknown", "not_made"];
 
+impl EffectOutcome {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        EFFECT_OUTCOMES[self as usize]
+    }
+}
+
 /// Of one kind of stage.
 struct Kind {
     steps: [Counter; 10],

@@ -13,6 +13,7 @@ use futures_util::FutureExt as _;
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use super::{Fault, Notifiers, not_configured};
 use crate::clock::Clock;
@@ -114,7 +115,14 @@ async fn round(work: &Work, tries: &mut JoinSet<()>) -> Result<DateTime<Utc>, Er
     if room > 0 {
         for id in work.store.deliveries_due(now, u64::try_from(room).unwrap_or(u64::MAX)).await? {
             if let Some(claimed) = work.store.delivery_claim(work.me, id, now).await? {
-                tries.spawn(one(work.clone(), claimed));
+                let delivery = &claimed.delivery;
+                let span = tracing::error_span!(
+                    "delivery",
+                    execution.id = %delivery.execution,
+                    delivery.id = %delivery.id,
+                    stage.id = claimed.notification.stage.map(tracing::field::display),
+                );
+                tries.spawn(one(work.clone(), claimed).instrument(span));
             }
         }
     }
@@ -133,18 +141,14 @@ async fn one(work: Work, claimed: Claimed) {
     };
     let delivery = &claimed.delivery;
     let tried = judge(&outcome, delivery, work.clock.now(), &work.options);
-    let (id, execution) = (delivery.id, delivery.execution);
     match &tried {
-        Tried::Sent { .. } => {
-            tracing::info!(execution.id = %execution, delivery.id = %id, "{} was delivered", delivery.channel);
-        }
+        Tried::Sent { .. } => tracing::info!("{} was delivered", delivery.channel),
         Tried::Again { at, error } => tracing::warn!(
-            execution.id = %execution, delivery.id = %id,
-            "try {} to deliver {} failed, the next is at {at}: {error}", delivery.attempts, delivery.channel
+            "try {} to deliver {} failed, the next is at {at}: {error}",
+            delivery.attempts,
+            delivery.channel
         ),
-        Tried::Dead { error } => tracing::error!(
-            execution.id = %execution, delivery.id = %id, "{} is given up: {error}", delivery.channel
-        ),
+        Tried::Dead { error } => tracing::error!("{} is given up: {error}", delivery.channel),
     }
     record(&work, delivery, &tried).await;
 }
@@ -156,10 +160,10 @@ async fn record(work: &Work, delivery: &Delivery, tried: &Tried) {
         match work.store.delivery_tried(work.me, delivery, tried).await {
             Ok(true) => return,
             Ok(false) => {
-                tracing::warn!(delivery.id = %delivery.id, "somebody else has taken the delivery over meanwhile");
+                tracing::warn!("somebody else has taken the delivery over meanwhile");
                 return;
             }
-            Err(error) => tracing::warn!(delivery.id = %delivery.id, "what came of a try is not recorded yet: {error}"),
+            Err(error) => tracing::warn!("what came of a try is not recorded yet: {error}"),
         }
         work.clock.sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(10));

@@ -16,6 +16,7 @@ use uuid::Uuid;
 pub(super) use {access::*, definition::*, event::*, execution::*, notification::*};
 
 use super::Error;
+use crate::measure::{self, Invariant};
 use crate::model::PipelineDefinition;
 
 /// The version of the format in which documents (configs, cursors, events …) are written.
@@ -79,6 +80,7 @@ impl<'a> Reader<'a> {
     }
 
     fn corrupt(&self, at: usize, error: &dyn std::fmt::Display) -> Error {
+        measure::violated(Invariant::UnreadableRow);
         Error::Corrupt { what: self.what.to_owned(), message: format!("column {at}: {error}") }
     }
 

@@ -1,5 +1,6 @@
 //! Messages that leave the server: mail through a real mail server whose mailbox is read back.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::harness::documents::{SAVE, START};
 use crate::harness::mail::{MailServer, PASSWORD, mail_server};
-use crate::harness::{Options, Outcome, Server, follow, trial, trial_with, wait_for};
+use crate::harness::{Options, Outcome, Schema, Server, follow, postgres, trial, trial_with, wait_for};
 
 pub fn trials() -> Vec<Trial> {
     let mail = |name: &str, run: fn() -> std::pin::Pin<Box<dyn Future<Output = Outcome>>>| {
@@ -26,6 +27,12 @@ pub fn trials() -> Vec<Trial> {
         mail("a_refused_mail_is_dead_at_once_and_a_person_may_retry_it", || Box::pin(refused())),
         mail("a_kill_while_a_mail_is_sent_loses_none_and_a_repetition_has_the_same_id", || Box::pin(killed())),
         mail("a_certificate_that_is_not_trusted_is_told", || Box::pin(untrusted())),
+        trial_with(
+            "notify",
+            "two_servers_send_each_mail_once_and_one_sends_what_the_other_had_when_it_was_killed",
+            mail_server().and(postgres()),
+            two_servers,
+        ),
         mail("a_test_mail_says_what_the_mail_server_says", || Box::pin(test_mail())),
         trial("notify", "a_mail_server_that_says_nothing_is_given_up_in_time", silent),
         trial("notify", "without_a_mail_server_mail_is_a_dead_letter_that_says_why", not_set_up),
@@ -88,6 +95,10 @@ mod tempdir {
 
 impl Rig {
     async fn start(flags: Vec<String>, password: &str) -> anyhow::Result<Self> {
+        Self::start_on(None, flags, password).await
+    }
+
+    async fn start_on(database_url: Option<String>, flags: Vec<String>, password: &str) -> anyhow::Result<Self> {
         let secrets = tempdir::Dir::new()?;
         let path = secrets.path().join("password");
         std::fs::write(&path, password)?;
@@ -96,7 +107,7 @@ impl Rig {
             flags.push(format!("--secret-dir={}", secrets.path().display()));
             flags.push(format!("--smtp-password=secret://file{}", path.display()));
         }
-        let server = Server::start_with(Options { flags, ..Options::default() }).await?;
+        let server = Server::start_with(Options { database_url, flags, ..Options::default() }).await?;
         let client = server.client();
         setup::create_application(&client).await?;
         Ok(Self { server, client, _secrets: secrets, password: path })
@@ -108,19 +119,18 @@ impl Rig {
 
     /// Saves a pipeline that tells Ann when it is over, runs it to its end.
     async fn run(&self) -> anyhow::Result<()> {
+        self.save().await?;
+        let execution = begin(&self.client, "tells").await?;
+        follow(&self.client, &execution, MAX).await?.succeeded()
+    }
+
+    async fn save(&self) -> anyhow::Result<()> {
         let definition = json!({
             "stages": [{ "key": "a", "kind": "wait", "config": { "seconds": 0 } }],
             "notifications": [{ "on": ["COMPLETED"], "email": { "to": [ANN] } }],
         });
         self.client.mutate(SAVE, setup::saving("tells", definition)).await?;
-        let execution = self.begin("tells").await?;
-        follow(&self.client, &execution, MAX).await?.succeeded()
-    }
-
-    async fn begin(&self, pipeline: &str) -> anyhow::Result<String> {
-        let name = json!({ "application": setup::APPLICATION, "name": pipeline });
-        let started = self.client.mutate(START, json!({ "pipeline": { "name": name } })).await?;
-        Ok(started["execution"]["id"].as_str().context("an id")?.to_owned())
+        Ok(())
     }
 
     async fn deliveries(&self) -> anyhow::Result<Vec<Value>> {
@@ -150,6 +160,12 @@ impl Rig {
     }
 }
 
+async fn begin(client: &Client, pipeline: &str) -> anyhow::Result<String> {
+    let name = json!({ "application": setup::APPLICATION, "name": pipeline });
+    let started = client.mutate(START, json!({ "pipeline": { "name": name } })).await?;
+    Ok(started["execution"]["id"].as_str().context("an id")?.to_owned())
+}
+
 fn header<'a>(mail: &'a Value, name: &str) -> &'a str {
     mail["headers"][name].as_str().unwrap_or_default()
 }
@@ -170,7 +186,7 @@ async fn thread() -> Outcome {
         ],
     });
     rig.client.mutate(SAVE, setup::saving("Größe ändern", definition)).await?;
-    let execution = rig.begin("Größe ändern").await?;
+    let execution = begin(&rig.client, "Größe ändern").await?;
     mail.received(2).await?;
     let waiting = rig.client.query(
         "query($id: ID!) { node(id: $id) { ... on Execution { notifications { on } stages { id key notifications { on email { to } } } } } }",
@@ -307,7 +323,7 @@ async fn in_order() -> Outcome {
         "notifications": [{ "on": ["STARTED", "COMPLETED"], "email": { "to": [ANN] } }],
     });
     rig.client.mutate(SAVE, setup::saving("tells", definition)).await?;
-    follow(&rig.client, &rig.begin("tells").await?, MAX).await?.succeeded()?;
+    follow(&rig.client, &begin(&rig.client, "tells").await?, MAX).await?.succeeded()?;
     let mails = mail.received(4).await?;
     let subjects: Vec<_> = mails.iter().map(|mail| header(mail, "subject").replace("hello / tells #1", "")).collect();
     anyhow::ensure!(subjects == [" started", ": Wait started", ": Wait succeeded", " succeeded"], "{subjects:?}");
@@ -366,6 +382,58 @@ async fn killed() -> Outcome {
     rig.delivery("the record", |one| one["state"] == "SENT" && one["attempts"] == 2).await?;
     anyhow::ensure!(header(&mails[0], "message-id") == header(&mails[1], "message-id"), "{mails:#?}");
     anyhow::ensure!(mails[0]["html"] == mails[1]["html"] && mail.mails()?.len() == 2, "{mails:#?}");
+    Ok(())
+}
+
+async fn two_servers() -> Outcome {
+    let schema = Schema::create().await?;
+    let outcome = two_on(&schema.url).await;
+    schema.drop().await?;
+    outcome
+}
+
+async fn two_on(url: &str) -> Outcome {
+    const FIRST: usize = 30;
+    const THEN: usize = 20;
+    let mut mail = MailServer::start(&[]).await?;
+    let mut rig = Rig::start_on(Some(url.to_owned()), mail.flags(), PASSWORD).await?;
+    let other = Server::start_beside(&rig.server).await?;
+    let there = other.client();
+    rig.save().await?;
+    for client in [&rig.client, &there].into_iter().cycle().take(FIRST) {
+        begin(client, "tells").await?;
+    }
+    let document = "{ deliveries(first: 100) { nodes { state attempts } } }";
+    let all_sent = async |count: usize| {
+        wait_for("all to be recorded as sent", MAX, || async {
+            let data = there.query(document, Value::Null).await.ok()?;
+            let nodes = data["deliveries"]["nodes"].as_array()?.clone();
+            (nodes.len() == count && nodes.iter().all(|one| one["state"] == "SENT")).then_some(nodes)
+        })
+        .await
+    };
+    let sent = all_sent(FIRST).await?;
+    anyhow::ensure!(sent.iter().all(|one| one["attempts"] == 1), "{sent:#?}");
+    let ids = |mails: &[Value]| mails.iter().map(|mail| header(mail, "message-id").to_owned()).collect::<BTreeSet<_>>();
+    let mails = mail.mails()?;
+    anyhow::ensure!(mails.len() == FIRST && ids(&mails).len() == FIRST, "{} mails", mails.len());
+
+    // The mail server keeps each without a word: both servers have their hands full when one is killed.
+    mail.down().await?;
+    let hold = mail.dir().join("hold");
+    std::fs::write(&hold, "")?;
+    mail.up(&["--hold", &hold.display().to_string()]).await?;
+    for client in [&rig.client, &there].into_iter().cycle().take(THEN) {
+        begin(client, "tells").await?;
+    }
+    mail.received(FIRST + 16).await?;
+    rig.server.kill().await?;
+    std::fs::remove_file(&hold)?;
+    all_sent(FIRST + THEN).await.with_context(|| other.log())?;
+    let mails = mail.mails()?;
+    anyhow::ensure!(ids(&mails).len() == FIRST + THEN, "none is lost, and what comes again has the same id");
+    let again = mails.len() - FIRST - THEN;
+    anyhow::ensure!((1..=8).contains(&again), "{again} came again, of the 8 that the killed server was sending");
     Ok(())
 }
 

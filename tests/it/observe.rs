@@ -5,12 +5,18 @@ mod collector;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use gennaker::cli::demo::setup::FOLLOW;
+use gennaker::model::Cursor;
 use libtest_mimic::Trial;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
-use crate::harness::{Exposition, Hello, Options, Outcome, Server, follow, get, ready, scrape, trial, wait_for};
+use crate::harness::{
+    Calls, Exposition, Hello, Options, Outcome, Schema, Server, Two, follow, get, postgres, ready, scrape, trial,
+    trial_with, wait_for,
+};
 use collector::Collector;
+use opentelemetry_proto::tonic::trace::v1::Span;
 
 pub fn trials() -> Vec<Trial> {
     vec![
@@ -18,9 +24,11 @@ pub fn trials() -> Vec<Trial> {
         trial("observe", "metrics_need_a_token_unless_they_are_public", metrics_access),
         trial("observe", "metrics_are_well_formed_and_rise_with_a_deploy", metrics_rise),
         trial("observe", "no_invariant_is_violated_by_a_deploy_that_is_killed", invariants_hold),
-        trial("observe", "a_row_that_nobody_would_look_at_again_is_found", broken_row),
+        trial("observe", "each_invariant_that_is_violated_in_the_data_is_counted", violated),
+        trial_with("observe", "a_part_that_ended_by_itself_is_counted_while_the_server_ends", postgres(), part_ended),
         trial("observe", "each_line_of_the_log_carries_its_ids_and_no_secret", log_lines),
         trial("observe", "an_execution_is_one_trace_although_the_server_was_killed", one_trace),
+        trial_with("observe", "a_trace_begun_at_one_server_and_ended_at_another_is_one", postgres(), trace_of_two),
         trial("observe", "nothing_is_sent_unless_a_collector_is_set", no_collector),
     ]
 }
@@ -185,38 +193,137 @@ async fn invariants_hold() -> Outcome {
     only_zero(&scrape(&server).await?).with_context(|| server.log())
 }
 
-/// The detector itself: somebody spoils a row behind the server's back.
-async fn broken_row() -> Outcome {
+/// The detectors themselves: somebody spoils rows behind the server's back, each in an execution of
+/// its own. A part that ends is the next trial's; rules that never come to an end would need another
+/// binary: each decision, whatever the rows say, brings its stage nearer to its own.
+async fn violated() -> Outcome {
     use sea_orm::{ConnectionTrait as _, Database};
 
-    let server = Server::start().await?;
+    let calls = Calls::start().await?;
+    let server = Server::start_with(Options { flags: calls.flags(), ..Options::default() }).await?;
     let hello = Hello::create(&server).await?;
-    let stages = json!({ "stages": [{ "key": "pause", "kind": "wait", "config": { "seconds": 3600 } }] });
-    hello.save("long", &stages).await?;
-    hello.start("long", json!({})).await?;
-    wait_for("the execution to wait", MAX, || async {
-        let metrics = scrape(&server).await.ok()?;
-        let waits = metrics.sum("gennaker_executions_open", &[("state", "waiting")]) == 1.0;
-        (waits && metrics.sum("gennaker_stage_steps_total", &[("kind", "wait")]) >= 1.0).then_some(())
-    })
-    .await?;
+    let wait =
+        |seconds: u32| json!({ "stages": [{ "key": "pause", "kind": "wait", "config": { "seconds": seconds } }] });
+    for (name, definition) in [
+        ("long", wait(3600)),
+        ("panics", wait(3600)),
+        ("overdue", wait(0)),
+        ("gap", calls.pipeline(0)),
+        ("left open", calls.pipeline(0)),
+        ("unreadable", wait(0)),
+    ] {
+        hello.save(name, &definition).await?;
+        let execution = hello.start(name, json!({})).await?;
+        if definition["stages"][0]["config"]["seconds"] != 3600 {
+            follow(&hello.client, &execution, MAX).await?.succeeded()?;
+        }
+    }
+    let document = "query($name: String!) { pipeline(application: \"hello\", name: $name) {
+        executions(first: 1) { nodes { id status stages { status } } } } }";
+    let asked = async |name: &str| {
+        let mut data = hello.client.query(document, json!({ "name": name })).await?;
+        anyhow::Ok(data["pipeline"]["executions"]["nodes"][0].take())
+    };
+    for name in ["long", "panics"] {
+        wait_for("the execution to wait", MAX, || async {
+            (asked(name).await.ok()?["stages"][0]["status"] == "RUNNING").then_some(())
+        })
+        .await?;
+    }
     only_zero(&scrape(&server).await?)?;
+    let gap = asked("gap").await?["id"].as_str().context("an id")?.to_owned();
+    let mut subscription = hello.client.subscribe(FOLLOW, &json!({ "id": gap })).await?;
+    let newest = subscription.next().await?.context("a snapshot")?["executionEvents"]["cursor"].clone();
+    let newest: Cursor = newest.as_str().context("a cursor")?.parse()?;
+    drop(subscription);
+
     let file = server.data_dir().join("gennaker.db");
     let database = Database::connect(format!("sqlite://{}?mode=rw", file.display())).await?;
     database.execute_unprepared("PRAGMA busy_timeout = 10000").await?;
-    let spoiled =
-        database.execute_unprepared("UPDATE execution SET wake_at = NULL WHERE finished = 0").await?.rows_affected();
-    anyhow::ensure!(spoiled == 1, "{spoiled}");
+    let of = |name: &str| format!("(SELECT id FROM execution WHERE name = '{name}')");
+    for sql in [
+        format!("UPDATE execution SET wake_at = NULL WHERE id = {}", of("long")),
+        // A version after which there is none; the deadline has the execution saved.
+        format!("UPDATE execution SET version = {}, deadline = 1, wake_at = 1 WHERE id = {}", i64::MAX, of("panics")),
+        format!("UPDATE execution SET wake_at = 1 WHERE id = {}", of("overdue")),
+        format!("DELETE FROM event WHERE seq = 3 AND stream = {}", of("gap")),
+        format!(
+            "UPDATE intent SET closed_at = NULL, outcome = NULL, deadline = 1 \
+             WHERE id = (SELECT MIN(id) FROM intent WHERE execution_id = {})",
+            of("left open")
+        ),
+        format!("UPDATE execution SET status = 'PERHAPS' WHERE id = {}", of("unreadable")),
+    ] {
+        let spoiled = database.execute_unprepared(&sql).await?.rows_affected();
+        anyhow::ensure!(spoiled == 1, "{spoiled} rows: {sql}");
+    }
     database.close().await?;
-    let found = |metrics: &Exposition| {
-        metrics.sum("gennaker_invariant_violations_total", &[("invariant", "running_without_wake")])
+    anyhow::ensure!(asked("unreadable").await.is_err(), "it cannot be read");
+    let after = Cursor { seq: 1, ..newest }.to_string();
+    let mut subscription = hello.client.subscribe(FOLLOW, &json!({ "id": gap, "after": after })).await?;
+    while subscription.next().await?.is_some() {}
+
+    let names =
+        ["running_without_wake", "due_and_not_taken", "event_gap", "intent_left_open", "panic", "unreadable_row"];
+    let found = |metrics: &Exposition| -> Vec<(&str, f64)> {
+        let count = |name| metrics.sum("gennaker_invariant_violations_total", &[("invariant", name)]);
+        names.map(|name| (name, count(name))).to_vec()
     };
-    wait_for("the row to be found", MAX, || async {
-        let metrics = scrape(&server).await.ok()?;
-        (found(&metrics) == 1.0).then_some(())
+    let all = wait_for("each to be found", MAX, || async {
+        let found = found(&scrape(&server).await.ok()?);
+        found.iter().all(|(_, count)| *count > 0.0).then_some(found)
     })
-    .await?;
+    .await;
+    match all {
+        // What is looked for again and again is counted once for what it is.
+        Ok(all) => anyhow::ensure!(
+            all.iter()
+                .all(|(name, count)| ["due_and_not_taken", "panic", "unreadable_row"].contains(name) || *count == 1.0),
+            "{all:?}"
+        ),
+        Err(error) => return Err(error.context(format!("{:?}\n{}", found(&scrape(&server).await?), server.log()))),
+    }
     Ok(())
+}
+
+/// The engine cannot run without the table of owners; meanwhile the triggers' last pass waits for
+/// a lock, and the API answers until that is over.
+async fn part_ended() -> Outcome {
+    use sea_orm::{ConnectionTrait as _, Database, TransactionTrait as _};
+
+    let schema = Schema::create().await?;
+    let flags = vec!["--metrics-public".to_owned()];
+    let options = Options { database_url: Some(schema.url.clone()), flags, ..Options::default() };
+    let mut server = Server::start_with(options).await?;
+    anyhow::ensure!(server.stop().await?.success(), "{}", server.log());
+    let database = Database::connect(&schema.url).await?;
+    database.execute_unprepared("DROP TABLE owner").await?;
+    let lock = database.begin().await?;
+    lock.execute_unprepared("LOCK TABLE pipeline_trigger IN ACCESS EXCLUSIVE MODE").await?;
+    let url = format!("{}/metrics", server.url());
+    let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5)).build()?;
+    let counted = wait_for("the part's end to be counted", MAX, || async {
+        let text = client.get(&url).send().await.ok()?.text().await.ok()?;
+        let metrics = Exposition::read(&text).ok()?;
+        let labels = &[("invariant", "part_ended")];
+        (metrics.sum("gennaker_invariant_violations_total", labels) == 1.0).then_some(())
+    });
+    let mut counted = std::pin::pin!(counted);
+    tokio::select! {
+        counted = &mut counted => counted?,
+        // It may have answered before it ends.
+        started = server.restart() => {
+            started?;
+            counted.await?;
+        }
+    }
+    lock.rollback().await?;
+    database.close().await?;
+    let status = server.ended(MAX).await?;
+    anyhow::ensure!(status.code() == Some(1), "{status}");
+    anyhow::ensure!(server.log().contains("task `engine` ended by itself"), "{}", server.log());
+    drop(server);
+    schema.drop().await
 }
 
 async fn log_lines() -> Outcome {
@@ -238,6 +345,7 @@ async fn log_lines() -> Outcome {
     let execution = hello.start("secret", json!({ "version": "1.0.0" })).await?;
     let followed = follow(&hello.client, &execution, MAX).await?;
     followed.succeeded()?;
+    others_lines(&server, &hello).await?;
 
     let client = reqwest::Client::builder().no_proxy().build()?;
     let request = |id: &'static str| {
@@ -269,6 +377,50 @@ async fn log_lines() -> Outcome {
     let asked = lines.iter().find(|line| line["request.id"] == "shop-42.a_b").context("the request is in the log")?;
     anyhow::ensure!(asked["principal"] == "admin" && asked["path"] == "/graphql" && asked["status"] == 200, "{asked}");
 
+    // Whatever names an execution can be found by its id, and whatever a request did by the request's.
+    for line in &lines {
+        let has = |name: &str, prefix: &str| line[name].as_str().is_some_and(|id| id.starts_with(prefix));
+        let execution = has("execution.id", "ex_") || has("source.execution.id", "ex_");
+        anyhow::ensure!(execution || !line["message"].to_string().contains("ex_"), "{line}");
+        let of = |target: &str| line["target"] == target;
+        if of("gennaker::api::http::observe") {
+            anyhow::ensure!(line["request.id"].as_str().is_some_and(|id| !id.is_empty()), "{line}");
+        }
+        if of("gennaker::engine::context") {
+            anyhow::ensure!(execution && has("stage.id", "st_"), "{line}");
+        }
+        if of("gennaker::notifiers::deliver") {
+            anyhow::ensure!(execution && has("delivery.id", "dl_"), "{line}");
+        }
+        if of("gennaker::engine::commands::fire") {
+            anyhow::ensure!(has("source.execution.id", "ex_") && has("trigger.id", "tg_"), "{line}");
+        }
+        if of("gennaker::engine::commands::start") || of("gennaker::engine::commands::steer") {
+            anyhow::ensure!(has("execution.id", "ex_") && line["request.id"].is_string(), "{line}");
+        }
+    }
+    for (what, count) in [
+        ("`admin` started execution", 5),
+        ("`admin` judged stage", 1),
+        ("`admin` cancelled execution", 1),
+        ("call outside: create server group", 1),
+        ("email is given up", 1),
+        ("trigger `after` started an execution", 1),
+        ("trigger `after` could not start", 1),
+    ] {
+        let told = lines.iter().filter(|line| line["message"].as_str().is_some_and(|text| text.starts_with(what)));
+        anyhow::ensure!(told.count() >= count, "{what}: {whole}");
+    }
+    let judged = lines.iter().find(|line| line["message"].as_str().is_some_and(|text| text.contains("judged stage")));
+    anyhow::ensure!(judged.is_some_and(|line| line["stage.id"].is_string()), "{judged:?}");
+    let host = std::fs::read_to_string(server.host_dir().join("host.log"))?;
+    let taken: Vec<_> = host.lines().filter(|line| line.contains(" is taken")).collect();
+    anyhow::ensure!(taken.len() > 2, "{host}");
+    anyhow::ensure!(
+        taken.iter().all(|line| line.contains("execution.id=\"ex_") && line.contains("stage.id=\"st_")),
+        "{host}"
+    );
+
     let of_engine = |line: &&Value| line["target"].as_str().is_some_and(|target| target == "gennaker::engine::worker");
     let workers: Vec<_> = lines.iter().filter(of_engine).collect();
     anyhow::ensure!(workers.len() > 10, "{workers:?}");
@@ -286,6 +438,40 @@ async fn log_lines() -> Outcome {
     let metrics = get(&server, "/metrics", Some(server.token())).await?.1;
     anyhow::ensure!(!metrics.contains(secret) && !metrics.contains(server.token()), "a secret is in the metrics");
     Ok(())
+}
+
+/// What says something besides a deploy: triggers, one of which cannot start, a mail that cannot be
+/// sent, and a person's words.
+async fn others_lines(server: &Server, hello: &Hello) -> Outcome {
+    let quick = json!([{ "key": "a", "kind": "wait", "config": { "seconds": 0 } }]);
+    let after = json!([{
+        "key": "after", "kind": "pipeline", "config": { "application": "hello", "pipeline": "first" },
+    }]);
+    let mail = json!([{ "on": ["COMPLETED"], "email": { "to": ["ann@example.org"] } }]);
+    hello.save("first", &json!({ "stages": quick, "notifications": mail })).await?;
+    hello.save("second", &json!({ "stages": quick, "triggers": after })).await?;
+    let mut never = after.clone();
+    never[0]["parameters"] = json!({ "from": "${ trigger.stages.none.outputs.x }" });
+    let parameters = json!([{ "name": "from", "default": "" }]);
+    hello.save("never", &json!({ "stages": quick, "triggers": never, "parameters": parameters })).await?;
+    let ask = json!([{ "key": "ask", "kind": "manualJudgment", "config": { "instructions": "Go on?" } }]);
+    hello.save("asks", &json!({ "stages": ask })).await?;
+    let execution = hello.start("asks", json!(null)).await?;
+    hello.approve(&execution).await?;
+    follow(&hello.client, &execution, MAX).await?.succeeded()?;
+    let execution = hello.start("asks", json!(null)).await?;
+    hello.asks(&execution).await?;
+    let cancel = "mutation Cancel($input: CancelExecutionInput!) {
+        cancelExecution(input: $input) { execution { id } userErrors { message field code } } }";
+    hello.client.mutate(cancel, json!({ "execution": { "id": execution } })).await?;
+    follow(&hello.client, &execution, MAX).await?;
+    hello.start("first", json!(null)).await?;
+    wait_for("all to have been said", MAX, || async {
+        let text = std::fs::read_to_string(server.dir().join("server.log")).ok()?;
+        let said = ["email is given up", "`after` started an execution", "`after` could not start"];
+        said.iter().all(|what| text.contains(what)).then_some(())
+    })
+    .await
 }
 
 async fn one_trace() -> Outcome {
@@ -324,9 +510,28 @@ async fn one_trace() -> Outcome {
     .with_context(|| format!("{} stages began; {:#?}", begun.len(), collector.names()))?;
     anyhow::ensure!(collector.headers().iter().all(|tenant| tenant == "blue"), "the headers of the setting");
 
+    let root = hangs_together(&trace, "execution traced")?;
+    let named = |name: &str| trace.iter().find(|span| span.name == name).with_context(|| format!("{name}: {trace:#?}"));
+    let create = named("stage createServerGroup")?;
+    anyhow::ensure!(create.parent_span_id == named("stage deploy")?.span_id, "children hang below their stage");
+    anyhow::ensure!(named("stage deploy")?.parent_span_id == root.span_id);
+    anyhow::ensure!(trace.iter().any(|span| span.name.starts_with("effect ") && span.parent_span_id == create.span_id));
+    anyhow::ensure!(!format!("{trace:?}").contains(secret), "the secret is in the trace");
+
+    // What is spooled is sent at the end.
+    let last = hello.start("deploy hello", json!({ "version": "3.0.0" })).await?;
+    follow(&hello.client, &last, MAX).await?.succeeded()?;
+    let status = server.stop().await?;
+    anyhow::ensure!(status.success(), "{status}\n{}", server.log());
+    anyhow::ensure!(collector.named("execution deploy hello").len() == 2, "{:#?}", collector.names());
+    Ok(())
+}
+
+/// One root, and every other span begins within another of the trace.
+fn hangs_together<'a>(trace: &'a [Span], name: &str) -> anyhow::Result<&'a Span> {
     let root: Vec<_> = trace.iter().filter(|span| span.parent_span_id.is_empty()).collect();
-    anyhow::ensure!(root.len() == 1 && root[0].name == "execution traced", "{root:?}");
-    for span in &trace {
+    anyhow::ensure!(root.len() == 1 && root[0].name == name, "{root:?}");
+    for span in trace {
         let parent = trace.iter().find(|other| other.span_id == span.parent_span_id);
         let Some(parent) = parent else {
             anyhow::ensure!(span.parent_span_id.is_empty(), "the parent of {} is in the trace", span.name);
@@ -337,19 +542,43 @@ async fn one_trace() -> Outcome {
             anyhow::ensure!(parent.name.starts_with("stage "), "{} is of a stage", span.name);
         }
     }
-    let named = |name: &str| trace.iter().find(|span| span.name == name).with_context(|| format!("{name}: {trace:#?}"));
-    let create = named("stage createServerGroup")?;
-    anyhow::ensure!(create.parent_span_id == named("stage deploy")?.span_id, "children hang below their stage");
-    anyhow::ensure!(named("stage deploy")?.parent_span_id == root[0].span_id);
-    anyhow::ensure!(trace.iter().any(|span| span.name.starts_with("effect ") && span.parent_span_id == create.span_id));
-    anyhow::ensure!(!format!("{trace:?}").contains(secret), "the secret is in the trace");
+    Ok(root[0])
+}
 
-    // What is spooled is sent at the end.
-    let last = hello.start("deploy hello", json!({ "version": "3.0.0" })).await?;
-    follow(&hello.client, &last, MAX).await?.succeeded()?;
-    let status = server.stop().await?;
-    anyhow::ensure!(status.success(), "{status}\n{}", server.log());
-    anyhow::ensure!(collector.named("execution deploy hello").len() == 2, "{:#?}", collector.names());
+/// Whoever has the execution is killed between its two calls.
+async fn trace_of_two() -> Outcome {
+    let schema = Schema::create().await?;
+    let outcome = trace_on(&schema.url).await;
+    schema.drop().await?;
+    outcome
+}
+
+async fn trace_on(url: &str) -> Outcome {
+    let (collector, calls) = (Collector::start().await?, Calls::start().await?);
+    let mut flags = calls.flags();
+    flags.extend(["--otlp-endpoint".to_owned(), collector.endpoint()]);
+    let mut two = Two::start(url, flags).await?;
+    two.hello.save("traced", &calls.pipeline(5)).await?;
+    let execution = two.hello.start("traced", json!({})).await?;
+    wait_for("the first call's span", MAX, || async { (!collector.named("stage webhook").is_empty()).then_some(()) })
+        .await?;
+    let (one, other) = two.began("traced")?;
+    anyhow::ensure!(one.len() + other.len() == 1, "{one:?} {other:?}");
+    let (killed, left) = if one.is_empty() { (&mut two.other, &two.hello) } else { (&mut two.one, &two.there) };
+    killed.kill().await?;
+    anyhow::ensure!(collector.named("execution traced").is_empty(), "it was killed in the middle");
+    follow(&left.client, &execution, MAX).await?.succeeded()?;
+    let trace = wait_for("the whole trace", MAX, || async {
+        let roots = collector.named("execution traced");
+        let trace = collector.trace(&roots.first()?.trace_id);
+        let of = |what: &str| trace.iter().filter(|span| span.name.starts_with(what)).count();
+        (of("stage ") == 3 && of("effect ") == 2).then_some(trace)
+    })
+    .await
+    .with_context(|| format!("{:#?}", collector.names()))?;
+    hangs_together(&trace, "execution traced")?;
+    anyhow::ensure!(trace.len() == 6, "nothing is told under another id: {trace:#?}");
+    anyhow::ensure!(collector.named("stage webhook").len() == 2, "{:#?}", collector.names());
     Ok(())
 }
 

@@ -26,6 +26,7 @@ pub fn trials() -> Vec<Trial> {
         trial_with("postgres", "a_word_given_at_one_server_reaches_the_execution_at_the_other", postgres(), steered),
         trial_with("postgres", "a_deploy_goes_on_at_the_other_server", postgres(), deploy_goes_on),
         trial_with("postgres", "servers_that_start_at_once_do_not_race_in_migrating", postgres(), at_once),
+        trial_with("postgres", "servers_that_start_at_once_on_an_empty_database_all_serve", postgres(), serve_at_once),
     ]
 }
 
@@ -269,6 +270,26 @@ async fn deploy_goes_on() -> Outcome {
         two.hello.deploy("3.0.0").await?.succeeded()?;
         let report = load.stop().await;
         anyhow::ensure!(report.failed == 0, "{:?}", report.failures);
+        Ok(())
+    })
+    .await
+}
+
+/// Each comes up, and takes the token that one of them has shown.
+async fn serve_at_once() -> Outcome {
+    with_schema(async |url| {
+        let options =
+            Options { database_url: Some(url), token: Some("shown by another".to_owned()), ..Options::default() };
+        let start = || Server::start_with(options.clone());
+        let (a, b, c) = tokio::join!(start(), start(), start());
+        let servers = [a?, b?, c?];
+        let shown = servers.iter().map(Server::token).find(|token| token.starts_with("gnk_"));
+        let token = shown.context("one of them shows a token")?;
+        for server in &servers {
+            let data =
+                server.client().with_token(Some(token)).query("{ applications { totalCount } }", json!({})).await?;
+            anyhow::ensure!(data["applications"]["totalCount"] == 0, "{data}");
+        }
         Ok(())
     })
     .await

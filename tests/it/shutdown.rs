@@ -230,7 +230,8 @@ async fn beside_silence() -> Outcome {
     let definition = |triggers: Value| json!({ "stages": [{ "key": "a", "kind": "wait", "config": { "seconds": 0 } }], "triggers": triggers });
     let cron = |expression: &str, missed: &str| json!([{ "key": "t", "kind": "cron", "config": { "expression": expression, "missed": missed } }]);
     // One that is due while the server ends, and two whose slots were five minutes ago when it comes back.
-    let then = chrono::Utc::now() - chrono::TimeDelta::minutes(5);
+    let clock = Clock::system();
+    let then = clock.now() - chrono::TimeDelta::minutes(5);
     let daily = then.format("0 %M %H * * *").to_string();
     for (name, expression, missed) in
         [("often", "* * * * * *", "SKIP"), ("skips", daily.as_str(), "SKIP"), ("runs", daily.as_str(), "RUN_ONCE")]
@@ -293,7 +294,7 @@ async fn beside_silence() -> Outcome {
         let found = runs("often").await?["executions"]["nodes"].take();
         let at = |node: &Value| node["trigger"]["scheduledAt"].as_str()?.parse::<chrono::DateTime<chrono::Utc>>().ok();
         let slots: Vec<_> = found.as_array()?.iter().filter_map(at).collect();
-        (slots.first()? > &(chrono::Utc::now() - chrono::TimeDelta::seconds(2))).then_some(slots)
+        (slots.first()? > &(clock.now() - chrono::TimeDelta::seconds(2))).then_some(slots)
     })
     .await?;
     let distinct: std::collections::BTreeSet<_> = often.iter().collect();

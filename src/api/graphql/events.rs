@@ -83,7 +83,8 @@ impl Tail {
     fn expect(&self, seq: i64) {
         if matches!(self.stream, StreamId::Execution(_)) && seq != self.seq + 1 {
             measure::violated(Invariant::EventGap);
-            tracing::error!(after = self.seq, seq, "there is a gap in the events of {:?}", self.stream);
+            let execution = ExecutionId::from(self.stream.key());
+            tracing::error!(execution.id = %execution, after = self.seq, seq, "there is a gap in the execution's events");
         }
     }
 

@@ -2,13 +2,14 @@
 
 use serde_json::json;
 
-use super::{Code, Commands, Error, allow};
+use super::{Code, Commands, Error, about, allow};
 use crate::model::{Action, Actor, Delivery, DeliveryId, DeliveryState, Resource, check_address};
 use crate::store::{Commit, CommitError, Guard, Write};
 
 pub(super) async fn retry(commands: &Commands, actor: &Actor, id: DeliveryId) -> Result<Delivery, Error> {
     let missing = || Error::new(Code::NotFound, format!("there is no delivery {id}"));
     let Some(delivery) = commands.store.delivery(id).await? else { return Err(missing()) };
+    about(delivery.execution);
     let Some(message) = commands.store.notification(delivery.notification).await? else { return Err(missing()) };
     let resource = Resource::Execution { application: message.application_name, execution: message.execution };
     allow(actor, Action::Operate, &resource)?;

@@ -4,7 +4,7 @@
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Map, Value, json};
 
-use super::{Code, Commands, Error, TRIES, allow, start};
+use super::{Code, Commands, Error, TRIES, about, allow, start};
 use crate::engine::apply::cut;
 use crate::expression;
 use crate::model::{
@@ -78,6 +78,7 @@ pub(super) async fn fire(commands: &Commands, trigger: &Trigger, slot: &Slot) ->
                 detail["execution"] = json!(execution.id);
                 detail["parameters"] = execution.parameters.clone();
                 let id = execution.id;
+                about(id);
                 (Some(Write::InsertExecution(Box::new(execution))), SlotOutcome::Started(id), detail)
             }
             Err(error) if error.code == Code::Unavailable => return Err(error),
@@ -114,16 +115,13 @@ fn fired(trigger: &Trigger, slot: &Slot, outcome: SlotOutcome) -> Fired {
     match outcome {
         SlotOutcome::Started(execution) => {
             tracing::info!(
-                trigger.id = %trigger.id, execution.id = %execution,
+                execution.id = %execution,
                 "trigger `{}` started an execution for {}", trigger.key, slot.key()
             );
             Fired::Started(execution)
         }
         SlotOutcome::Refused(reason) => {
-            tracing::warn!(
-                trigger.id = %trigger.id,
-                "trigger `{}` could not start its pipeline for {}: {reason}", trigger.key, slot.key()
-            );
+            tracing::warn!("trigger `{}` could not start its pipeline for {}: {reason}", trigger.key, slot.key());
             Fired::Refused(reason)
         }
     }

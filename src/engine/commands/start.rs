@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{Code, Commands, Error, StartOperation, StartPipeline, Started, TRIES, allow};
+use super::{Code, Commands, Error, StartOperation, StartPipeline, Started, TRIES, about, allow};
 use crate::engine::contract::Registry;
 use crate::engine::{apply, notices, validate};
 use crate::model::{
@@ -118,6 +118,7 @@ async fn insert(
 ) -> Result<Option<Started>, Error> {
     let mut commit = Commit { guards: vec![guard], ..Commit::default() };
     let id = execution.id;
+    about(id);
     commit.writes = vec![Write::InsertExecution(Box::new(execution.clone())), audit];
     if let Some(key) = key {
         commit.guards.push(Guard::IdempotencyKeyFree { principal: actor.principal, key: key.to_owned() });
@@ -133,6 +134,7 @@ async fn insert(
         Ok(committed) => {
             execution.number = committed.numbers.first().copied().unwrap_or_default();
             execution.event_seq = 1 + i64::try_from(execution.stages.len()).unwrap_or(i64::MAX - 1);
+            tracing::info!("`{}` started execution `{}` #{}", actor.name, execution.name, execution.number);
             Ok(Some(Started { execution, replay: false }))
         }
         Err(CommitError::Refused(_)) => Ok(None),

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Code, Commands, Error, Judgment, TRIES, allow};
+use super::{Code, Commands, Error, Judgment, TRIES, about, allow};
 use crate::engine::apply::JUDGE;
 use crate::engine::notices;
 use crate::model::{
@@ -49,6 +49,7 @@ pub(super) async fn cancel(
         let detail = json!({ "reason": reason, "mode": mode });
         let audit = commands.audit(actor, Action::Cancel, resource, detail);
         if let Some(execution) = save(commands, execution, None, body, audit).await? {
+            tracing::info!("`{}` cancelled execution `{}` #{}", actor.name, execution.name, execution.number);
             return Ok(execution);
         }
     }
@@ -62,6 +63,7 @@ pub(super) async fn judge(commands: &Commands, actor: &Actor, judgment: Judgment
     let Some(stage) = commands.store.stage(judgment.stage).await? else {
         return Err(Error::new(Code::NotFound, format!("there is no stage {}", judgment.stage)));
     };
+    about(stage.execution);
     for _ in 0..TRIES {
         let mut execution = read(commands, stage.execution).await?;
         let resource = resource(&execution);
@@ -88,6 +90,8 @@ pub(super) async fn judge(commands: &Commands, actor: &Actor, judgment: Judgment
         let audit = commands.audit(actor, Action::Judge, resource, detail);
         let body = |execution: &Execution| notices::stage_event(&execution.stages[index], commands.options.event_max);
         if let Some(execution) = save(commands, execution, Some(index), body, audit).await? {
+            let key = &execution.stages[index].key;
+            tracing::info!("`{}` judged stage `{key}`: proceed = {}", actor.name, judgment.proceed);
             return Ok(execution);
         }
     }

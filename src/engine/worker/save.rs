@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use tracing::Instrument as _;
 
 use super::{Gone, Worker};
 use crate::engine::apply::Changes;
@@ -207,11 +208,12 @@ impl Worker {
             if self.lease.number > 1 {
                 // An owner before may have died with what it had not handed on yet.
                 let (shared, whole, before) = (Arc::clone(&self.shared), (**execution).clone(), self.claimed_at);
-                tokio::spawn(async move {
+                let telling = async move {
                     if let Err(error) = ended::tell_before(&shared, whole, before).await {
                         tracing::warn!("what ended before this owner's time cannot be told again: {error}");
                     }
-                });
+                };
+                tokio::spawn(telling.in_current_span());
             }
         }
     }

@@ -50,6 +50,19 @@ impl Fences {
     /// # Errors
     /// `Fenced`, or `Unavailable` for a call that comes too late or cannot be recorded.
     pub fn admit(&self, operation: &Operation, now: DateTime<Utc>) -> Result<(), Error> {
+        let judged = self.judge(operation, now);
+        let mut parts = operation.key.split('/');
+        let (execution, stage) = (parts.next(), parts.next());
+        match &judged {
+            Ok(()) => {
+                tracing::info!(execution.id = execution, stage.id = stage, "operation {} is taken", operation.key);
+            }
+            Err(error) => tracing::warn!(execution.id = execution, stage.id = stage, "{}", error.message),
+        }
+        judged
+    }
+
+    fn judge(&self, operation: &Operation, now: DateTime<Utc>) -> Result<(), Error> {
         if operation.deadline <= now {
             return Err(Error {
                 kind: ErrorKind::Unavailable,
