@@ -1,9 +1,12 @@
 # Gennaker in a container: the server and the host in one, as a user without rights.
 #
 #   docker build -t gennaker .
-#   docker run -d --name gennaker -p 127.0.0.1:7777:7777 -p 127.0.0.1:8080:8080 \
+#   docker run -d --name gennaker -p 127.0.0.1:7777:7777 -p 127.0.0.1:8080:8080 --stop-timeout 60 \
 #     -e GENNAKER_INSECURE=true -v gennaker:/var/lib/gennaker -v /srv/builds:/srv/builds:ro gennaker
 #   docker logs gennaker            # the first start shows the token of `admin` once
+#
+# The time to stop is for steps under way (`--shutdown-grace-seconds`). Podman takes the same commands; build
+# with `--format docker` there, or the image has no health check.
 #
 # Instances run in this container and end with it; they come back with the next start. Load balancers
 # have to listen on 0.0.0.0 for a published port to reach them. In a container the server has to listen
@@ -41,7 +44,6 @@ ENV GENNAKER_LISTEN=0.0.0.0:7777 \
     GENNAKER_ARTIFACT_ROOTS=/srv/builds
 VOLUME /var/lib/gennaker
 EXPOSE 7777
-# Long enough for open requests and steps under way.
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
     CMD curl --fail --silent --show-error --insecure --output /dev/null \

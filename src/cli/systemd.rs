@@ -104,11 +104,11 @@ const fn next(user: bool) -> &'static str {
     if user {
         "  systemctl --user daemon-reload\n  systemctl --user enable --now gennaker\n  \
          loginctl enable-linger      (so that it runs while you are not logged in)\n  \
-         journalctl --user -u gennaker      (the first start shows the token of `admin` there)"
+         journalctl --user -u gennaker      (the first start says there how to make a token)"
     } else {
         "  useradd --system --home-dir /var/lib/gennaker --shell /usr/sbin/nologin gennaker\n  \
          systemctl daemon-reload\n  systemctl enable --now gennaker-host gennaker\n  \
-         journalctl -u gennaker      (the first start shows the token of `admin` there)"
+         journalctl -u gennaker      (the first start says there how to make a token)"
     }
 }
 

@@ -59,11 +59,10 @@ pub struct Exporter {
 /// # Errors
 /// When the collector's address or the headers from the environment cannot be used.
 pub fn start(options: &Options) -> Result<(EndedHook, Exporter), String> {
-    let client = reqwest::Client::builder()
-        .timeout(options.timeout)
-        .redirect(reqwest::redirect::Policy::none())
-        .build()
-        .map_err(|error| error.to_string())?;
+    let builder = || reqwest::Client::builder().timeout(options.timeout).redirect(reqwest::redirect::Policy::none());
+    // A machine without any root certificate can still send by `http`.
+    let client = builder().build().or_else(|_| builder().tls_certs_only([]).build());
+    let client = client.map_err(|error| error.to_string())?;
     let mut inner = opentelemetry_otlp::SpanExporter::builder()
         .with_http()
         .with_http_client(client)

@@ -9,7 +9,7 @@ use libtest_mimic::Trial;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::harness::{Outcome, gennaker, processes_of, trial, trial_with, wait_for};
+use crate::harness::{Options, Outcome, Server, gennaker, processes_of, trial, trial_with, wait_for};
 
 pub fn trials() -> Vec<Trial> {
     vec![
@@ -17,6 +17,7 @@ pub fn trials() -> Vec<Trial> {
         trial("packaging", "units_are_written_and_what_others_changed_is_not_overwritten", units_written),
         trial("packaging", "the_server_says_when_it_is_ready_that_it_lives_and_that_it_ends", server_speaks),
         trial("packaging", "a_service_goes_on_with_the_keeper_that_a_worker_has_started", keeper_speaks),
+        trial("packaging", "a_machine_without_certificates_serves_and_asks", without_certificates),
         trial("packaging", "the_help_of_every_command_fits_80_columns_and_says_what_it_needs_to", help),
     ]
 }
@@ -162,8 +163,10 @@ async fn keeper_speaks() -> Outcome {
     };
     let mut first = start()?;
     heard(&socket, "READY=1").await?;
-    // Its worker starts another one in its place, which is not the service's child.
+    // Its worker starts another one in its place; the service manager starts the unit again at once,
+    // and is told whom to look after.
     first.kill().await?;
+    let mut second = start()?;
     let lock = scratch.0.join("host/host.lock");
     let killed = first.id();
     let adopted = wait_for("another keeper", Duration::from_secs(60), || async {
@@ -172,14 +175,32 @@ async fn keeper_speaks() -> Outcome {
         (Some(pid) != killed && alive && taken(&lock)).then_some(pid)
     })
     .await?;
-    // The service manager starts the unit again, and is told whom to look after.
-    let mut second = start()?;
+    anyhow::ensure!(Some(adopted) != second.id(), "the worker goes on with the keeper that it has started");
+    // A service manager hears of the end of its own children only.
+    let stat = std::fs::read_to_string(format!("/proc/{adopted}/stat"))?;
+    let parent: i32 = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(1)).unwrap_or_default().parse()?;
+    let ours = processes_of(&scratch.0);
+    anyhow::ensure!(!ours.iter().any(|(pid, _)| *pid == parent), "{parent} of {ours:?}");
     let said = heard(&socket, &format!("MAINPID={adopted}")).await?;
     anyhow::ensure!(said.lines().any(|line| line == "READY=1"), "{said}");
     let status = tokio::time::timeout(Duration::from_secs(60), second.wait()).await??;
     anyhow::ensure!(status.success(), "{status}");
     kill(Pid::from_raw(i32::try_from(adopted)?), Signal::SIGTERM)?;
     heard(&socket, "STOPPING=1").await?;
+    Ok(())
+}
+
+/// As in a small image: what speaks `http` only needs none.
+async fn without_certificates() -> Outcome {
+    let none = [("SSL_CERT_FILE", "/dev/null"), ("SSL_CERT_DIR", "/nowhere")];
+    let server = Server::start_with(Options {
+        flags: vec!["--otlp-endpoint".into(), "http://127.0.0.1:9/v1/traces".into()],
+        environment: none.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+        ..Options::default()
+    })
+    .await?;
+    let asked = server.remote_command().arg("status").envs(none).output()?;
+    anyhow::ensure!(asked.status.success(), "{}", String::from_utf8_lossy(&asked.stderr));
     Ok(())
 }
 

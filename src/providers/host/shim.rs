@@ -94,13 +94,16 @@ pub struct Exited {
 
 /// The end of a process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", tag = "type")]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "type")]
 pub enum Exit {
     Status {
         code: i32,
     },
     Signal {
         number: i32,
+        /// The kernel sent it, since the instance's control group had no memory left.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        out_of_memory: bool,
     },
     /// It never ran.
     NotStarted {
@@ -114,7 +117,8 @@ impl fmt::Display for Exit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Status { code } => write!(f, "exit status {code}"),
-            Self::Signal { number } => write!(f, "signal {number}"),
+            Self::Signal { number, out_of_memory: false } => write!(f, "signal {number}"),
+            Self::Signal { number, .. } => write!(f, "signal {number}: it took more memory than its limit"),
             Self::NotStarted { message } => write!(f, "{NOT_STARTED}{message}"),
             Self::Unknown => f.write_str("unknown: its shim was killed"),
         }
@@ -432,7 +436,10 @@ fn attend(child: Child, log: Log, forwarded: SigSet) -> anyhow::Result<Exit> {
             let _ = killpg(group, signal);
         }
     })?;
-    let how = reap(child.pid);
+    let mut how = reap(child.pid);
+    if let Exit::Signal { number: 9, out_of_memory } = &mut how {
+        *out_of_memory = child.cgroup.as_ref().is_some_and(Cgroup::ran_out_of_memory);
+    }
     clean_up(child.pid, child.cgroup.as_ref());
     // All writers are gone, so the log ends by itself; bounded in case one could not be killed.
     let give_up = Instant::now() + Duration::from_secs(2);
@@ -462,7 +469,7 @@ fn reap(main: i32) -> Exit {
         match waitpid(None, None) {
             Ok(WaitStatus::Exited(pid, code)) if pid.as_raw() == main => return Exit::Status { code },
             Ok(WaitStatus::Signaled(pid, signal, _)) if pid.as_raw() == main => {
-                return Exit::Signal { number: signal as i32 };
+                return Exit::Signal { number: signal as i32, out_of_memory: false };
             }
             Ok(_) | Err(Errno::EINTR) => {}
             Err(_) => return Exit::Unknown,
@@ -500,6 +507,11 @@ mod tests {
     #[test]
     fn an_end_reads_as_people_say_it() {
         assert_eq!(Exit::Status { code: 3 }.to_string(), "exit status 3");
-        assert_eq!(Exit::Signal { number: 9 }.to_string(), "signal 9");
+        let signal = |number, out_of_memory| Exit::Signal { number, out_of_memory };
+        assert_eq!(signal(15, false).to_string(), "signal 15");
+        assert_eq!(signal(9, true).to_string(), "signal 9: it took more memory than its limit");
+        // As earlier versions have written it.
+        let before: Exit = serde_json::from_str(r#"{"type":"signal","number":9}"#).expect("read");
+        assert_eq!(before, signal(9, false));
     }
 }

@@ -220,6 +220,39 @@ async fn in_a_cgroup() -> Outcome {
     assert_eq!(value("memory.max"), (512_u64 << 20).to_string());
     assert_eq!(value("cpu.max"), "90000 100000");
     assert_eq!(value("pids.max"), "50");
+
+    // They hold: each of these takes more than it may.
+    let greedy = |name: &str, script: &str, limits: serde_json::Value| {
+        let mut spec = host.group(name, 1);
+        (spec.launch, spec.health_check) = (host.script(script), None);
+        spec.launch["limits"] = limits;
+        spec
+    };
+    let memory = greedy("hog-v000", "exec tail /dev/zero", json!({ "memoryBytes": 32 << 20 }));
+    host.provider().ensure_server_group(&host.op("ex/2"), &memory).await.expect("made");
+    let hog = host.until("hog-v000", "its end", |group| group.instances.iter().any(|it| it.last_exit.is_some())).await;
+    assert_eq!(only(&hog).last_exit.as_deref(), Some("signal 9: it took more memory than its limit"));
+    let processes = "for i in 1 2 3 4 5 6; do sleep 600 & done; echo all; wait";
+    let processes = greedy("fork-v000", processes, json!({ "processes": 4 }));
+    host.provider().ensure_server_group(&host.op("ex/3"), &processes).await.expect("made");
+    let forking = host.until("fork-v000", "a start", |group| !group.instances.is_empty()).await;
+    let name = only(&forking).id.clone();
+    let log = wait_for("a refusal", Duration::from_secs(30), || async {
+        let log = host.provider().log_tail(&Host::place(), &name, 10_000).await.ok()?;
+        log.to_lowercase().contains("cannot fork").then_some(log)
+    });
+    assert!(!log.await?.contains("all"));
+    let cpu = greedy("busy-v000", "while :; do :; done", json!({ "cpuMillis": 100 }));
+    host.provider().ensure_server_group(&host.op("ex/4"), &cpu).await.expect("made");
+    wait_for("a throttled instance", Duration::from_secs(30), || async {
+        let pid = host.find("busy-v000").await?.instances.first()?.pid?;
+        let member = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+        let group = Path::new("/sys/fs/cgroup").join(member.lines().find_map(|line| line.strip_prefix("0::/"))?);
+        let stat = std::fs::read_to_string(group.join("cpu.stat")).ok()?;
+        let throttled = stat.lines().find_map(|line| line.strip_prefix("nr_throttled "))?;
+        (throttled.parse::<u64>().ok()? > 2).then_some(())
+    })
+    .await?;
     host.end().await;
     Ok(())
 }

@@ -31,6 +31,8 @@ const LONGEST_DELAY: Duration = Duration::from_secs(5);
 const SETTLED: Duration = Duration::from_secs(10);
 /// How long workers may take to end with the host.
 const ENDING: Duration = Duration::from_secs(15);
+/// How long a worker that has lost its keeper may take to have another one.
+const HEIR: Duration = Duration::from_secs(10);
 /// How long a worker may take to end a message that it has begun.
 const QUIET: Duration = Duration::from_secs(2);
 /// The log is put aside at this size.
@@ -112,6 +114,9 @@ pub fn run(options: Options, origin: Origin) -> anyhow::Result<()> {
         eprintln!("gennaker host: {warning}");
     }
     let layout = Layout(options.directory.clone());
+    if origin == Origin::New {
+        give_way(&layout);
+    }
     let mut estate = None;
     let lock = if origin == Origin::Resumes {
         let Estate { lock, held, workers } = succession::take_over()?;
@@ -189,6 +194,19 @@ enum Locked {
     By(Option<u32>),
 }
 
+/// A worker that has lost its keeper goes on serving, and starts another one: that one comes first.
+fn give_way(layout: &Layout) {
+    let give_up = Instant::now() + HEIR;
+    while taken(&layout.worker_lock()) && !taken(&layout.host_lock()) && Instant::now() < give_up {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Whether somebody holds the lock of a file.
+fn taken(path: &Path) -> bool {
+    File::open(path).is_ok_and(|file| matches!(file.try_lock_shared(), Err(std::fs::TryLockError::WouldBlock)))
+}
+
 /// One host per directory: the lock goes with the process.
 fn lock(layout: &Layout, adopt: bool) -> anyhow::Result<Locked> {
     let path = layout.host_lock();
@@ -211,12 +229,25 @@ fn lock(layout: &Layout, adopt: bool) -> anyhow::Result<Locked> {
                 std::thread::sleep(Duration::from_millis(20));
             }
             Err(std::fs::TryLockError::WouldBlock) => {
-                return Ok(Locked::By(std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok())));
+                return Ok(Locked::By(holder(&path)));
             }
             Err(std::fs::TryLockError::Error(error)) => {
                 return Err(files::about(&path, "cannot lock", &error).into());
             }
         }
+    }
+}
+
+/// The process that holds the lock. It writes its number a moment after it has taken it: until then
+/// there is that of the one before, which is gone.
+fn holder(lock: &Path) -> Option<u32> {
+    let give_up = Instant::now() + Duration::from_secs(2);
+    loop {
+        let written: Option<i32> = std::fs::read_to_string(lock).ok().and_then(|text| text.trim().parse().ok());
+        if Instant::now() > give_up || written.is_some_and(|pid| Identity::of(pid).is_ok()) {
+            return written.and_then(|pid| u32::try_from(pid).ok());
+        }
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

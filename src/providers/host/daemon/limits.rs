@@ -136,6 +136,13 @@ impl Cgroup {
         kill(&self.path);
     }
 
+    /// Whether the kernel has ended something in it because it took more than its memory.
+    #[must_use]
+    pub fn ran_out_of_memory(&self) -> bool {
+        let events = fs::read_to_string(self.path.join("memory.events")).unwrap_or_default();
+        events.lines().filter_map(|line| line.strip_prefix("oom_kill ")).any(|count| count != "0")
+    }
+
     /// Removes the empty group.
     pub fn remove(&self) {
         let _ = fs::remove_dir(&self.path);

@@ -3,10 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command as Process, Stdio};
 use std::sync::Arc;
@@ -15,9 +16,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 use nix::sys::signal::SigSet;
+use nix::unistd::ForkResult;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::api::{self, Command, Control, Guarded};
@@ -462,21 +464,23 @@ fn control_socket(hub: &Hub) -> anyhow::Result<UnixListener> {
 /// Starts a keeper in place of one that was killed, and hands it all sockets.
 fn revive_keeper(hub: &Hub) -> io::Result<(UnixStream, u32)> {
     let (ours, theirs) = UnixStream::pair()?;
-    let child = Process::new(&hub.options.program)
-        .args(hub.options.arguments())
-        .arg("--adopt")
-        .stdin(Stdio::from(OwnedFd::from(theirs)))
-        .current_dir("/")
-        .spawn()?;
-    let id = child.id();
-    // Reaped when it ends before us, which it rarely does.
-    let (ended, _) = oneshot::channel::<()>();
-    std::thread::Builder::new().name("reaper".to_owned()).spawn(move || {
-        let mut child = child;
-        let _ = child.wait();
-        drop(ended);
-    })?;
+    let (mut reader, mut writer) = io::pipe()?;
+    let mut command = Process::new(&hub.options.program);
+    command.args(hub.options.arguments()).arg("--adopt").stdin(Stdio::from(OwnedFd::from(theirs))).current_dir("/");
+    // Not our child but that of whoever looks after services: systemd hears of the end of its own only.
+    #[expect(unsafe_code, reason = "a new process forks once more before it becomes the keeper")]
+    // SAFETY: only system calls, on what was made before.
+    unsafe {
+        command.pre_exec(move || match nix::unistd::fork()? {
+            ForkResult::Parent { .. } => nix::libc::_exit(0),
+            ForkResult::Child => writer.write_all(&std::process::id().to_ne_bytes()),
+        });
+    }
+    let mut between = command.spawn()?;
+    between.wait()?;
+    let mut id = [0; 4];
+    reader.read_exact(&mut id)?;
     hub.sockets.set_keeper(ours.try_clone()?);
     hub.sockets.tell(&ToKeeper::Ready { pid: std::process::id() }, None);
-    Ok((ours, id))
+    Ok((ours, u32::from_ne_bytes(id)))
 }
