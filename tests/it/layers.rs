@@ -191,7 +191,7 @@ async fn libraries() -> Outcome {
         let rules = [
             ("sea_orm::", module == "store"),
             ("async_graphql::", module == "api"),
-            ("nix::", ["providers", "cli", "store", "outbound"].contains(&module.as_str())),
+            ("nix::", ["providers", "cli", "store", "outbound", "footprint"].contains(&module.as_str())),
         ];
         // The standard library's `os::unix` is no `nix`.
         let text = text.replace("unix::", "");
