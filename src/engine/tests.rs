@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use chrono::DateTime;
@@ -820,7 +820,6 @@ engine_test! {
     async fn another_server_takes_over_when_the_lease_is_over_and_the_first_is_shut_out() {
         let home = Home::new(Clock::system()).await;
         let options = || Options { sole_owner: false, lease: Duration::from_millis(600), scan_every: Duration::from_millis(50), ..Options::default() };
-        let frozen = Arc::new(AtomicBool::new(false));
         let first = home.start(options());
         let steps = json!({"steps": [{"effect": {"key": "x", "gate": "g"}}, {"effect": {"key": "y"}}]});
         let id = home.begin(&first.commands, vec![stage("a", &[], steps)]).await;
@@ -828,11 +827,14 @@ engine_test! {
         let second = home.start(options());
         tokio::time::sleep(Duration::from_millis(1_000)).await;
         assert_eq!(home.world.calls().len(), 1, "while the first beats, nothing is taken over");
-        frozen.store(true, Ordering::SeqCst);
 
-        // The first loses its place as if it had been frozen for a lease: its row is gone.
-        home.store.owner_forget(first.engine.owner()).await.unwrap();
-        home.world.calls_reach(2).await;
+        // The first loses its place as if it had been frozen for a lease: its row is gone, and again
+        // should it beat before the second has looked.
+        let taken_over = home.world.calls_reach(2);
+        let mut taken_over = std::pin::pin!(taken_over);
+        while tokio::time::timeout(Duration::from_millis(10), &mut taken_over).await.is_err() {
+            home.store.owner_forget(first.engine.owner()).await.unwrap();
+        }
         let calls = home.world.calls();
         assert_eq!(calls[0].1.operation, calls[1].1.operation);
         assert!(calls[1].1.fence > calls[0].1.fence);

@@ -133,20 +133,20 @@ async fn listeners() -> Outcome {
     let port = taken.local_addr()?.port();
     let document = "mutation Up($input: UpsertLoadBalancerInput!) {
         upsertLoadBalancer(input: $input) { execution { id } userErrors { message field } } }";
-    // The second address is kept for documentation (RFC 5737): no machine has it.
-    let data =
-        hello.client.query("{ loadBalancer(name: \"hello\") { listeners { port portTo } urls } }", json!({})).await?;
-    let url = data["loadBalancer"]["urls"][0].as_str().context("hello listens")?;
-    let own: u16 = url.trim_end_matches('/').rsplit(':').next().context("a port")?.parse()?;
+    hello.deploy("1.0.0").await?.succeeded()?;
+    let own = hello.load_balancer.port();
+    let data = hello.client.query("{ serverGroup(name: \"hello-v000\") { instances { port } } }", json!({})).await?;
+    let instance = &data["serverGroup"]["instances"][0]["port"];
+    let mine = "load balancer hello of this host has it";
+    let _next = std::net::TcpListener::bind(("127.0.0.1", own + 1))?;
+    let both = "they are taken by load balancer hello of this host and another process";
+    // The last address is kept for documentation (RFC 5737): no machine has it.
     for (listener, code, says, advice) in [
         (json!({ "port": port }), "EXHAUSTED", "another process has it", "portTo"),
-        (json!({ "port": own }), "EXHAUSTED", "load balancer hello of this host has it", "portTo"),
-        (
-            json!({ "address": "0.0.0.0", "port": own }),
-            "EXHAUSTED",
-            "load balancer hello of this host has it",
-            "portTo",
-        ),
+        (json!({ "port": own }), "EXHAUSTED", mine, "portTo"),
+        (json!({ "address": "0.0.0.0", "port": own }), "EXHAUSTED", mine, "portTo"),
+        (json!({ "port": own, "portTo": own + 1 }), "EXHAUSTED", both, "portTo"),
+        (json!({ "port": instance }), "EXHAUSTED", "an instance of server group hello-v000 of this host", "portTo"),
         (json!({ "address": "203.0.113.7", "port": port }), "INVALID", "no such address", "0.0.0.0"),
     ] {
         let input = json!({ "name": "hello-other", "listeners": [listener] });

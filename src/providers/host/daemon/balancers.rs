@@ -123,13 +123,14 @@ impl Hub {
                 holders.push(holder);
             }
         }
-        let (what, have) = if last == listener.port {
-            (format!("port {last}"), "has it")
+        let holders = holders.join(" and ");
+        let (what, taken) = if last == listener.port {
+            (format!("port {last}"), format!("{holders} has it"))
         } else {
-            (format!("any port of {}-{last}", listener.port), "has them")
+            (format!("any port of {}-{last}", listener.port), format!("they are taken by {holders}"))
         };
         let (kind, why, advice) = match &why {
-            None => (ErrorKind::Exhausted, format!("{} {have}", holders.join(" and ")), FREE_IT),
+            None => (ErrorKind::Exhausted, taken, FREE_IT),
             Some(error) => not_bound(error),
         };
         Err(refuse(
