@@ -105,12 +105,6 @@ stages:
             command: [python3, ./app.py, small]
             runAs: "${ parameters.user }"
             limits: { memoryBytes: 134217728, cpuMillis: 300, processes: 10, openFiles: 200 }
----
-kind: Pipeline
-application: shop
-name: slow
-stages:
-  - { key: wait, kind: wait, config: { seconds: 5 } }
 """
 
 
@@ -418,45 +412,6 @@ def limits_hold_in_the_unit_as_it_is():
     try_limits("gennaker")
 
 
-def nothing_can_be_written_for_a_while():
-    """All file systems become read-only, as after an error of a disk."""
-    before = pids()
-    save = "mutation($name: String!) { createApplication(input: {name: $name}) { application { id } } }"
-    started = time.monotonic()
-    gennaker("run", "shop/slow")
-    os.sync()
-    pathlib.Path("/proc/sys/kernel/sysrq").write_text("1")
-    pathlib.Path("/proc/sysrq-trigger").write_text("u")
-    until("the file system is read-only", lambda: " ro," in next(
-        line for line in pathlib.Path("/proc/mounts").read_text().splitlines() if line.startswith("/dev/vda / ")))
-    try:
-        with Load():
-            seen = set()
-            end = time.monotonic() + 30
-            while time.monotonic() < end:
-                try:
-                    seen.add(json.dumps(ask(save, name="never")))
-                except AssertionError as error:
-                    seen.add(str(error))
-                assert ask("{ applications { totalCount } }")["applications"]["totalCount"] == 2
-                assert status_of("http://127.0.0.1:7777/healthz") == 200
-                time.sleep(1)
-            ready = status_of("http://127.0.0.1:7777/readyz")
-    finally:
-        run("mount", "-o", "remount,rw", "/")
-    for each in seen:
-        say(f"  {each}")
-    say(f"  readyz {ready}; {time.monotonic() - started:.0f} s")
-    assert ready == 503 and all("UNAVAILABLE" in each for each in seen), (ready, seen)
-    until("it writes again", lambda: ask(save, name="afterwards"))
-    until("it is ready again", lambda: status_of("http://127.0.0.1:7777/readyz") == 200)
-    until("what was under way has ended",
-          lambda: ask("{ executions(first: 1) { nodes { status } } }")["executions"]["nodes"][0]["status"] == "SUCCEEDED")
-    assert pids() == before
-    active("gennaker-host")
-    active("gennaker")
-
-
 def as_root_instances_run_as_others():
     for name in ["gennaker", "gennaker-host"]:
         drop_in = pathlib.Path(f"/etc/systemd/system/{name}.service.d/root.conf")
@@ -487,32 +442,6 @@ def the_trials_of_limits_pass_as_root():
         assert "1 passed" in said, said
 
 
-def a_user_has_units_too():
-    run("useradd", "--create-home", "sailor")
-    run("loginctl", "enable-linger", "sailor")
-    home = pathlib.Path("/home/sailor")
-    number = run("id", "-u", "sailor")
-    environment = {"XDG_RUNTIME_DIR": f"/run/user/{number}", "HOME": str(home), "PATH": os.environ["PATH"],
-                   "DBUS_SESSION_BUS_ADDRESS": f"unix:path=/run/user/{number}/bus"}
-    until("the user's manager", lambda: pathlib.Path(f"/run/user/{number}/bus").exists())
-
-    def sailor(*command, **more):
-        return run("runuser", "-u", "sailor", "--", *command, env=environment, cwd="/", **more)
-
-    sailor("mkdir", "-p", home / ".config/systemd/user", home / ".config/gennaker")
-    sailor("sh", "-c", "echo GENNAKER_LISTEN=127.0.0.1:7778 > ~/.config/gennaker/environment")
-    said = sailor(BINARY, "systemd", "--user", "--dir", home / ".config/systemd/user")
-    for line in said.split("Next:\n")[1].splitlines():
-        command = re.split(" {3,}", line.strip())[0]
-        if command.startswith("systemctl"):
-            sailor("sh", "-c", command)
-    until("it serves", lambda: status_of("http://127.0.0.1:7778/readyz") == 200)
-    for name in ["gennaker", "gennaker-host"]:
-        assert sailor("systemctl", "--user", "is-active", name) == "active"
-    sailor("systemctl", "--user", "restart", "gennaker")
-    until("it serves again", lambda: status_of("http://127.0.0.1:7778/readyz") == 200)
-
-
 # The trials of the second start.
 
 
@@ -526,7 +455,6 @@ def all_comes_back_by_itself():
         pass
     gennaker("run", "shop/deploy", "-p", "version=3.0.0", "--wait")
     assert get("http://127.0.0.1:8080/") == "3.0.0"
-    until("the user's server is back", lambda: status_of("http://127.0.0.1:7778/readyz") == 200)
 
 
 def nothing_was_said_to_be_wrong():
@@ -551,9 +479,7 @@ FIRST = [
     a_killed_keeper_is_replaced_and_the_unit_follows,
     a_restarted_host_stops_no_instance,
     limits_hold_in_the_unit_as_it_is,
-    nothing_can_be_written_for_a_while,
     the_trials_of_limits_pass_as_root,
-    a_user_has_units_too,
 ]
 SECOND = [all_comes_back_by_itself, nothing_was_said_to_be_wrong, as_root_instances_run_as_others]
 

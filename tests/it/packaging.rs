@@ -17,6 +17,7 @@ pub fn trials() -> Vec<Trial> {
         trial("packaging", "units_are_written_and_what_others_changed_is_not_overwritten", units_written),
         trial("packaging", "the_server_says_when_it_is_ready_that_it_lives_and_that_it_ends", server_speaks),
         trial("packaging", "a_service_goes_on_with_the_keeper_that_a_worker_has_started", keeper_speaks),
+        trial("packaging", "a_host_that_is_a_service_is_not_the_servers_to_start", service_left_alone),
         trial("packaging", "a_machine_without_certificates_serves_and_asks", without_certificates),
         trial("packaging", "the_help_of_every_command_fits_80_columns_and_says_what_it_needs_to", help),
     ]
@@ -187,6 +188,39 @@ async fn keeper_speaks() -> Outcome {
     anyhow::ensure!(status.success(), "{status}");
     kill(Pid::from_raw(i32::try_from(adopted)?), Signal::SIGTERM)?;
     heard(&socket, "STOPPING=1").await?;
+    Ok(())
+}
+
+async fn service_left_alone() -> Outcome {
+    let scratch = Scratch::new()?;
+    let path = scratch.0.join("notify.sock");
+    let socket = UnixDatagram::bind(&path)?;
+    let dir = scratch.0.join("host");
+    let start = || {
+        let mut host = tokio::process::Command::new(gennaker());
+        host.arg("host").arg("--dir").arg(&dir).env("NOTIFY_SOCKET", &path);
+        host.stdout(Stdio::null()).stderr(Stdio::null());
+        host.spawn()
+    };
+    let mut host = start()?;
+    heard(&socket, "READY=1").await?;
+    let server = Server::start_with(Options { host_dir: Some(dir.clone()), ..Options::default() }).await?;
+    let pid = host.id().and_then(|pid| i32::try_from(pid).ok()).unwrap_or_default();
+    kill(Pid::from_raw(pid), Signal::SIGTERM)?;
+    host.wait().await?;
+    let said = |what: &'static str| {
+        let log = server.log();
+        async move { log.contains(what).then_some(()) }
+    };
+    wait_for("the server misses its host", Duration::from_secs(60), || said("its last state is shown")).await?;
+    anyhow::ensure!(!taken(&dir.join("host.lock")), "the server has started a host of its own");
+    let host = start()?;
+    heard(&socket, "READY=1").await?;
+    anyhow::ensure!(
+        std::fs::read_to_string(dir.join("host.lock"))?.trim().parse().ok() == host.id(),
+        "it is another's"
+    );
+    wait_for("the server finds it", Duration::from_secs(60), || said("can be read again")).await?;
     Ok(())
 }
 

@@ -330,8 +330,16 @@ impl Starter {
         daemon::records::Layout(self.options.directory.clone()).stopped()
     }
 
+    /// Whether somebody else starts it: one of ours would be in its way, and within the bounds of our own service.
+    fn is_a_service(&self) -> bool {
+        daemon::records::Layout(self.options.directory.clone()).service().exists()
+    }
+
     /// Starts a host unless one was just started; another one that has the directory makes it end at once.
     async fn start(&self) -> Result<(), Error> {
+        if self.is_a_service() {
+            return Ok(());
+        }
         let mut last = self.last.lock().await;
         if last.is_some_and(|at| at.elapsed() < START_AGAIN) {
             return Ok(());
@@ -391,6 +399,14 @@ impl Starter {
                 Err(control::Error::Refused(error)) => return Err(Error { kind: ErrorKind::Conflict, ..error }),
                 Err(error) => error,
             };
+            if Instant::now() > until && self.is_a_service() {
+                return Err(Error {
+                    kind: ErrorKind::Unavailable,
+                    message: format!(
+                        "{error}; it is a service, which is not ours to start: systemctl start gennaker-host"
+                    ),
+                });
+            }
             if Instant::now() > until {
                 let log = self.options.directory.join("host.log");
                 return Err(Error {

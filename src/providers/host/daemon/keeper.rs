@@ -139,6 +139,12 @@ pub fn run(options: Options, origin: Origin) -> anyhow::Result<()> {
     };
     // Whoever starts a host wants one.
     let _ = std::fs::remove_file(layout.stopped());
+    if origin == Origin::New {
+        let _ = match systemd::is_there() {
+            true => std::fs::write(layout.service(), b""),
+            false => std::fs::remove_file(layout.service()),
+        };
+    }
     set_log_aside(&layout.log());
     #[cfg(target_os = "linux")]
     let _ = nix::sys::prctl::set_child_subreaper(true);

@@ -78,6 +78,10 @@ impl Layout {
     pub fn stopped(&self) -> PathBuf {
         self.0.join("stopped")
     }
+    /// Stands where a service manager starts the host: a server leaves it to that one.
+    pub fn service(&self) -> PathBuf {
+        self.0.join("service")
+    }
     pub fn groups(&self) -> PathBuf {
         self.0.join("groups")
     }
