@@ -244,7 +244,7 @@ async fn in_a_cgroup() -> Outcome {
     assert!(!log.await?.contains("all"));
     let cpu = greedy("busy-v000", "while :; do :; done", json!({ "cpuMillis": 100 }));
     host.provider().ensure_server_group(&host.op("ex/4"), &cpu).await.expect("made");
-    wait_for("a throttled instance", Duration::from_secs(30), || async {
+    wait_for("a throttled instance", Duration::from_secs(180), || async {
         let pid = host.find("busy-v000").await?.instances.first()?.pid?;
         let member = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
         let group = Path::new("/sys/fs/cgroup").join(member.lines().find_map(|line| line.strip_prefix("0::/"))?);
