@@ -45,6 +45,9 @@ const LEVELS_MAX: usize = 32;
 
 /// Checks what is given for the operation's variables.
 pub(super) fn check(operation: &OperationDefinition, variables: &Variables) -> Result<(), Refused> {
+    for (name, value) in variables.iter() {
+        no_nul(value, &format!("${name}"))?;
+    }
     for definition in &operation.variable_definitions {
         let (name, ty) = (&definition.node.name.node, &definition.node.var_type.node);
         match variables.get(name) {
@@ -57,6 +60,31 @@ pub(super) fn check(operation: &OperationDefinition, variables: &Variables) -> R
         }
     }
     Ok(())
+}
+
+/// PostgreSQL has no place for the character U+0000, and nothing means anything by it.
+fn no_nul(value: &Value, path: &str) -> Result<(), Refused> {
+    match value {
+        Value::String(text) if text.contains('\0') => Err(refused(path, HAS_NUL)),
+        Value::List(items) => items.iter().enumerate().try_for_each(|(at, item)| no_nul(item, &format!("{path}.{at}"))),
+        Value::Object(fields) => fields.iter().try_for_each(|(name, value)| match name.contains('\0') {
+            true => Err(refused(path, HAS_NUL)),
+            false => no_nul(value, &format!("{path}.{name}")),
+        }),
+        _ => Ok(()),
+    }
+}
+
+const HAS_NUL: &str = "has the character NUL (U+0000), which no text may have";
+
+/// The same for texts that stand in the document.
+pub(super) fn no_nul_within(document: &str) -> Result<(), Refused> {
+    let escapes = |at: usize| document[..at].bytes().rev().take_while(|byte| *byte == b'\\').count() % 2 == 0;
+    let escaped = document.match_indices("\\u0000").any(|(at, _)| escapes(at));
+    if !escaped && !document.contains('\0') {
+        return Ok(());
+    }
+    Err(Refused { code: Code::ValidationFailed, message: format!("a text in `query` {HAS_NUL}") })
 }
 
 fn refused(path: &str, what: impl std::fmt::Display) -> Refused {
@@ -225,9 +253,23 @@ mod tests {
             ("$a: ApplicationSelector!", json!({"a": {"id": "x", "name": "y"}}), "`$a` has 2 of the fields"),
             ("$m: CancelMode", json!({"m": "STAY"}), "`$m` is a string; one of UNWIND, LEAVE belongs there"),
             ("$n: [Int!]", json!({"n": [1, null]}), "`$n.1` is null; a `Int!` belongs there"),
+            ("$j: JSON", json!({"j": [{"a": "x\0"}]}), "`$j.0.a` has the character NUL"),
+            ("$j: JSON", json!({"j": {"a\0": 1}}), "`$j` has the character NUL"),
         ] {
             let message = fault(declared, variables.clone());
             assert!(message.contains(wanted), "{variables}: {message:?} has not {wanted:?}");
+        }
+    }
+
+    #[test]
+    fn a_document_has_no_nul_in_its_texts() {
+        for (document, holds) in [
+            (r#"{ a(b: "c\u0000") }"#, false),
+            (r#"{ a(b: "c\\\u0000") }"#, false),
+            (r#"{ a(b: "c\\u0000") }"#, true),
+            (r#"{ a(b: "c\u0001") }"#, true),
+        ] {
+            assert_eq!(no_nul_within(document).is_ok(), holds, "{document}");
         }
     }
 

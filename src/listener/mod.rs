@@ -33,6 +33,8 @@ pub use tls::Certificates;
 
 /// Connections at a time; more wait in the system's queue.
 const CONNECTIONS_MAX: usize = 10_000;
+/// What the machine itself may ask although it is no proxy.
+const HEALTH: &str = "/healthz";
 /// From the connection to the end of the TLS handshake, at most.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 /// Until a request's headers are there, and from one request to the next on a connection.
@@ -126,7 +128,9 @@ impl Connection {
         let Self { peer, router, proxies } = self;
         let router = TowerToHyperService::new(router);
         let service = service_fn(move |mut request: Request<Incoming>| {
-            let client = proxies::client(peer.ip(), request.headers(), &proxies.borrow());
+            // The machine itself may ask whether it is alive, as a container's health check does.
+            let of_itself = || (peer.ip().is_loopback() && request.uri().path() == HEALTH).then(|| Client(peer.ip()));
+            let client = proxies::client(peer.ip(), request.headers(), &proxies.borrow()).or_else(of_itself);
             let router = router.clone();
             async move {
                 let Some(client) = client else { return Ok::<_, Infallible>(not_a_proxy()) };

@@ -20,7 +20,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 
-use crate::harness::{Options, Outcome, Server, gennaker, trial, wait_for};
+use crate::harness::{Options, Outcome, Server, gennaker, get, trial, wait_for};
 
 pub fn trials() -> Vec<Trial> {
     vec![
@@ -240,6 +240,11 @@ async fn proxies_only() -> Outcome {
     let server = Server::start_with(Options { flags, ..Options::default() }).await?;
     let (status, answer) = server.client().post("{ __typename }", &json!({})).await?;
     anyhow::ensure!(status == 403 && answer.to_string().contains("trusted-proxies"), "{status} {answer}");
+    // The machine itself may ask whether the server lives, and nothing else.
+    for (path, wanted) in [("/healthz", 200), ("/readyz", 403)] {
+        let (status, answer) = get(&server, path, None).await?;
+        anyhow::ensure!(status == wanted, "{path}: {status} {answer}");
+    }
     let flags = ["--trusted-proxies", "192.0.2.0/24,127.0.0.1"].map(str::to_owned).to_vec();
     let server = Server::start_with(Options { flags, ..Options::default() }).await?;
     server.client().query("{ __typename }", json!({})).await?;

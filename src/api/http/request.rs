@@ -78,6 +78,7 @@ impl Parameters {
         let variables = Variables::from_json(Value::Object(self.variables));
         let limits = precheck::Limits { page: app.options.live.borrow().page_max, ..app.options.limits };
         let (document, ty) = precheck::read(&self.query, self.operation.as_deref(), &variables, &limits)?;
+        inputs::no_nul_within(&self.query)?;
         inputs::check(precheck::choose(&document.operations, self.operation.as_deref())?, &variables)?;
         let last = LastCursor::default();
         if let Some(after) = after {
