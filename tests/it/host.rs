@@ -7,13 +7,17 @@ mod checks;
 mod rig;
 mod survival;
 
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
 use std::time::Duration;
 
-use gennaker::model::{Capacity, HealthState};
+use gennaker::model::{Capacity, HealthState, SecurityGroupSpec};
 use gennaker::providers::host::control::Control;
 use gennaker::providers::host::daemon::files;
 use gennaker::providers::{ErrorKind, Provider as _};
 use libtest_mimic::Trial;
+use serde_json::json;
 
 use crate::harness::{Outcome, trial, trial_with, wait_for};
 use rig::{Host, Load, get, lives, only, pids, under_way};
@@ -22,6 +26,9 @@ pub fn trials() -> Vec<Trial> {
     let mut trials = vec![
         trial("host", "a_group_comes_up_takes_traffic_leaves_it_and_goes", whole_life),
         trial("host", "a_smaller_group_drops_no_request", smaller),
+        trial("host", "who_no_rule_lets_in_gets_nothing", no_entry),
+        trial("host", "an_instance_has_the_environment_that_it_is_told_and_no_more", environment),
+        trial("host", "an_instance_is_asked_to_stop_by_the_signal_it_is_told", stop_signal),
         trial_with("host", "nothing_that_an_instance_started_is_left_over", setsid(), left_over),
     ];
     trials.extend(behaviour::trials());
@@ -81,6 +88,62 @@ async fn whole_life() -> Outcome {
         .expect("absent is fine");
     host.provider().ensure_load_balancer_deleted(&host.op("ex/7"), &Host::place(), "web").await.expect("free now");
     assert!(get(&address, "/").await.is_err(), "nobody listens any more");
+    host.end().await;
+    Ok(())
+}
+
+async fn no_entry() -> Outcome {
+    let host = Host::start().await?;
+    let address = host.balancer().await;
+    host.provider().ensure_server_group(&host.op("ex/1"), &host.group("web-v000", 1)).await.expect("made");
+    host.up("web-v000", 1).await;
+    assert_eq!(get(&address, "/").await.expect("an answer").0, 200);
+    let closed = SecurityGroupSpec { inbound: Vec::new(), ..Host::open() };
+    host.provider().ensure_security_group(&host.op("ex/2"), &closed).await.expect("changed");
+    let refused = get(&address, "/").await.expect_err("no rule, no entry");
+    let reset = matches!(refused.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe);
+    assert!(reset || refused.to_string() == "closed without an answer", "{refused}");
+    host.provider().ensure_security_group(&host.op("ex/3"), &Host::open()).await.expect("changed");
+    assert_eq!(get(&address, "/").await.expect("an answer").0, 200);
+    host.end().await;
+    Ok(())
+}
+
+async fn environment() -> Outcome {
+    let host = Host::start().await?;
+    host.balancer().await;
+    host.provider().ensure_server_group(&host.op("ex/1"), &host.group("web-v000", 1)).await.expect("made");
+    let group = host.up("web-v000", 1).await;
+    let instance = only(&group);
+    let environment = std::fs::read(format!("/proc/{}/environ", instance.pid.expect("runs")))?;
+    let environment = String::from_utf8(environment)?;
+    let variables: BTreeMap<&str, &str> =
+        environment.split_terminator('\0').filter_map(|variable| variable.split_once('=')).collect();
+    let names: Vec<&str> = variables.keys().copied().collect();
+    assert_eq!(names, ["APP", "HOME", "PATH", "PORT", "SICK", "VERSION"]);
+    assert_eq!(variables["PORT"], instance.port.expect("has one").to_string());
+    assert_eq!(variables["VERSION"], "one");
+    assert!(Path::new(variables["HOME"]).starts_with(host.path().join("host")), "{environment}");
+    host.end().await;
+    Ok(())
+}
+
+async fn stop_signal() -> Outcome {
+    let host = Host::start().await?;
+    host.balancer().await;
+    let mut spec = host.group("web-v000", 1);
+    let script = "for signal in USR1 TERM; do trap \"echo $signal >> '$SICK'; exit\" $signal; done; \
+                  \"$APP\" sample-app --version one & while :; do wait; done";
+    spec.launch = host.script(script);
+    spec.launch["stop"] = json!({ "signal": "SIGUSR1", "graceSeconds": 30 });
+    host.provider().ensure_server_group(&host.op("ex/1"), &spec).await.expect("made");
+    host.up("web-v000", 1).await;
+    host.provider().ensure_server_group_destroyed(&host.op("ex/2"), &Host::place(), "web-v000").await.expect("gone");
+    wait_for("the end of the group", Duration::from_secs(30), || async {
+        host.find("web-v000").await.is_none().then_some(())
+    })
+    .await?;
+    assert_eq!(std::fs::read_to_string(host.path().join("sick"))?, "USR1\n");
     host.end().await;
     Ok(())
 }

@@ -1,10 +1,12 @@
 //! Calls that are found again, and calls that are refused: another's name, a late worker, an
 //! artifact that is not what it should be.
 
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use gennaker::model::{Capacity, LoadBalancerSpec};
 use gennaker::providers::host::daemon::files;
+use gennaker::providers::host::protocol;
 use gennaker::providers::{Error, ErrorKind, Operation, Provider as _};
 use libtest_mimic::Trial;
 use serde_json::json;
@@ -18,7 +20,17 @@ pub fn trials() -> Vec<Trial> {
         trial("host", "calls_are_found_again_refused_or_fenced_as_they_should", calls),
         trial("host", "a_late_call_of_a_worker_that_lost_its_lease_is_refused", late),
         trial("host", "a_tarball_runs_when_it_is_what_was_asked_for_and_stays_inside", tarballs),
+        trial("host", "only_its_owner_may_reach_the_control_socket", reachable),
     ]
+}
+
+async fn reachable() -> Outcome {
+    let host = Host::start().await?;
+    let socket = std::fs::symlink_metadata(protocol::socket_path(&host.path().join("host")))?;
+    assert!(socket.file_type().is_socket());
+    assert_eq!(socket.permissions().mode() & 0o777, 0o600);
+    host.end().await;
+    Ok(())
 }
 
 async fn calls() -> Outcome {

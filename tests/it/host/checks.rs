@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
+use axum::http::StatusCode;
 use gennaker::model::{HealthState, InstanceHealth, ServerGroup};
 use gennaker::providers::Provider as _;
 use gennaker::providers::host::daemon::identity::Stat;
@@ -12,6 +13,7 @@ use libtest_mimic::Trial;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
+use tokio::net::TcpListener;
 
 use super::rig::{Host, get, only};
 use crate::harness::{Outcome, trial, trial_where, trial_with, wait_for};
@@ -21,6 +23,8 @@ pub fn trials() -> Vec<Trial> {
         trial("host", "each_source_says_what_is_wrong", sources),
         trial_with("host", "a_descendant_that_listens_is_still_the_instances", super::setsid(), descendant),
         trial("host", "a_crashing_instance_is_started_again_and_its_exit_is_told", crashing),
+        trial("host", "traffic_needs_the_load_balancers_own_check_beside_the_instances_own", both),
+        trial("host", "a_port_that_another_process_answers_on_makes_no_instance_healthy", foreign),
         trial("host", "a_tcp_check_passes_while_connections_are_accepted", tcp),
         trial("host", "a_command_checks_with_the_instances_environment_and_in_time", command),
         trial("host", "limits_hold_and_it_is_told_how", limits),
@@ -71,7 +75,7 @@ async fn crashing() -> Outcome {
     let host = Host::start().await?;
     host.balancer().await;
     let mut spec = host.group("web-v000", 1);
-    spec.launch = host.launch(&["/bin/sh", "-c", "echo no; exit 3"]);
+    spec.launch = host.script("exec \"$APP\" sample-app --version one --crash-after-ms 300");
     host.provider().ensure_server_group(&host.op("ex/1"), &spec).await.expect("made");
     let group = host.until("web-v000", "three starts", |group| {
         group.instances.first().is_some_and(|instance| instance.restarts >= 2)
@@ -94,6 +98,88 @@ async fn crashing() -> Outcome {
 /// What the instance's own check says.
 fn own(group: &ServerGroup) -> &InstanceHealth {
     &only(group).health[1]
+}
+
+/// What its load balancer's check says.
+fn balancers(group: &ServerGroup) -> &InstanceHealth {
+    &only(group).health[2]
+}
+
+/// A server of the trial's own that says only this, until the trial ends.
+fn answering(listener: TcpListener, status: StatusCode) {
+    let app = axum::Router::new().fallback(move || async move { status });
+    tokio::spawn(async move { axum::serve(listener, app).await });
+}
+
+async fn both() -> Outcome {
+    use HealthState::{Down, Up};
+    let host = Host::start().await?;
+    let address = host.balancer().await;
+    let check = json!({
+        "protocol": "command", "command": ["/bin/sh", "-c", "test ! -e \"$SICK\""], "intervalMs": 200,
+        "timeoutMs": 10_000, "unhealthyThreshold": 1,
+    });
+    let mut spec = host.group("web-v000", 1);
+    spec.health_check = Some(serde_json::from_value(check)?);
+    host.provider().ensure_server_group(&host.op("ex/1"), &spec).await.expect("made");
+    host.up("web-v000", 1).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let elsewhere = listener.local_addr()?.port();
+    answering(listener, StatusCode::NO_CONTENT);
+    // What else the load balancer's check asks for, what it makes of it, and what it has seen.
+    let without = "GET /health answered 200 without the expected text";
+    let cases = [
+        (json!({ "bodyContains": "no", "unhealthyThreshold": u32::MAX }), Up, without),
+        (json!({ "bodyContains": "no" }), Down, without),
+        (json!({ "bodyContains": "healthy", "healthyThreshold": u32::MAX }), Down, "GET /health answered 200"),
+        (json!({ "bodyContains": "healthy" }), Up, "GET /health answered 200"),
+        (json!({ "statuses": [204] }), Down, "GET /health answered 200"),
+        (json!({ "statuses": [204], "port": elsewhere }), Up, "GET /health answered 204"),
+    ];
+    for (number, (asked, state, message)) in cases.into_iter().enumerate() {
+        let mut check = json!({ "protocol": "http", "path": "/health", "intervalMs": 100, "timeoutMs": 10_000 });
+        check.as_object_mut().expect("one").extend(asked.as_object().cloned().expect("one"));
+        let mut spec = host.balancer_spec();
+        spec.health_check = Some(serde_json::from_value(check)?);
+        host.provider().ensure_load_balancer(&host.op(&format!("ex/lb/{number}")), &spec).await.expect("changed");
+        let told = |group: &ServerGroup| balancers(group).state == state && balancers(group).message == message;
+        let group = host.until("web-v000", &format!("{state:?} by {asked}"), told).await;
+        assert_eq!((own(&group).state, only(&group).state), (Up, state), "{asked}");
+        let expected = if state == Up { 200 } else { 503 };
+        assert_eq!(get(&address, "/").await.expect("an answer").0, expected, "{asked}");
+    }
+    // Now its own check alone fails.
+    let sick = host.path().join("sick");
+    std::fs::write(&sick, "")?;
+    let group = host.until("web-v000", "sickness", |group| own(group).state == Down).await;
+    assert_eq!((balancers(&group).state, only(&group).state), (Up, Down));
+    assert_eq!(get(&address, "/").await.expect("an answer").0, 503);
+    std::fs::remove_file(&sick)?;
+    host.up("web-v000", 1).await;
+    assert_eq!(get(&address, "/").await.expect("an answer"), (200, "hello from one".to_owned()));
+    host.end().await;
+    Ok(())
+}
+
+async fn foreign() -> Outcome {
+    let host = Host::start().await?;
+    let address = host.balancer().await;
+    let mut spec = host.group("web-v000", 1);
+    spec.launch = host.script("exec sleep 600");
+    host.provider().ensure_server_group(&host.op("ex/1"), &spec).await.expect("made");
+    let runs = |group: &ServerGroup| group.instances.first().is_some_and(|instance| instance.pid.is_some());
+    let port = only(&host.until("web-v000", "a process", runs).await).port.expect("has one");
+    answering(TcpListener::bind(("127.0.0.1", port)).await?, StatusCode::OK);
+    let answered = |group: &ServerGroup| {
+        let platform = only(group).health[0].state;
+        (platform, own(group).state, balancers(group).state) == (HealthState::Down, HealthState::Up, HealthState::Up)
+    };
+    let group = host.until("web-v000", "both checks answered by another", answered).await;
+    assert_eq!(only(&group).health[0].message, format!("port {port} is held by a process that is not its own"));
+    assert_eq!(only(&group).state, HealthState::Down);
+    assert_eq!(get(&address, "/").await.expect("an answer").0, 503);
+    host.end().await;
+    Ok(())
 }
 
 async fn tcp() -> Outcome {
