@@ -1,6 +1,11 @@
-//! Percentiles and lines of the report.
+//! Percentiles, lines of the report, and the bars that were missed.
 
+use std::process::ExitCode;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+/// Bars that were missed so far.
+static MISSED: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 /// The value below which the given share (0 to 1) of the sorted samples lies.
 pub fn percentile(samples: &mut [Duration], share: f64) -> Duration {
@@ -31,6 +36,23 @@ pub fn us(span: Duration) -> String {
 /// One line: what, how much, and whether the bar is met.
 pub fn line(what: &str, figure: &str, bar: &str, met: bool) {
     println!("{:<62} {:<30} {:<26} {}", what, figure, bar, if met { "ok" } else { "MISSED" });
+    if !met {
+        missed().push(format!("{what}: {figure}, the bar is {bar}"));
+    }
+}
+
+/// Names the bars that were missed, at the end of all; with `GENNAKER_BENCH_STRICT=1` they are a failure.
+pub fn verdict() -> ExitCode {
+    let missed = missed();
+    for bar in missed.iter() {
+        eprintln!("missed: {bar}");
+    }
+    let strict = std::env::var("GENNAKER_BENCH_STRICT").is_ok_and(|value| value == "1");
+    if strict && !missed.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+fn missed() -> MutexGuard<'static, Vec<String>> {
+    MISSED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A headline.

@@ -18,6 +18,7 @@ pub mod inventory;
 pub mod listener;
 pub mod measure;
 pub mod model;
+pub mod near;
 pub mod notifiers;
 pub mod outbound;
 pub mod providers;

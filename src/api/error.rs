@@ -83,22 +83,6 @@ pub(super) fn denied(denied: Denied) -> async_graphql::Error {
     coded(Code::Forbidden, denied.to_string())
 }
 
-/// ` Did you mean …?` with the names nearest to the one asked for; empty when none is near.
-pub(super) fn nearest<'a>(wanted: &str, names: impl IntoIterator<Item = &'a str>) -> String {
-    let mut near: Vec<(usize, &str)> = names
-        .into_iter()
-        .map(|name| (strsim::damerau_levenshtein(&wanted.to_lowercase(), &name.to_lowercase()), name))
-        .filter(|(distance, name)| *distance <= name.chars().count().max(wanted.chars().count()) / 2)
-        .collect();
-    near.sort_unstable();
-    near.truncate(3);
-    if near.is_empty() {
-        return String::new();
-    }
-    let names: Vec<_> = near.iter().map(|(_, name)| format!("`{name}`")).collect();
-    format!("; did you mean {}?", names.join(", "))
-}
-
 /// Text given by a client, short enough to be repeated to them.
 pub(super) fn shown(text: &str) -> String {
     let mut cut: String = text.chars().take(80).collect();
@@ -106,16 +90,4 @@ pub(super) fn shown(text: &str) -> String {
         cut.push('…');
     }
     cut
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn near_names_are_offered_and_far_ones_are_not() {
-        assert_eq!(nearest("helo", ["hello", "world", "help"]), "; did you mean `hello`, `help`?");
-        assert_eq!(nearest("zzzz", ["hello", "world"]), "");
-        assert_eq!(nearest("x", []), "");
-    }
 }

@@ -9,8 +9,9 @@ use async_graphql::parser::types::{
 };
 use async_graphql::{Name, Value, Variables};
 
-use super::error::{Code, nearest, shown};
+use super::error::{Code, shown};
 use super::precheck::Refused;
+use crate::near::did_you_mean;
 
 /// The input types of the schema.
 #[derive(Default)]
@@ -168,7 +169,7 @@ impl Types {
     ) -> Result<(), Refused> {
         for (field, value) in given {
             let Some(known) = object.fields.get(field.as_str()) else {
-                let near = nearest(field, object.fields.keys().map(String::as_str));
+                let near = did_you_mean(field, object.fields.keys().map(String::as_str));
                 return Err(refused(path, format!("has a field `{}` that `{name}` does not know{near}", shown(field))));
             };
             self.value(&known.ty, value, &format!("{path}.{field}"), level + 1)?;

@@ -16,6 +16,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::effective::{has_secret, is_secret};
+use crate::near::nearest;
 
 /// The variable that names the file.
 pub(super) const VARIABLE: &str = "GENNAKER_CONFIG";
@@ -257,13 +258,10 @@ impl Reader<'_> {
 
     /// Names the nearest known key, as it would be written in the same place.
     fn unknown(&mut self, at: usize, prefix: &str, name: &str, written: &str) {
-        let near = known(self.command)
-            .map(|(known, _)| (strsim::damerau_levenshtein(name, known), known))
-            .filter(|(distance, known)| *distance <= known.len().max(name.len()) / 3)
-            .min();
+        let near = nearest(name, known(self.command).map(|(known, _)| known)).first().copied();
         let place = if prefix.is_empty() { String::new() } else { format!(" in [{prefix}]") };
         let hint = match near {
-            Some((_, known)) => {
+            Some(known) => {
                 let short = known.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('-'));
                 match short {
                     Some(short) if !prefix.is_empty() => format!("did you mean `{short}`?"),

@@ -56,7 +56,7 @@ pub struct SmtpArgs {
         default_value_t = SmtpArgs::RETRY_MAX
     )]
     pub delivery_retry_max_seconds: u64,
-    /// Tries after which a delivery is given up; with the defaults that is after about 14 hours
+    /// Tries after which a delivery is given up; with the defaults that is after about 13 hours
     #[arg(long, env = "GENNAKER_DELIVERY_ATTEMPTS", value_name = "COUNT", default_value_t = SmtpArgs::ATTEMPTS)]
     pub delivery_attempts: u16,
 }

@@ -11,6 +11,7 @@ use clap::{Arg, Command};
 use super::Fault;
 use super::effective::is_secret;
 use super::file::does_not_hold;
+use crate::near::nearest;
 use crate::secrets::ENVIRONMENT_PREFIX;
 
 /// What our variables begin with.
@@ -35,22 +36,14 @@ pub fn unknown(command: &Command, set: impl IntoIterator<Item = (OsString, OsStr
         .map(|(name, _)| name)
         .collect();
     let fault = |name: String| {
-        let hint = nearest(&name, &known).map_or_else(
+        let own = known.iter().filter_map(|known| known.strip_prefix(PREFIX));
+        let hint = nearest(name.strip_prefix(PREFIX).unwrap_or_default(), own).first().map_or_else(
             || "`gennaker serve --help` names all that a server has".to_owned(),
-            |near| format!("did you mean `{near}`?"),
+            |near| format!("did you mean `{PREFIX}{near}`?"),
         );
         Fault { place: name, line: None, message: format!("there is no such variable; {hint}") }
     };
     unknown.into_iter().map(fault).collect()
-}
-
-fn nearest<'a>(name: &str, known: &'a BTreeSet<String>) -> Option<&'a str> {
-    let own = |name: &'a str| name.strip_prefix(PREFIX);
-    let name = name.strip_prefix(PREFIX)?;
-    let near = known.iter().filter_map(|known| Some((strsim::damerau_levenshtein(name, own(known)?), known.as_str())));
-    near.filter(|(distance, known)| *distance <= name.len().max(known.len() - PREFIX.len()) / 3)
-        .min()
-        .map(|near| near.1)
 }
 
 /// Kubernetes tells every container of its services: of one that is called `gennaker` by

@@ -424,16 +424,3 @@ impl From<CommitError> for Error {
 fn allow(actor: &Actor, action: Action, resource: &Resource) -> Result<(), Error> {
     auth::allow(actor, action, resource).map_err(Error::from)
 }
-
-/// `, did you mean …?` where something is near.
-#[must_use]
-pub fn did_you_mean<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> String {
-    let lower = name.to_lowercase();
-    known
-        .into_iter()
-        .map(|known| (strsim::jaro_winkler(&lower, &known.to_lowercase()), known))
-        .filter(|(near, _)| *near > 0.75)
-        .max_by(|one, other| one.0.total_cmp(&other.0))
-        .map(|(_, known)| format!("; did you mean `{known}`?"))
-        .unwrap_or_default()
-}

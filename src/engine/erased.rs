@@ -12,10 +12,10 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::commands::did_you_mean;
 use super::contract::{Cause, DynStage, Fault, Next, Stage, StageKind, StepContext, StepError};
 use crate::expression;
 use crate::model::{ChildSpec, Execution, Stage as StageRow};
+use crate::near::did_you_mean;
 use crate::secrets;
 
 /// Keywords whose verdict over a whole object or array hangs on values that are not known yet.

@@ -3,11 +3,12 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::LazyLock;
 
-use super::commands::{Code, Error, did_you_mean};
+use super::commands::{Code, Error};
 use super::contract::{Fault, Registry, When};
 use super::{Options, notices};
 use crate::expression;
 use crate::model::{NotificationRule, PipelineDefinition, StageSpec, TriggerSpec, check_address};
+use crate::near::did_you_mean;
 use serde_json::Value;
 
 /// Stages of a pipeline.

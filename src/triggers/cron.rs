@@ -11,8 +11,8 @@ use croner::parser::{CronParser, Seconds, Year};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::engine::commands::did_you_mean;
 use crate::engine::contract::{Missed, Timetable, Trigger, TriggerKind, When};
+use crate::near::did_you_mean;
 
 pub(super) struct Cron;
 

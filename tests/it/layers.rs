@@ -73,6 +73,7 @@ const MAP: &[(&str, &[&str])] = &[
     ("listener", &[]),
     ("telemetry", &["config", "engine::Ended", "inventory", "store::Intent", "model", "secrets", "clock"]),
     ("measure", &[]),
+    ("near", &[]),
     ("outbound", &[]),
     ("secrets", &[]),
     ("systemd", &[]),
@@ -174,7 +175,7 @@ async fn imports() -> Outcome {
             let top = path.split("::").next().unwrap_or_default();
             // What everybody may name: it knows nothing of ours.
             let fits = top == module
-                || top == "measure"
+                || ["measure", "near"].contains(&top)
                 || allowed.iter().any(|allowed| *allowed == top || path.starts_with(allowed));
             if !fits {
                 wrong.push(format!("{}: `{module}` may not name `crate::{path}`", file.display()));

@@ -79,7 +79,7 @@ impl LoadBalancer {
     async fn created_at(&self) -> DateTime<Utc> {
         self.0.created_at
     }
-    /// What is in its way: a port that is taken.
+    /// What is in its way: a port that is taken, a share with nothing healthy.
     async fn problem(&self) -> Option<&str> {
         self.0.problem.as_deref()
     }

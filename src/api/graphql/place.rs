@@ -5,9 +5,10 @@ use async_graphql::{Context, Result, SimpleObject};
 
 use super::application::Application;
 use super::session::{Session, not_found, session};
-use crate::api::error::{Code, coded, nearest, shown};
+use crate::api::error::{Code, coded, shown};
 use crate::inventory::Inventory;
 use crate::model::{Place, Resource, names};
+use crate::near::did_you_mean;
 use crate::providers;
 
 /// One noun of those that have a place and a name.
@@ -53,7 +54,8 @@ pub trait Placed: Sized {
             return Ok(Some(found));
         }
         let all = Self::all(&session, |_| true);
-        let near = nearest(name, all.iter().map(|(_, one)| one).filter(|one| one.place() == place).map(Self::name));
+        let near =
+            did_you_mean(name, all.iter().map(|(_, one)| one).filter(|one| one.place() == place).map(Self::name));
         let (what, account, location) = (Self::WHAT, shown(&place.account), shown(&place.location));
         Err(not_found(format!("there is no {what} `{}` in {account}/{location}{near}", shown(name))))
     }

@@ -5,8 +5,9 @@ use async_graphql::{ID, InputObject, OneofObject};
 use super::command::Refused;
 use super::ids::{self, Key};
 use super::session::Session;
-use crate::api::error::{nearest, shown, stored};
+use crate::api::error::{shown, stored};
 use crate::model::{self, ExecutionId, Place, StageId};
+use crate::near::did_you_mean;
 
 /// Names an application.
 #[derive(OneofObject)]
@@ -237,7 +238,7 @@ impl Session<'_> {
                 let execution = self.select_execution(execution).await?;
                 let top = || execution.stages.iter().filter(|stage| stage.parent.is_none());
                 top().find(|stage| stage.key == key).map(|stage| stage.id).ok_or_else(|| {
-                    let near = nearest(&key, top().map(|stage| stage.key.as_str()));
+                    let near = did_you_mean(&key, top().map(|stage| stage.key.as_str()));
                     Refused::not_found(format!("the execution has no stage `{}`{near}", shown(&key)), &["stage", "key"])
                 })
             }
@@ -341,7 +342,7 @@ impl Session<'_> {
                 Some(principal) => Ok(principal),
                 None => {
                     let names = store.principal_names().await.map_err(stored)?;
-                    let near = nearest(&name, names.iter().map(String::as_str));
+                    let near = did_you_mean(&name, names.iter().map(String::as_str));
                     Err(Refused::not_found(format!("there is no principal `{}`{near}", shown(&name)), FIELD))
                 }
             },
@@ -365,6 +366,6 @@ pub fn refused_by_provider(error: &crate::providers::Error, field: &[&str]) -> R
 
 fn missing<'n>(what: &str, place: &Place, name: &str, names: impl Iterator<Item = &'n str>, field: &[&str]) -> Refused {
     let (account, location) = (shown(&place.account), shown(&place.location));
-    let near = nearest(name, names);
+    let near = did_you_mean(name, names);
     Refused::not_found(format!("there is no {what} `{}` in {account}/{location}{near}", shown(name)), field)
 }

@@ -3,9 +3,10 @@
 use async_graphql::{Context, Result};
 
 use crate::api;
-use crate::api::error::{Code, coded, denied, nearest, shown, stored};
+use crate::api::error::{Code, coded, denied, shown, stored};
 use crate::auth::allow;
 use crate::model::{self, Action, Actor, ApplicationId, ExecutionId, PipelineId, Resource};
+use crate::near::did_you_mean;
 
 /// One request: what to work with and on whose behalf.
 #[derive(Clone, Copy)]
@@ -61,7 +62,7 @@ impl<'a> Session<'a> {
     pub async fn no_application(&self, name: &str) -> Result<String> {
         let mut names = self.api.store.application_names().await.map_err(stored)?;
         names.retain(|name| self.sees_application(name));
-        Ok(format!("there is no application `{}`{}", shown(name), nearest(name, names.iter().map(String::as_str))))
+        Ok(format!("there is no application `{}`{}", shown(name), did_you_mean(name, names.iter().map(String::as_str))))
     }
 
     pub async fn pipeline(&self, id: PipelineId) -> Result<Option<model::Pipeline>> {
@@ -88,7 +89,7 @@ impl<'a> Session<'a> {
             "application `{}` has no pipeline `{}`{}",
             application.name,
             shown(name),
-            nearest(name, names.iter().map(String::as_str))
+            did_you_mean(name, names.iter().map(String::as_str))
         ))
     }
 

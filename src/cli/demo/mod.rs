@@ -422,3 +422,37 @@ fn temporary_dir() -> std::io::Result<PathBuf> {
     std::fs::DirBuilder::new().mode(0o700).create(&dir)?;
     Ok(dir)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faultless_is_both_versions_no_failure_and_only_the_new_group_enabled() {
+        let report = |failed, versions: &[&str]| Report {
+            sent: 20,
+            failed,
+            seconds: [(0, versions.iter().map(|version| ((*version).to_owned(), 10)).collect())].into(),
+            ..Report::default()
+        };
+        let group = |version: &str, enabled| Group {
+            name: format!("hello-{version}"),
+            version: version.to_owned(),
+            enabled,
+            healthy: 3,
+            instances: 3,
+        };
+        let [old, new] = VERSIONS;
+        let good = report(0, &VERSIONS);
+        let after = [group(old, false), group(new, true)];
+        assert!(faultless(&good, &after));
+        assert!(!faultless(&report(1, &VERSIONS), &after), "a request failed");
+        for version in VERSIONS {
+            assert!(!faultless(&report(0, &[version]), &after), "only {version} answered");
+        }
+        assert!(!faultless(&report(0, &[]), &after), "nothing answered");
+        assert!(!faultless(&good, &[group(old, true), group(new, true)]), "the old group is enabled");
+        assert!(!faultless(&good, &[group(old, false), group(new, false)]), "the new group is not enabled");
+        assert!(!faultless(&good, &[group(old, false)]), "there is no new group");
+    }
+}

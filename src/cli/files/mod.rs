@@ -13,8 +13,9 @@ use serde_json::{Map, Value};
 
 pub use self::server::{Found, Server};
 use self::tree::{Content, Node};
+use self::types::Field;
 pub use self::types::{Fault, Types};
-use self::types::{Field, nearest};
+use crate::near::did_you_mean;
 
 /// Bytes of one file, at the most.
 const FILE_BYTES: u64 = 8 * 1024 * 1024;
@@ -271,7 +272,7 @@ fn document(file: &Path, node: Node, types: &Types) -> Result<Document, Vec<Faul
     };
     let Some(kind) = Kind::ALL.into_iter().find(|kind| given.text() == Some(kind.as_str())) else {
         let given_text = given.text().unwrap_or_default();
-        let near = nearest(given_text, known);
+        let near = did_you_mean(given_text, known);
         return Err(one(given.line, format!("`kind` is one of {}, not `{given_text}`{near}", known.join(", "))));
     };
     let fields = kind.fields(types);

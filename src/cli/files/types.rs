@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use super::tree::{Content, Node};
 use crate::cli::client::{Client, Error};
+use crate::near::did_you_mean;
 
 const INTROSPECTION: &str = "
 query Types {
@@ -123,8 +124,10 @@ impl Types {
                     if !node.text().is_some_and(|text| values.iter().any(|value| value == text)) {
                         let given = node.text().map_or_else(|| node.sort().to_owned(), |text| format!("`{text}`"));
                         let all = values.join(", ");
-                        let near =
-                            nearest(&node.text().unwrap_or_default().to_uppercase(), values.iter().map(String::as_str));
+                        let near = did_you_mean(
+                            &node.text().unwrap_or_default().to_uppercase(),
+                            values.iter().map(String::as_str),
+                        );
                         fault(format!("`{path}` is one of {all}, not {given}{near}"));
                     }
                     return;
@@ -163,7 +166,7 @@ impl Types {
             match fields.iter().find(|field| field.name == *key) {
                 Some(field) => self.check(&field.of, value, &below(key), faults),
                 None => {
-                    let near = nearest(key, fields.iter().map(|field| field.name.as_str()));
+                    let near = did_you_mean(key, fields.iter().map(|field| field.name.as_str()));
                     let message = format!("there is no field `{}`{near}", below(key));
                     faults.push(Fault { line: *line, message });
                 }
@@ -305,14 +308,4 @@ fn same_span(text: &str) -> String {
 /// The same of an address: `FE80:0::` is `fe80::`.
 fn same<T: std::str::FromStr + ToString>(text: String) -> String {
     text.parse::<T>().map_or(text, |address| address.to_string())
-}
-
-/// ` ; did you mean …` where a name is near.
-pub fn nearest<'a>(given: &str, names: impl IntoIterator<Item = &'a str>) -> String {
-    let near = names
-        .into_iter()
-        .map(|name| (strsim::damerau_levenshtein(given, name), name))
-        .filter(|(distance, name)| *distance <= 2.max(name.len() / 3))
-        .min();
-    near.map(|(_, name)| format!("; did you mean `{name}`?")).unwrap_or_default()
 }

@@ -202,7 +202,7 @@ pub(super) fn parameters(declared: &[Parameter], given: &Value) -> Result<Value,
     };
     let names = || declared.iter().map(|parameter| parameter.name.as_str());
     if let Some(unknown) = given.keys().find(|name| !names().any(|known| known == name.as_str())) {
-        let near = super::did_you_mean(unknown, names());
+        let near = crate::near::did_you_mean(unknown, names());
         return Err(Error::invalid(
             &["parameters", unknown],
             format!("the pipeline has no parameter `{unknown}`{near}"),

@@ -3,11 +3,12 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-use super::{CheckPipeline, Code, Commands, Error, PipelineBeside, PipelineName, allow, did_you_mean};
+use super::{CheckPipeline, Code, Commands, Error, PipelineBeside, PipelineName, allow};
 use crate::engine::trigger::{Source, When};
 use crate::model::{
     Action, Actor, Pipeline, PipelineDefinition, PipelineId, Resource, Trigger, TriggerId, TriggerSpec,
 };
+use crate::near::did_you_mean;
 use crate::store::Write;
 
 /// What the save of a pipeline writes of its triggers. `before`: the definition that is replaced.

@@ -425,7 +425,7 @@ async fn notices(hub: Arc<Hub>) {
                 if let Some(cell) = inner.balancers.get_mut(&notice.load_balancer)
                     && cell.open
                 {
-                    cell.problem = Some(notice.message);
+                    cell.problem = (!notice.resolved).then_some(notice.message);
                 }
             }),
             Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}

@@ -18,6 +18,7 @@ use super::stats::Stats;
 use super::upstream::{Upstream, lock, now_ms};
 use super::{Backend, Config, Notice};
 use crate::clock::Clock;
+use crate::model::Share;
 
 /// How long a kept-alive connection may rest after its listener began to close: long enough for a
 /// busy client to be asked with an answer, so that it does not meet a closed connection.
@@ -205,10 +206,10 @@ impl Balancer {
         });
     }
 
-    pub fn notice(&self, message: String) {
+    pub fn notice(&self, message: String, resolved: bool) {
         tracing::info!(load_balancer = %self.name, "{message}");
         // Nobody listening is fine.
-        let _ = self.shared.notices.send(Notice { load_balancer: self.name.clone(), message });
+        let _ = self.shared.notices.send(Notice { load_balancer: self.name.clone(), message, resolved });
     }
 
     /// The one place where the state that requests see changes.
@@ -224,24 +225,27 @@ impl Balancer {
         let shares = new.config.as_ref().map(|config| config.shares.clone()).unwrap_or_default();
         let before = std::mem::replace(&mut *self.state.write().unwrap_or_else(PoisonError::into_inner), new).starved;
         let percent = |basis_points: u32| f64::from(basis_points) / 100.0;
-        for share in &starved {
-            if !before.iter().any(|old| old.server_group == share.server_group) {
-                self.notice(format!(
-                    "the share of {} % of server group `{}` goes to the others: it has no healthy, enabled instance",
-                    percent(share.basis_points),
-                    share.server_group
-                ));
-            }
+        let is_in = |list: &[Share], group: &str| list.iter().any(|share| share.server_group == group);
+        let mut back = false;
+        for Share { server_group, .. } in before.iter().filter(|old| !is_in(&starved, &old.server_group)) {
+            back = true;
+            let share = shares.iter().find(|share| share.server_group == *server_group && share.basis_points > 0);
+            let message = match share {
+                Some(share) => {
+                    format!("server group `{server_group}` takes its share of {} % again", percent(share.basis_points))
+                }
+                None => format!("server group `{server_group}` has no share any more"),
+            };
+            self.notice(message, true);
         }
-        for old in &before {
-            let share = shares.iter().find(|share| share.server_group == old.server_group && share.basis_points > 0);
-            if let Some(share) = share.filter(|_| !starved.iter().any(|now| now.server_group == old.server_group)) {
-                self.notice(format!(
-                    "server group `{}` takes its share of {} % again",
-                    share.server_group,
-                    percent(share.basis_points)
-                ));
-            }
+        // What is still missing is said again behind good news of another.
+        for share in starved.iter().filter(|share| back || !is_in(&before, &share.server_group)) {
+            let message = format!(
+                "the share of {} % of server group `{}` goes to the others: it has no healthy, enabled instance",
+                percent(share.basis_points),
+                share.server_group
+            );
+            self.notice(message, false);
         }
     }
 

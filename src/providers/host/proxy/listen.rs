@@ -87,7 +87,7 @@ async fn accept(socket: TcpListener, listener: Arc<Listener>, balancer: Arc<Bala
     let mut complain = |what: &str| {
         if complained.is_none_or(|at| at.elapsed() > Duration::from_secs(60)) {
             complained = Some(Instant::now());
-            balancer.notice(format!("listener {}: {what}", listener.address));
+            balancer.notice(format!("listener {}: {what}", listener.address), false);
         }
     };
     loop {

@@ -59,11 +59,13 @@ pub struct Backend {
     pub enabled: bool,
 }
 
-/// Something people should know: a share with nothing healthy went to the others, a listener failed.
+/// Something people should know: a share with nothing healthy went to the others, or is back; a listener failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notice {
     pub load_balancer: String,
     pub message: String,
+    /// Good news: nothing that was told of is the case any more.
+    pub resolved: bool,
 }
 
 /// The load balancers of a host. Cheap to clone; they end with the last clone.

@@ -434,12 +434,42 @@ async fn shares_are_exact_and_switch_in_one_step() {
     let down = |instance: &Instance| Backend { healthy: false, ..instance.backend.clone() };
     bench.backends(&[old.backend.clone(), down(&new[0]), down(&new[1])]);
     assert_eq!(client.get("/").await, ok("v000"), "a share with nothing healthy goes to the others");
-    assert!(notices.try_recv().expect("a notice").message.contains("`v001` goes to the others"));
+    let notice = notices.try_recv().expect("a notice");
+    assert!(notice.message.contains("`v001` goes to the others") && !notice.resolved, "{notice:?}");
     bench.backends(&[old.backend.clone(), down(&new[0])]);
     assert!(notices.try_recv().is_err(), "said once");
     bench.backends(&[old.backend.clone(), new[0].backend.clone()]);
-    assert!(notices.try_recv().expect("a notice").message.contains("takes its share of 100 % again"));
+    let notice = notices.try_recv().expect("a notice");
+    assert!(notice.message.contains("takes its share of 100 % again") && notice.resolved, "{notice:?}");
     assert_eq!(client.get("/").await, ok("v001"));
+}
+
+#[tokio::test]
+async fn good_news_of_one_share_does_not_hide_another_and_a_share_that_is_gone_is_no_problem() {
+    let mut bench = Bench::start();
+    let share = |group: &str| Share { server_group: group.into(), basis_points: 5_000 };
+    let backend = |group: &str, healthy| Backend {
+        server_group: group.into(),
+        instance: format!("{group}-a"),
+        incarnation: 1,
+        address: bench.address,
+        healthy,
+        enabled: true,
+    };
+    bench.config.shares = vec![share("v000"), share("v001")];
+    let mut notices = bench.proxy.notices();
+    let mut told = || std::iter::from_fn(|| notices.try_recv().ok()).collect::<Vec<_>>();
+    bench.proxy.update(bench.config.clone());
+    let both = told();
+    assert!(both.len() == 2 && both.iter().all(|notice| !notice.resolved), "{both:?}");
+    bench.backends(&[backend("v000", true), backend("v001", false)]);
+    let [back, missing] = &told()[..] else { panic!("one is back, one is not") };
+    assert!(back.message.contains("`v000` takes its share of 50 % again") && back.resolved, "{back:?}");
+    assert!(missing.message.contains("`v001` goes to the others") && !missing.resolved, "{missing:?}");
+    bench.config.shares.clear();
+    bench.proxy.update(bench.config.clone());
+    let [gone] = &told()[..] else { panic!("the share is gone") };
+    assert!(gone.message.contains("`v001` has no share any more") && gone.resolved, "{gone:?}");
 }
 
 #[tokio::test]
