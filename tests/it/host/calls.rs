@@ -1,27 +1,34 @@
 //! Calls that are found again, and calls that are refused: another's name, a late worker, an
 //! artifact that is not what it should be.
 
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use gennaker::model::{Capacity, LoadBalancerSpec};
 use gennaker::providers::host::daemon::files;
 use gennaker::providers::host::protocol;
 use gennaker::providers::{Error, ErrorKind, Operation, Provider as _};
 use libtest_mimic::Trial;
+use nix::libc;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use super::rig::{Host, get, kill_now, pids};
-use crate::harness::{Outcome, trial};
+use crate::harness::{Outcome, trial, trial_where, wait_for};
 
 pub fn trials() -> Vec<Trial> {
-    vec![
+    let mut trials = vec![
         trial("host", "calls_are_found_again_refused_or_fenced_as_they_should", calls),
         trial("host", "a_late_call_of_a_worker_that_lost_its_lease_is_refused", late),
         trial("host", "a_tarball_runs_when_it_is_what_was_asked_for_and_stays_inside", tarballs),
         trial("host", "only_its_owner_may_reach_the_control_socket", reachable),
-    ]
+    ];
+    let name = "another_user_who_reaches_the_control_socket_is_not_heard";
+    trials.extend(trial_where("host", name, super::checks::root(), another_user));
+    trials
 }
 
 async fn reachable() -> Outcome {
@@ -29,6 +36,43 @@ async fn reachable() -> Outcome {
     let socket = std::fs::symlink_metadata(protocol::socket_path(&host.path().join("host")))?;
     assert!(socket.file_type().is_socket());
     assert_eq!(socket.permissions().mode() & 0o777, 0o600);
+    host.end().await;
+    Ok(())
+}
+
+/// What the host answers to a user who asks for its status.
+fn status_as(user: u32, socket: &Path) -> std::io::Result<String> {
+    let ask = || {
+        #[expect(unsafe_code, reason = "the library's own call would change every thread of the process")]
+        // SAFETY: changes nothing but this thread, which ends soon.
+        if unsafe { libc::syscall(libc::SYS_setresuid, user, user, user) } != 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        let mut stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+        // Where it is closed already there is an end to read too.
+        let _ = stream.write_all(b"GET /status HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        let mut heard = String::new();
+        match stream.read_to_string(&mut heard) {
+            Err(error) if error.kind() != std::io::ErrorKind::ConnectionReset => Err(error),
+            _ => Ok(heard),
+        }
+    };
+    std::thread::scope(|scope| scope.spawn(ask).join().expect("no panic"))
+}
+
+async fn another_user() -> Outcome {
+    let host = Host::start().await?;
+    let socket = protocol::socket_path(&host.path().join("host"));
+    // As if its mode kept nobody out.
+    std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o666))?;
+    let nobody = nix::unistd::User::from_name("nobody")?.expect("checked before").uid.as_raw();
+    assert_eq!(status_as(nobody, &socket)?, "");
+    assert!(status_as(0, &socket)?.starts_with("HTTP/1.1 200 "), "the same is heard from its owner");
+    wait_for("a word of it in the log", Duration::from_secs(20), || async {
+        host.log().contains("another user was refused at the control socket").then_some(())
+    })
+    .await?;
     host.end().await;
     Ok(())
 }

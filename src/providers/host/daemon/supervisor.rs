@@ -14,7 +14,7 @@ use super::{files, ports};
 use crate::model::HealthState;
 use crate::providers::host::shim::{InstanceDirectory, Running, Start};
 
-/// A process that lived this long starts again without delay.
+/// After the end of a process that lived this long the delays begin anew.
 const SETTLED: Duration = Duration::from_secs(60);
 const FIRST_DELAY: Duration = Duration::from_millis(200);
 const LONGEST_DELAY: Duration = Duration::from_secs(30);
@@ -213,7 +213,8 @@ async fn attend(hub: Arc<Hub>, group: String, id: String) {
     };
     let directory = hub.layout.instance(&group, &id);
     let mut keeper = Keeper {
-        delay: FIRST_DELAY,
+        delay: None,
+        lived: Duration::ZERO,
         spawned: None,
         runs: None,
         not_before: None,
@@ -252,6 +253,15 @@ async fn attend(hub: Arc<Hub>, group: String, id: String) {
     }
 }
 
+/// How long the next start waits after the end of a process that lived so long, and that waited
+/// itself if it was not the first.
+fn next_delay(last: Option<Duration>, lived: Duration) -> Duration {
+    match last {
+        Some(last) if lived < SETTLED => (last * 2).min(LONGEST_DELAY),
+        _ => FIRST_DELAY,
+    }
+}
+
 /// The running process of an instance, as this worker sees it.
 struct Watched {
     running: Running,
@@ -265,8 +275,10 @@ struct Keeper {
     group: String,
     directory: InstanceDirectory,
     start: Start,
-    /// Before the next start but one.
-    delay: Duration,
+    /// Before the last start, if it was one after an end.
+    delay: Option<Duration>,
+    /// How long the process was seen running that ended last.
+    lived: Duration,
     spawned: Option<Instant>,
     runs: Option<Watched>,
     not_before: Option<Instant>,
@@ -281,11 +293,9 @@ impl Keeper {
     fn look(&mut self) -> std::io::Result<Duration> {
         if let Some(watched) = &self.runs {
             if watched.running.shim.is_alive() {
-                if watched.since.elapsed() >= SETTLED {
-                    self.delay = FIRST_DELAY;
-                }
                 return Ok(WATCH);
             }
+            self.lived = watched.since.elapsed();
             self.runs = None;
         }
         match instance::observe(&self.directory, self.start.incarnation)? {
@@ -353,8 +363,9 @@ impl Keeper {
             files::write_json(&self.hub.layout.instance_record(&self.group, &record.id), &record)?;
         }
         self.counted = true;
-        self.not_before = Some(Instant::now() + self.delay);
-        self.delay = (self.delay * 2).min(LONGEST_DELAY);
+        let delay = next_delay(self.delay, std::mem::take(&mut self.lived));
+        self.not_before = Some(Instant::now() + delay);
+        self.delay = Some(delay);
         Ok(())
     }
 
@@ -459,5 +470,26 @@ impl Keeper {
                 cell.platform = Verdict::new(HealthState::Unknown, message);
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_double_up_to_the_longest_and_begin_anew_after_a_process_that_settled() {
+        let ends = |lived: &[u64]| {
+            let next = |last: &mut Option<Duration>, lived: &u64| {
+                *last = Some(next_delay(*last, Duration::from_secs(*lived)));
+                *last
+            };
+            let delays = lived.iter().scan(None, next);
+            delays.map(|delay| delay.as_millis()).collect::<Vec<_>>()
+        };
+        let doubled = [200, 400, 800, 1_600, 3_200, 6_400, 12_800, 25_600, 30_000, 30_000];
+        assert_eq!(ends(&[0; 10]), doubled);
+        assert_eq!(ends(&[59, 59, 59]), [200, 400, 800]);
+        assert_eq!(ends(&[0, 0, 60, 0]), [200, 400, 200, 400]);
     }
 }
