@@ -259,12 +259,15 @@ engine_test! {
                 told("good", &[], json!({})),
                 told("bad", &["good"], json!({"steps": ["panic"]})),
                 stage("quiet", &["bad"], json!({})),
+                told("long", &["quiet"], json!({"steps": [{"poll": {"millis": 3_600_000}}]})),
             ],
             ..PipelineDefinition::default()
         };
         let pipeline = home.defined(&server.commands, definition).await;
         let id = home.begin_again(&server.commands, &pipeline).await;
-        assert_eq!(home.over(id).await.status, Status::Succeeded);
+        home.until(id, "the last stage", |execution| status(execution, "long") == Status::Running).await;
+        server.commands.cancel(&home.actor, id, "enough", CancelMode::Unwind).await.unwrap();
+        assert_eq!(home.over(id).await.status, Status::Canceled);
         let page = PageRequest { after: None, before: None, limit: 10, backward: false };
         let messages = home.store.notifications(&page).await.unwrap();
         let mut seen = Vec::new();
@@ -279,7 +282,55 @@ engine_test! {
             (Occasion::Completed, "a@example.org".to_owned()),
             (Occasion::Started, "a@example.org".to_owned()),
             (Occasion::Failed, "a@example.org b@example.org".to_owned()),
+            (Occasion::Started, "a@example.org".to_owned()),
+            (Occasion::Canceled, "a@example.org".to_owned()),
         ]);
+        server.stop().await;
+    }
+
+    async fn a_config_that_grows_too_large_fails_its_stage() {
+        let home = Home::new(Clock::system()).await;
+        let server = home.start(Options { config_max: 500, ..Home::options() });
+        let text = "x".repeat(300);
+        let twice = json!({"outputs": ["${stages.a.outputs.text}", "${stages.a.outputs.text}"]});
+        let stages = vec![stage("a", &[], json!({"outputs": {"text": text}})), stage("b", &["a"], twice)];
+        let id = home.begin(&server.commands, stages).await;
+        let execution = home.over(id).await;
+        assert_eq!((status(&execution, "a"), status(&execution, "b")), (Status::Succeeded, Status::Failed));
+        let failure = execution.failure.unwrap();
+        assert!(failure.code == "CONFIG_TOO_LARGE" && failure.message.contains("`b`"), "{failure:?}");
+        assert!(failure.message.contains("more than 500 bytes"), "{failure:?}");
+        // What a stage makes is held to it too: here less is allowed by the time it is made.
+        let child = json!({"key": "big", "config": {"outputs": text}});
+        let parent = stage("p", &[], json!({"steps": [{"ticks": {"gate": "go"}}], "after": [child]}));
+        let id = home.begin(&server.commands, vec![parent]).await;
+        home.until(id, "its step", |execution| status(execution, "p") == Status::Running).await;
+        server.stop().await;
+        let server = home.start(Options { config_max: 200, ..Home::options() });
+        home.world.open("go");
+        let execution = home.over(id).await;
+        let failure = execution.failure.unwrap();
+        assert!(failure.code == "CHILDREN_INVALID" && failure.message.contains("`big`"), "{failure:?}");
+        assert!(failure.message.contains("more than 200 bytes") && execution.stages.len() == 1, "{failure:?}");
+        server.stop().await;
+    }
+
+    async fn no_more_steps_than_the_setting_run_at_once() {
+        let home = Home::new(Clock::system()).await;
+        let server = home.start(Options { concurrency: 1, ..Home::options() });
+        let gated = |key: &str| stage(key, &[], json!({"steps": [{"effect": {"key": key, "gate": key}}]}));
+        let id = home.begin(&server.commands, vec![gated("a"), gated("b"), gated("c")]).await;
+        home.until(id, "all to have begun", |execution| {
+            execution.stages.iter().all(|stage| stage.status == Status::Running)
+        })
+        .await;
+        for count in 1..=3 {
+            home.world.calls_reach(count).await;
+            let names = home.world.names();
+            assert_eq!(names.len(), count, "the others wait for their turn: {names:?}");
+            home.world.open(&names[count - 1]);
+        }
+        assert_eq!(home.over(id).await.status, Status::Succeeded);
         server.stop().await;
     }
 

@@ -7,6 +7,7 @@ use gennaker::cli::demo::setup;
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
+use crate::harness::documents::{CANCEL, JUDGE};
 use crate::harness::{self, Hello, Outcome, Server, follow, trial, wait_for};
 
 pub fn trials() -> Vec<Trial> {
@@ -105,13 +106,56 @@ async fn audit() -> Outcome {
     let rows = data["auditEntries"]["nodes"].as_array().cloned().unwrap_or_default();
     anyhow::ensure!(rows.iter().any(|row| row["action"] == "START" && row["principalName"] == "olga"), "{rows:#?}");
     anyhow::ensure!(rows.iter().any(|row| row["action"] == "SAVE" && row["principalName"] == "admin"), "{rows:#?}");
+    each_command_is_audited(&hello, &olga).await?;
     // The log is for administrators.
     let error = olga.client.query(AUDIT, json!({})).await.expect_err("an operator reads no audit log");
     anyhow::ensure!(error.code() == Some("FORBIDDEN"), "{error} {:?}", error.code());
     Ok(())
 }
 
-const AUDIT: &str = "{ auditEntries(first: 50) { nodes { action principalName } } }";
+const AUDIT: &str = "{ auditEntries(first: 100) { nodes { action principalName detail } } }";
+
+/// One row for each command, of who gave it.
+async fn each_command_is_audited(admin: &Hello, olga: &Hello) -> Outcome {
+    let rows = async || -> anyhow::Result<Vec<Value>> {
+        let mut data = admin.client.query(AUDIT, json!({})).await?;
+        let mut rows: Vec<Value> = serde_json::from_value(data["auditEntries"]["nodes"].take())?;
+        rows.reverse();
+        Ok(rows)
+    };
+    let before = rows().await?.len();
+    let ask = json!([{ "key": "ask", "kind": "manualJudgment", "config": { "instructions": "Go on?" } }]);
+    admin.save("asks", &json!({ "stages": ask })).await?;
+    let execution = olga.start("asks", Value::Null).await?;
+    let stage = olga.asks(&execution).await?;
+    olga.client.mutate(JUDGE, json!({ "stage": { "id": stage }, "proceed": true })).await?;
+    follow(&olga.client, &execution, Duration::from_secs(60)).await?.succeeded()?;
+    let execution = admin.start("asks", Value::Null).await?;
+    olga.asks(&execution).await?;
+    olga.client.mutate(CANCEL, json!({ "execution": { "id": execution }, "reason": "not today" })).await?;
+    let create = "mutation Create($input: CreateTokenInput!) {
+        createToken(input: $input) { created { token { id } } userErrors { message field code } } }";
+    let made = admin.client.mutate(create, json!({ "principal": { "name": "olga" } })).await?;
+    let token = &made["created"]["token"]["id"];
+    let revoke = "mutation Revoke($input: RevokeTokenInput!) {
+        revokeToken(input: $input) { token { id } userErrors { message field code } } }";
+    admin.client.mutate(revoke, json!({ "token": token })).await?;
+    let rows = rows().await?.split_off(before);
+    let told: Vec<_> = rows.iter().map(|row| (row["action"].as_str(), row["principalName"].as_str())).collect();
+    let wanted = [
+        ("SAVE", "admin"),
+        ("START", "olga"),
+        ("JUDGE", "olga"),
+        ("START", "admin"),
+        ("CANCEL", "olga"),
+        ("ADMINISTER", "admin"),
+        ("ADMINISTER", "admin"),
+    ];
+    anyhow::ensure!(told == wanted.map(|(action, who)| (Some(action), Some(who))), "{rows:#?}");
+    anyhow::ensure!(rows[5]["detail"]["createToken"].is_string(), "{}", rows[5]);
+    anyhow::ensure!(rows[6]["detail"]["revokeToken"] == rows[5]["detail"]["createToken"], "{}", rows[6]);
+    Ok(())
+}
 
 async fn secrets() -> Outcome {
     let secret = "correct-horse-battery-staple";

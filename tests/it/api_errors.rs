@@ -79,6 +79,7 @@ async fn definitions() -> Outcome {
     cluster["labels"] = json!({});
     cluster["launch"]["command"] = json!(["./gennaker", "sample-app", "--version", "1.0.0"]);
     cluster["capacity"]["min"] = json!(9);
+    let large = json!({ "seconds": "9".repeat(300 << 10) });
     // (definition, words the message has to contain, a part of the path)
     let cases: Vec<(Value, Vec<&str>, &str)> = vec![
         (with(json!([wait("a", &["b"]), wait("b", &["a"])])), vec!["cycle"], "stages"),
@@ -89,6 +90,7 @@ async fn definitions() -> Outcome {
         (with(json!([{ "key": "a", "kind": "wait", "config": { "seconds": "soon" } }])), vec!["soon"], "seconds"),
         (with(json!([{ "key": "a", "kind": "wait", "config": {} }])), vec!["seconds"], "config"),
         (with(json!([{ "key": "a b", "kind": "wait", "config": { "seconds": 1 } }])), vec!["a b"], "key"),
+        (with(json!([{ "key": "a", "kind": "wait", "config": large }])), vec!["`a`", "262144"], "config"),
         (negative, vec!["-1"], "capacity"),
         (disorder, vec!["min"], "capacity"),
     ];

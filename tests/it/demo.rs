@@ -1,5 +1,7 @@
 //! The demo, as a person gives it, but ending by itself.
 
+use std::io::Read;
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
@@ -13,6 +15,8 @@ use crate::harness::{Outcome, gennaker, processes_of, trial};
 pub fn trials() -> Vec<Trial> {
     vec![
         trial("demo", "it_ends_with_status_0_and_leaves_nothing", exits),
+        trial("demo", "a_taken_port_is_replaced_and_keep_leaves_the_data", kept),
+        trial("demo", "on_a_terminal_the_tree_is_drawn_again_in_its_place", on_a_terminal),
         trial("demo", "ctrl_c_ends_it_at_any_time_and_leaves_nothing", interrupted),
     ]
 }
@@ -49,8 +53,67 @@ async fn run_to_end(flags: &[&str]) -> anyhow::Result<String> {
     Ok(output)
 }
 
+async fn kept() -> Outcome {
+    let taken = TcpListener::bind("127.0.0.1:0")?;
+    let port = taken.local_addr()?.port();
+    let output = run_to_end(&["--port", &port.to_string(), "--keep"]).await?;
+    let address = output.lines().find_map(|line| line.strip_prefix("http://127.0.0.1:")).context("the URL")?;
+    let (other, token) = address.split_once("/#token=gnk_").context("a ready token in the URL's fragment")?;
+    anyhow::ensure!(other.parse::<u16>()? != port && !token.is_empty(), "{address}");
+    let dir = data_dir(&output)?;
+    anyhow::ensure!(output.contains(&format!("Data is left in {}", dir.display())), "{output}");
+    anyhow::ensure!(dir.join("server.log").is_file() && dir.join("data").is_dir(), "{} is not left", dir.display());
+    let left = processes_of(&dir);
+    anyhow::ensure!(left.is_empty(), "processes are left: {left:?}");
+    std::fs::remove_dir_all(dir)?;
+    Ok(())
+}
+
+async fn on_a_terminal() -> Outcome {
+    let size = nix::pty::Winsize { ws_row: 40, ws_col: 120, ws_xpixel: 0, ws_ypixel: 0 };
+    let terminal = nix::pty::openpty(&size, None)?;
+    let mut command = tokio::process::Command::new(gennaker());
+    command.args(["demo", "--exit"]).env("TERM", "xterm").env_remove("NO_COLOR").stdin(Stdio::null());
+    command.stdout(terminal.slave).kill_on_drop(true);
+    let mut child = command.spawn()?;
+    // The other end is the child's alone from here on, so that its end ends the reading.
+    drop(command);
+    let reader = tokio::task::spawn_blocking(move || {
+        let (mut terminal, mut shown, mut part) = (std::fs::File::from(terminal.master), Vec::new(), [0; 4096]);
+        // EIO when the other end is closed.
+        while let Ok(read @ 1..) = terminal.read(&mut part) {
+            shown.extend_from_slice(&part[..read]);
+        }
+        shown
+    });
+    let status = tokio::time::timeout(MAX, child.wait()).await.context("the demo ends by itself")??;
+    let shown = String::from_utf8(reader.await?)?;
+    anyhow::ensure!(status.success(), "{status}\n{shown}");
+    let (drawn, summary) = shown.rsplit_once("Summary").context("a summary")?;
+    anyhow::ensure!(drawn.contains("Deploy red/black") && drawn.contains(" of 3 healthy"), "the tree: {drawn}");
+    anyhow::ensure!(escapes(drawn).any(|escape| is_up(&escape)), "the tree is drawn in its place: {drawn:?}");
+    // What is to stay has colours and nothing else.
+    let strange: Vec<_> = escapes(summary).filter(|escape| !escape.ends_with('m')).collect();
+    anyhow::ensure!(strange.is_empty(), "{strange:?} in the summary: {summary:?}");
+    anyhow::ensure!(summary.contains("0 failed") && summary.contains("hello-v001"), "{summary}");
+    Ok(())
+}
+
+/// The sequences that begin with `ESC [`, each up to its final letter.
+fn escapes(text: &str) -> impl Iterator<Item = String> {
+    text.split("\x1b[").skip(1).map(|rest| {
+        let end = rest.find(|sign: char| sign.is_ascii_alphabetic()).map_or(rest.len(), |end| end + 1);
+        rest[..end].to_owned()
+    })
+}
+
+/// The cursor goes up by some lines.
+fn is_up(escape: &str) -> bool {
+    escape.strip_suffix('A').is_some_and(|lines| lines.parse::<u16>().is_ok())
+}
+
 async fn interrupted() -> Outcome {
-    for (line, wait) in [("Look inside", 0), ("Version 2.0.0", 700)] {
+    for (line, wait) in [("Look inside", 0), ("Version 2.0.0", 700), ("Still serving", 0)] {
         let mut command = tokio::process::Command::new(gennaker());
         command.arg("demo").stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn()?;
@@ -61,15 +124,22 @@ async fn interrupted() -> Outcome {
             while let Some(next) = lines.next_line().await? {
                 output.push_str(&next);
                 output.push('\n');
-                if next.contains(line) && output.contains("Data ") || output.contains("Data ") && output.contains(line)
-                {
-                    break;
+                if output.contains("Data ") && output.contains(line) {
+                    return anyhow::Ok(());
                 }
             }
-            anyhow::Ok(())
+            anyhow::bail!("it ended:\n{output}")
         })
         .await
         .with_context(|| format!("waiting for `{line}`"))??;
+        if line == "Still serving" {
+            anyhow::ensure!(output.contains("\nSummary\n"), "{output}");
+            let (_, rest) = output.split_once("The load balancer listens at http://").context("its address")?;
+            let address = rest.split('/').next().unwrap_or_default();
+            let client = reqwest::Client::builder().no_proxy().build()?;
+            let answer = client.get(format!("http://{address}/")).send().await?;
+            anyhow::ensure!(answer.status() == 200, "the application is served on: {}", answer.status());
+        }
         tokio::time::sleep(Duration::from_millis(wait)).await;
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGINT)?;
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });

@@ -17,6 +17,7 @@ pub fn trials() -> Vec<Trial> {
         trial("deploy", "two_deploys_of_one_cluster_at_once_both_finish_under_distinct_names", two_at_once),
         trial("deploy", "a_deploy_that_never_gets_healthy_fails_and_leaves_the_old_group_in_traffic", never_healthy),
         trial("deploy", "cancelling_a_deploy_brings_back_what_was_there", cancel_unwinds),
+        trial("deploy", "cancelling_a_deploy_after_its_switch_brings_the_old_group_back", cancel_after_the_switch),
         trial("deploy", "a_judgment_holds_the_pipeline_until_a_person_decides", judgment),
         trial("deploy", "a_webhook_that_is_refused_fails_the_pipeline_after_the_deploy", webhook_fails),
         trial("deploy", "operations_on_a_server_group_run_as_executions", operations),
@@ -164,7 +165,7 @@ async fn cancel_unwinds() -> Outcome {
     let server = Server::start().await?;
     let hello = Hello::create(&server).await?;
     hello.deploy("1.0.0").await?.succeeded()?;
-    // Held after the switch by a check that never comes to an end by itself.
+    // Held before the switch by a check that never comes to an end by itself.
     let mut slow = hello.pipeline();
     let cluster = slow.pointer_mut("/stages/0/config/clusters/0").expect("the pipeline has a cluster");
     cluster["healthCheck"]["path"] = json!("/not-there");
@@ -185,6 +186,39 @@ async fn cancel_unwinds() -> Outcome {
     let again = json!({ "execution": { "id": execution }, "reason": "again" });
     let error = hello.client.mutate(CANCEL, again).await.expect_err("it is over");
     anyhow::ensure!(error.code() == Some("WRONG_STATE"), "{error} {:?}", error.code());
+    Ok(())
+}
+
+async fn cancel_after_the_switch() -> Outcome {
+    let server = Server::start().await?;
+    let hello = Hello::create(&server).await?;
+    hello.deploy("1.0.0").await?.succeeded()?;
+    let mut slow = hello.pipeline();
+    let cluster = slow.pointer_mut("/stages/0/config/clusters/0").expect("the pipeline has a cluster");
+    cluster["strategy"] = json!({ "kind": "redBlack", "scaleDown": true, "delayBeforeScaleDownSeconds": 600 });
+    hello.save("slow", &slow).await?;
+    let load = hello.load(100, false);
+    let execution = hello.start("slow", json!({ "version": "2.0.0" })).await?;
+    let only = async |version: &str| {
+        wait_for(&format!("answers of {version} only"), MAX, || async {
+            let seconds = load.report().seconds;
+            let (_, last) = seconds.range(..load.elapsed().as_secs()).next_back()?;
+            (last.len() == 1 && last.contains_key(version)).then_some(())
+        })
+        .await
+    };
+    let switched = [("hello-v000".to_owned(), false), ("hello-v001".to_owned(), true)];
+    wait_for("the switch", MAX, || async { (hello.names().await.ok()? == switched).then_some(()) }).await?;
+    only("2.0.0").await?;
+    hello.client.mutate(CANCEL, json!({ "execution": { "id": execution }, "reason": "not today" })).await?;
+    let followed = follow(&hello.client, &execution, MAX).await?;
+    anyhow::ensure!(followed.status() == "CANCELED", "{} {}", followed.status(), followed.failure());
+    only("1.0.0").await?;
+    let report = load.stop().await;
+    anyhow::ensure!(report.failed == 0, "{:?}", report.failures);
+    let groups = hello.groups().await?;
+    anyhow::ensure!(groups[0].name == "hello-v000" && groups[0].enabled && groups[0].healthy == 3, "{groups:?}");
+    anyhow::ensure!(groups[1..].iter().all(|group| !group.enabled), "{groups:?}");
     Ok(())
 }
 

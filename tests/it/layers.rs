@@ -79,7 +79,7 @@ const MAP: &[(&str, &[&str])] = &[
     ("systemd", &[]),
     ("footprint", &[]),
     ("model", &[]),
-    ("expression", &["model"]),
+    ("expression", &[]),
     ("clock", &[]),
 ];
 

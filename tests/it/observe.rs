@@ -382,7 +382,7 @@ async fn log_lines() -> Outcome {
         let has = |name: &str, prefix: &str| line[name].as_str().is_some_and(|id| id.starts_with(prefix));
         let execution = has("execution.id", "ex_") || has("source.execution.id", "ex_");
         anyhow::ensure!(execution || !line["message"].to_string().contains("ex_"), "{line}");
-        let of = |target: &str| line["target"] == target;
+        let of = |module: &str| is_of(line, module);
         if of("gennaker::api::http::observe") {
             anyhow::ensure!(line["request.id"].as_str().is_some_and(|id| !id.is_empty()), "{line}");
         }
@@ -398,6 +398,9 @@ async fn log_lines() -> Outcome {
         if of("gennaker::engine::commands::start") || of("gennaker::engine::commands::steer") {
             anyhow::ensure!(has("execution.id", "ex_") && line["request.id"].is_string(), "{line}");
         }
+    }
+    for module in ["api::http::observe", "engine::context", "notifiers::deliver", "engine::commands::fire"] {
+        anyhow::ensure!(lines.iter().any(|line| is_of(line, &format!("gennaker::{module}"))), "nothing of {module}");
     }
     for (what, count) in [
         ("`admin` started execution", 5),
@@ -421,8 +424,7 @@ async fn log_lines() -> Outcome {
         "{host}"
     );
 
-    let of_engine = |line: &&Value| line["target"].as_str().is_some_and(|target| target == "gennaker::engine::worker");
-    let workers: Vec<_> = lines.iter().filter(of_engine).collect();
+    let workers: Vec<_> = lines.iter().filter(|line| is_of(line, "gennaker::engine::worker")).collect();
     anyhow::ensure!(workers.len() > 10, "{workers:?}");
     for line in workers {
         let id = line["execution.id"].as_str().unwrap_or_default();
@@ -438,6 +440,12 @@ async fn log_lines() -> Outcome {
     let metrics = get(&server, "/metrics", Some(server.token())).await?.1;
     anyhow::ensure!(!metrics.contains(secret) && !metrics.contains(server.token()), "a secret is in the metrics");
     Ok(())
+}
+
+/// Whether the line is the module's or of one below it.
+fn is_of(line: &Value, module: &str) -> bool {
+    let below = line["target"].as_str().and_then(|target| target.strip_prefix(module));
+    below.is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
 }
 
 /// What says something besides a deploy: triggers, one of which cannot start, a mail that cannot be

@@ -69,7 +69,7 @@ async fn deploy_and_kill() -> Outcome {
 /// killed; on top of it comes the second between two looks at the others, one for the search for
 /// what is due, and some for a machine that is busy.
 const LEASE: TimeDelta = TimeDelta::seconds(15);
-const SLACK: TimeDelta = TimeDelta::seconds(5);
+const SLACK: TimeDelta = TimeDelta::seconds(3);
 /// A server beats this often at the least: no takeover comes sooner than that before the lease is over.
 const BEAT: TimeDelta = TimeDelta::milliseconds(7_500);
 /// What needs no notice from another server is found by looking every five seconds: sooner than

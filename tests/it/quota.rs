@@ -12,6 +12,7 @@ use crate::harness::{Followed, Hello, Options, Outcome, Server, follow, trial, w
 pub fn trials() -> Vec<Trial> {
     vec![
         trial("quota", "artifacts_beyond_the_quota_are_refused_until_what_is_unused_makes_room", artifacts),
+        trial("quota", "more_instances_than_the_setting_are_refused_by_its_name", instances),
         trial("quota", "an_instances_log_is_kept_within_its_setting", logs),
     ]
 }
@@ -87,6 +88,20 @@ async fn artifacts() -> Outcome {
     let artifacts = json!({ "count": 1, "bytes": 2 << 20, "unused": 0, "maxBytes": 3 << 20 });
     anyhow::ensure!(status["artifacts"] == artifacts, "{status}");
     Ok(())
+}
+
+async fn instances() -> Outcome {
+    let (server, hello) = server("--max-instances=2").await?;
+    let over = hello.deploy("1.0.0").await?;
+    let message = over.stages().iter().map(|stage| stage["failure"].to_string()).collect::<String>();
+    anyhow::ensure!(over.status() == "FAILED", "{} {message}", over.status());
+    anyhow::ensure!(message.contains("at most 2") && message.contains("--max-instances"), "{message}");
+    anyhow::ensure!(server.processes().iter().all(|(_, command)| !command.contains("sample-app")), "none was started");
+    let mut fits = hello.pipeline();
+    fits["stages"][0]["config"]["clusters"][0]["capacity"] = json!({ "min": 2, "desired": 2, "max": 2 });
+    hello.save("fits", &fits).await?;
+    let execution = hello.start("fits", json!({ "version": "1.0.0" })).await?;
+    follow(&hello.client, &execution, MAX).await?.succeeded()
 }
 
 async fn logs() -> Outcome {

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use gennaker::model::{HealthState, InstanceHealth, ServerGroup};
+use gennaker::model::{Capacity, HealthState, InstanceHealth, ServerGroup, Share};
 use gennaker::providers::Provider as _;
 use gennaker::providers::host::daemon::identity::Stat;
 use libtest_mimic::Trial;
@@ -25,9 +25,11 @@ pub fn trials() -> Vec<Trial> {
         trial("host", "a_crashing_instance_is_started_again_and_its_exit_is_told", crashing),
         trial("host", "traffic_needs_the_load_balancers_own_check_beside_the_instances_own", both),
         trial("host", "a_port_that_another_process_answers_on_makes_no_instance_healthy", foreign),
+        trial("host", "what_is_ending_takes_room_until_it_is_gone", no_room),
         trial("host", "a_tcp_check_passes_while_connections_are_accepted", tcp),
         trial("host", "a_command_checks_with_the_instances_environment_and_in_time", command),
         trial("host", "limits_hold_and_it_is_told_how", limits),
+        trial("host", "a_share_with_nothing_healthy_is_a_problem_until_it_is_back", shares),
     ];
     trials.extend(trial_where("host", "a_cgroup_of_its_own_limits_an_instance", cgroup(), in_a_cgroup));
     let name = "an_instance_runs_as_the_user_it_is_told_with_that_users_groups";
@@ -55,6 +57,38 @@ async fn sources() -> Outcome {
     let after = host.up("web-v000", 1).await;
     assert_eq!((only(&after).pid, only(&after).restarts), (only(&before).pid, 0));
     assert_eq!(get(&address, "/").await.expect("an answer"), (200, "hello from two".to_owned()));
+    host.end().await;
+    Ok(())
+}
+
+async fn shares() -> Outcome {
+    let host = Host::start().await?;
+    let address = host.balancer().await;
+    let (provider, place) = (host.provider(), Host::place());
+    for name in ["web-v000", "web-v001"] {
+        provider.ensure_server_group(&host.op("ex/1"), &host.group(name, 1)).await.expect("made");
+        host.up(name, 1).await;
+    }
+    let share = Share { server_group: "web-v001".to_owned(), basis_points: 10_000 };
+    let set = provider.ensure_shares(&host.op("ex/2"), &place, "web", &[share]).await.expect("set");
+    assert_eq!(set.problem, None);
+    let until = async |what: &str, wanted: fn(&str) -> bool| {
+        wait_for(what, Duration::from_secs(30), async || {
+            let snapshot = host.provider().snapshot().await.expect("a snapshot");
+            let web = snapshot.load_balancers.into_iter().find(|balancer| balancer.spec.name == "web").expect("there");
+            wanted(web.problem.as_deref().unwrap_or_default()).then_some(())
+        })
+        .await
+    };
+    provider.ensure_enabled(&host.op("ex/3"), &place, "web-v001", false).await.expect("disabled");
+    until("the problem", |problem| {
+        problem.contains("the share of 100 % of server group `web-v001` goes to the others")
+    })
+    .await?;
+    assert_eq!(get(&address, "/").await.expect("an answer").0, 200);
+    provider.ensure_enabled(&host.op("ex/4"), &place, "web-v001", true).await.expect("enabled");
+    until("no problem", str::is_empty).await?;
+    assert!(host.log().contains("server group `web-v001` takes its share of 100 % again"), "{}", host.log());
     host.end().await;
     Ok(())
 }
@@ -91,6 +125,30 @@ async fn crashing() -> Outcome {
         .until("web-v001", "the failure", |group| group.instances.iter().any(|instance| instance.last_exit.is_some()));
     let exit = only(&group.await).last_exit.clone().expect("told");
     assert!(exit.contains("cannot run") && exit.contains("not-there"), "{exit}");
+    host.end().await;
+    Ok(())
+}
+
+async fn no_room() -> Outcome {
+    let host = Host::with_room_for(2).await?;
+    let group = |name: &str| {
+        let mut spec = host.group(name, 2);
+        (spec.health_check, spec.load_balancers) = (None, Vec::new());
+        // It does not end when told, but when its grace is over.
+        spec.launch = host.script("trap '' TERM; while :; do sleep 1; done");
+        spec
+    };
+    host.provider().ensure_server_group(&host.op("ex/1"), &group("web-v000")).await.expect("made");
+    host.up("web-v000", 2).await;
+    let none = Capacity::pinned(0);
+    host.provider().ensure_capacity(&host.op("ex/2"), &Host::place(), "web-v000", none).await.expect("done");
+    host.provider().ensure_server_group(&host.op("ex/3"), &group("web-v001")).await.expect("made");
+    let waits = host.until("web-v001", "the problem", |group| group.problem.is_some()).await;
+    let problem = waits.problem.as_deref().expect("told");
+    assert!(problem.contains("has 2 instances, its most") && problem.contains("--max-instances"), "{problem}");
+    assert!(waits.instances.is_empty(), "{waits:?}");
+    host.up("web-v001", 2).await;
+    host.until("web-v001", "no problem any more", |group| group.problem.is_none()).await;
     host.end().await;
     Ok(())
 }

@@ -36,16 +36,21 @@ pub struct Host {
     connected: Option<HostProvider>,
     clock: Clock,
     ports: Ports,
+    max_instances: usize,
     scratch: Scratch,
 }
 
 impl Host {
     /// Starts one, with an empty directory `app` to run things in.
     pub async fn start() -> anyhow::Result<Self> {
+        Self::with_room_for(500).await
+    }
+
+    pub async fn with_room_for(max_instances: usize) -> anyhow::Result<Self> {
         let name = format!("gennaker-it-{}", &uuid::Uuid::new_v4().simple().to_string()[..12]);
         let scratch = Scratch(std::env::temp_dir().canonicalize()?.join(name));
         std::fs::create_dir_all(scratch.0.join("app"))?;
-        let mut host = Self { connected: None, clock: Clock::system(), ports: Ports::take()?, scratch };
+        let mut host = Self { connected: None, clock: Clock::system(), ports: Ports::take()?, max_instances, scratch };
         host.connected = Some(HostProvider::connect(host.options()).await?);
         Ok(host)
     }
@@ -70,7 +75,7 @@ impl Host {
             max_artifact_bytes: 10 << 30,
             max_instance_log_bytes: 30 << 20,
             ports: PortRange { last: ports.first + 9, ..ports },
-            max_instances: 500,
+            max_instances: self.max_instances,
         }
     }
 

@@ -116,7 +116,11 @@ fn add(hub: &Arc<Hub>, group: &str) -> Result<(), String> {
     let range = hub.options.ports;
     let record = hub.update(|inner| {
         if inner.instance_count() >= hub.options.max_instances {
-            return Err(format!("this host has {} instances, its most", hub.options.max_instances));
+            return Err(format!(
+                "this host has {} instances, its most; wait for those that are ending, or restart the host with more \
+                 (--max-instances)",
+                hub.options.max_instances
+            ));
         }
         let port = ports::free(range, &inner.ports(), inner.last_port).ok_or_else(|| {
             format!(
