@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 use similar::TextDiff;
 
 use super::files::{self, Document, Identity, Kind, Server};
-use super::remote::{RemoteArgs, answer, fault, print, span};
+use super::remote::{RemoteArgs, answer, fault, print, span, warn};
 use super::screen::Screen;
-use super::view::Paint;
+use super::view::{Paint, visible};
 use super::{Failure, Outcome, block_on, told};
 
 /// Flags.
@@ -313,7 +313,7 @@ async fn carry_out(args: &Args, server: &Server, steps: Vec<Step>) -> Outcome {
     if args.prune && !args.remote.json {
         let doomed: Vec<_> = steps.iter().filter(|step| matches!(step.work, Work::Delete(_))).collect();
         for step in &doomed {
-            print(&format!("no file mentions {}", step.identity));
+            print(&visible(&format!("no file mentions {}", step.identity)));
         }
     }
     for step in &steps {
@@ -345,10 +345,10 @@ async fn carry_out(args: &Args, server: &Server, steps: Vec<Step>) -> Outcome {
     }
     let Some(error) = broken else { return Ok(ExitCode::SUCCESS) };
     if !args.remote.json {
-        eprintln!("gennaker: not everything was done: {}", told(&error));
-        eprintln!("gennaker: what is done stays; run the same again to go on");
+        warn(&format!("not everything was done: {}", told(&error)));
+        warn("what is done stays; run the same again to go on");
     }
-    let away = error.downcast_ref::<super::client::Error>().is_some_and(super::client::Error::is_temporary);
+    let away = error.downcast_ref::<super::client::Error>().is_some_and(super::client::Error::is_no_answer);
     Ok(if away { ExitCode::from(super::NO_ANSWER) } else { ExitCode::FAILURE })
 }
 
@@ -380,8 +380,8 @@ fn tell(step: &Step, action: &str, error: Option<&str>, dry_run: bool, paint: Pa
         _ => String::new(),
     };
     let why = step.why.as_ref().filter(|_| action == "changed").map(|why| format!(": {why}")).unwrap_or_default();
-    print(&format!("{} {}{why}{note}", paint.with(colour, action), step.identity));
+    print(&format!("{} {}", paint.with(colour, action), visible(&format!("{}{why}{note}", step.identity))));
     if matches!(action, "created" | "changed" | "deleted") {
-        coloured(&step.diff, paint).iter().for_each(|line| print(line));
+        coloured(&visible(&step.diff), paint).iter().for_each(|line| print(line));
     }
 }

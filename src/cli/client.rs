@@ -18,6 +18,8 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::http::HeaderValue;
 use tokio_tungstenite::tungstenite::{self, Message};
 
+use super::view::visible;
+
 /// Longest wait for an answer to a query or for the handshake of a subscription.
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// From one ping of ours to the next, so that a silent connection is noticed.
@@ -29,9 +31,9 @@ pub enum Error {
     /// No server, or it went away.
     #[error("{url} cannot be reached: {message}")]
     Unreachable { url: String, message: String },
-    /// An HTTP status without data.
-    #[error("the server answered {status}: {body}")]
-    Status { status: u16, body: String },
+    /// An answer that is none of GraphQL: the beginning of it.
+    #[error("{url} does not answer as Gennaker does (status {status}){body}")]
+    Status { url: String, status: u16, body: String },
     /// The answer has errors.
     #[error("{}", first_message(.0))]
     GraphQl(Vec<Value>),
@@ -51,6 +53,15 @@ impl Error {
     /// none now.
     #[must_use]
     pub fn is_temporary(&self) -> bool {
+        match self {
+            Self::Status { status, .. } => matches!(status, 429 | 502..=504),
+            _ => self.is_no_answer(),
+        }
+    }
+
+    /// Whether there is no answer of a server of ours, or only that there is none now.
+    #[must_use]
+    pub fn is_no_answer(&self) -> bool {
         matches!(self.code(), Some("UNREACHABLE" | "UNAVAILABLE"))
     }
 
@@ -89,12 +100,11 @@ impl Error {
         match self {
             Self::GraphQl(errors) => errors.first()?.pointer("/extensions/code")?.as_str(),
             Self::Refused(errors) => errors.first()?.get("code")?.as_str(),
-            Self::Unreachable { .. } | Self::Broken(_) => Some("UNREACHABLE"),
             Self::Status { status: 401, .. } => Some("UNAUTHENTICATED"),
             Self::Status { status: 403, .. } => Some("FORBIDDEN"),
             Self::Status { status: 502..=504, .. } => Some("UNAVAILABLE"),
             Self::Certificates { .. } => Some("INVALID"),
-            Self::Status { .. } => None,
+            Self::Unreachable { .. } | Self::Broken(_) | Self::Status { .. } => Some("UNREACHABLE"),
         }
     }
 }
@@ -204,7 +214,7 @@ impl Client {
         match answer.get_mut("errors").map(Value::take) {
             Some(Value::Array(errors)) if !errors.is_empty() => Err(Error::GraphQl(errors)),
             _ if answer.get("data").is_some_and(Value::is_object) => Ok(answer["data"].take()),
-            _ => Err(Error::Status { status, body: answer.to_string().chars().take(500).collect() }),
+            _ => Err(self.no_graphql(status, answer.as_str().unwrap_or(&answer.to_string()))),
         }
     }
 
@@ -243,10 +253,10 @@ impl Client {
         request.headers_mut().insert("sec-websocket-protocol", HeaderValue::from_static("graphql-transport-ws"));
         let stream = self.connect().await?;
         let (socket, _) = tokio_tungstenite::client_async(request, stream).await.map_err(|error| match error {
-            tungstenite::Error::Http(answer) => Error::Status {
-                status: answer.status().as_u16(),
-                body: answer.body().as_deref().map(String::from_utf8_lossy).unwrap_or_default().into_owned(),
-            },
+            tungstenite::Error::Http(answer) => {
+                let body = answer.body().as_deref().map(String::from_utf8_lossy).unwrap_or_default();
+                self.no_graphql(answer.status().as_u16(), &body)
+            }
             error => unreachable(error),
         })?;
         let mut subscription = Subscription { socket, over: false, heard: Instant::now() };
@@ -292,6 +302,14 @@ impl Client {
     fn unreachable(&self, error: &(dyn std::error::Error + 'static), hint: Option<String>) -> Error {
         let hint = hint.or_else(|| self.about_tls(error)).map(|hint| format!("; {hint}")).unwrap_or_default();
         Error::Unreachable { url: self.base.clone(), message: format!("{}{hint}", innermost(error)) }
+    }
+
+    fn no_graphql(&self, status: u16, body: &str) -> Error {
+        const BODY_CHARS: usize = 200;
+        let words = body.split_whitespace().collect::<Vec<_>>().join(" ");
+        let begin: String = visible(&words).chars().take(BODY_CHARS).collect();
+        let body = if begin.is_empty() { String::new() } else { format!(": {begin}") };
+        Error::Status { url: self.base.clone(), status, body }
     }
 
     fn about_tls(&self, error: &(dyn std::error::Error + 'static)) -> Option<String> {

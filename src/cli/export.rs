@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use serde_json::{Map, Value, json};
 
 use super::files::{self, Found, Kind, Server};
-use super::remote::{RemoteArgs, answer, fault, print};
+use super::remote::{RemoteArgs, answer, fault, print, warn};
 use super::{Failure, Outcome, block_on};
 
 /// Flags.
@@ -19,7 +19,7 @@ Examples:
   gennaker export --kind Pipeline --json
 
 A pipeline whose trigger waits for another that was deleted is written, and named in a warning.
-A pipeline in which the server hides a secret (`***`) is left out, because applying it would put the
+A pipeline in which the server hides a secret or the mail addresses (`***`) is left out, because applying it would put the
 stars where the secret is; it is named, and the exit code is 1.
 
 Exit status: 0 all was written, 1 something was left out or failed, 2 no such application, or the
@@ -78,7 +78,7 @@ async fn export(args: Args) -> Outcome {
     }
     for found in &whole {
         for warning in warnings(found) {
-            eprintln!("gennaker: {}: {warning}", found.identity);
+            warn(&format!("{}: {warning}", found.identity));
         }
     }
     let complete = left_out.is_empty();
@@ -122,13 +122,33 @@ fn write(args: &Args, whole: &[Found], left_out: &[(Found, Vec<String>)]) -> Res
         answer(&Value::Object(document));
     }
     for (found, masked) in left_out {
-        eprintln!(
-            "gennaker: {} is left out: a secret is hidden at {}; put a reference (secret://…) there",
-            found.identity,
-            masked.join(", ")
-        );
+        warn(&format!("{} is left out: {}", found.identity, hidden(masked)));
     }
     Ok(())
+}
+
+/// What is hidden, and what to do about it.
+fn hidden(masked: &[String]) -> String {
+    // Addresses of mail are hidden from those who may not change pipelines, whatever stands there.
+    let (addresses, secrets): (Vec<&str>, Vec<&str>) =
+        masked.iter().map(String::as_str).partition(|path| is_address(path));
+    let mut said = Vec::new();
+    if !secrets.is_empty() {
+        said.push(format!("a secret is hidden at {}; put a reference (secret://…) there", secrets.join(", ")));
+    }
+    if !addresses.is_empty() {
+        said.push(format!(
+            "the token's role may not see the mail addresses at {}; ask with one that may change pipelines",
+            addresses.join(", ")
+        ));
+    }
+    said.join("; ")
+}
+
+/// `notifications.0.email.to.1`, of the pipeline or of a stage.
+fn is_address(path: &str) -> bool {
+    let parts: Vec<&str> = path.split('.').collect();
+    matches!(parts[..], ["notifications", _, "email", "to", _] | ["stages", _, "notifications", _, "email", "to", _])
 }
 
 /// What is written as it is and does not work.

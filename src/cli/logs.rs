@@ -10,6 +10,7 @@ use super::client::{Client, Error};
 use super::follow::follow;
 use super::remote::{RemoteArgs, Target, answer, fault, print, try_print};
 use super::screen::Screen;
+use super::view::all_visible;
 use super::{Failure, Outcome, block_on};
 
 /// Flags.
@@ -128,7 +129,7 @@ async fn of_execution(client: &Client, target: &Target, args: &Args) -> Outcome 
     if args.remote.json {
         answer(&json!({ "execution": execution }));
     } else {
-        lines_of(&execution, args.follow).iter().for_each(|line| print(line));
+        lines_of(&all_visible(&execution), args.follow).iter().for_each(|line| print(line));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -269,7 +269,7 @@ fn complain(error: &anyhow::Error, code: u8, json: bool) -> ExitCode {
             &serde_json::json!({ "error": { "code": remote::code_of(error, code), "message": told(error) } }),
         );
     } else {
-        eprintln!("gennaker: {}", told(error));
+        remote::warn(&told(error));
     }
     ExitCode::from(code)
 }

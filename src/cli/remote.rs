@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::Failure;
 use super::client::{Client, Error};
+use super::view::visible;
 
 /// The variables with the token, and with the path of its file.
 const TOKEN: &str = "GENNAKER_TOKEN";
@@ -51,6 +52,12 @@ impl RemoteArgs {
             return Err(Failure::Input(anyhow::anyhow!(message)));
         }
         let token = self.token()?;
+        if token.as_ref().is_some_and(|token| token.chars().any(char::is_control)) {
+            return Err(Failure::Input(anyhow::anyhow!(
+                "the token is none: it has a line end or another control character in it; look at --token, \
+                 --token-file, {TOKEN} or {TOKEN_FILE}"
+            )));
+        }
         Client::anywhere(url, token.as_deref(), self.ca_file.as_deref()).map_err(Failure::input)
     }
 
@@ -99,7 +106,12 @@ pub(super) fn print(text: &str) {
     let _ = try_print(text);
 }
 
-/// The same for what goes on for as long as somebody reads: whether that is so.
+/// A word on standard error, of which parts may come from elsewhere.
+pub(super) fn warn(text: &str) {
+    eprintln!("gennaker: {}", visible(text));
+}
+
+/// The same as [`print`] for what goes on for as long as somebody reads: whether that is so.
 pub(super) fn try_print(text: &str) -> bool {
     use std::io::Write;
     let mut out = std::io::stdout().lock();
@@ -111,7 +123,7 @@ pub(super) fn fault(error: Error) -> Failure {
     const TOKEN_WANTED: &str =
         "the server wants a valid token: set GENNAKER_TOKEN, or give --token-file (`gennaker token create` makes one)";
     match error {
-        error if error.is_temporary() => Failure::Away(error.into()),
+        error if error.is_no_answer() => Failure::Away(error.into()),
         error if error.code() == Some("UNAUTHENTICATED") => {
             Failure::Input(anyhow::Error::from(error).context(TOKEN_WANTED))
         }

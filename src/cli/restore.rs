@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use chrono::{DateTime, Utc};
 
 use super::settings::Settings;
+use super::view::visible;
 use super::{Outcome, block_on};
 use crate::clock::Clock;
 use crate::config::{DataArgs, LogArgs};
@@ -84,7 +85,7 @@ pub fn run(args: Args, settings: &Settings) -> Outcome {
                 println!("the next start does these, which may have been done after the backup (see --hold):")
             }
         }
-        again.iter().for_each(|what| println!("  {what}"));
+        again.iter().for_each(|what| println!("  {}", visible(what)));
         Ok(ExitCode::SUCCESS)
     })
 }

@@ -7,9 +7,9 @@ use serde_json::{Map, Value, json};
 
 use super::client::{Client, Error};
 use super::follow::follow;
-use super::remote::{RemoteArgs, Target, answer, fault, print, span};
+use super::remote::{RemoteArgs, Target, answer, fault, print, span, warn};
 use super::screen::Screen;
-use super::view::Tree;
+use super::view::{Tree, visible};
 use super::{Failure, Outcome, block_on};
 use crate::model::Status;
 
@@ -125,7 +125,7 @@ async fn start(args: Args) -> Outcome {
             answer(&json!({ "execution": shown(execution), "isReplay": started["isReplay"] }));
         } else {
             let again = if started["isReplay"] == true { "had been started already" } else { "started" };
-            print(&format!("{name} {again}  {}", execution["url"].as_str().unwrap_or_default()));
+            print(&visible(&format!("{name} {again}  {}", execution["url"].as_str().unwrap_or_default())));
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -135,7 +135,7 @@ async fn start(args: Args) -> Outcome {
         Ok(ended) => ended,
         // What is known already is said all the same: that it took too long.
         Err(error) if matches!(end, End::TimedOut) => {
-            eprintln!("gennaker: how it stands cannot be asked: {error}");
+            warn(&format!("how it stands cannot be asked: {error}"));
             json!({ "node": execution })
         }
         Err(error) => return Err(lost(error, &name)),
@@ -196,7 +196,7 @@ async fn wait(args: &Args, client: &Client, id: &str, name: &str) -> Result<End,
                 match client.mutate(CANCEL, input).await {
                     Ok(_) => eprintln!("gennaker: {name} is not over within {waited:?}; it is being cancelled"),
                     Err(error) => {
-                        eprintln!("gennaker: {name} is not over within {waited:?}, and cannot be cancelled: {error}");
+                        warn(&format!("{name} is not over within {waited:?}, and cannot be cancelled: {error}"));
                     }
                 }
             } else {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::client::Client;
 use super::remote::{RemoteArgs, Target, answer, fault, print};
 use super::screen::Screen;
-use super::view::Tree;
+use super::view::{Tree, all_visible};
 use super::{Failure, Outcome, block_on};
 use crate::clock::Clock;
 
@@ -109,12 +109,12 @@ pub fn run(args: Args) -> Outcome {
             Some(Target { pipeline: _, number: Some(_), .. }) => one(&client, &args, &screen).await?,
             Some(Target { pipeline: Some(pipeline), application, .. }) => {
                 let variables = json!({ "application": application, "name": pipeline, "last": args.last });
-                let data = ask(&client, PIPELINE, variables, "pipeline").await?;
+                let data = ask(&client, &args, PIPELINE, variables, "pipeline").await?;
                 (json!({ "pipeline": data }), of_pipeline(&data, application, &screen))
             }
             Some(Target { application, .. }) => {
                 let variables = json!({ "name": application, "last": args.last });
-                let data = ask(&client, APPLICATION, variables, "application").await?;
+                let data = ask(&client, &args, APPLICATION, variables, "application").await?;
                 (json!({ "application": data }), of_application(&data, &screen))
             }
         };
@@ -127,8 +127,14 @@ pub fn run(args: Args) -> Outcome {
     })
 }
 
-async fn ask(client: &Client, document: &str, variables: Value, field: &str) -> Result<Value, Failure> {
-    let mut data = client.query(&format!("{document}{EXECUTION}"), variables).await.map_err(fault)?;
+/// The answer as it is with --json, and else as a terminal may have it.
+async fn query(client: &Client, args: &Args, document: &str, variables: Value) -> Result<Value, Failure> {
+    let data = client.query(&format!("{document}{EXECUTION}"), variables).await.map_err(fault)?;
+    Ok(if args.remote.json { data } else { all_visible(&data) })
+}
+
+async fn ask(client: &Client, args: &Args, document: &str, variables: Value, field: &str) -> Result<Value, Failure> {
+    let mut data = query(client, args, document, variables).await?;
     match data[field].take() {
         Value::Null => Err(Failure::Input(anyhow::anyhow!("the server has no such {field}"))),
         found => Ok(found),
@@ -136,7 +142,7 @@ async fn ask(client: &Client, document: &str, variables: Value, field: &str) -> 
 }
 
 async fn overview(client: &Client, args: &Args, screen: &Screen) -> Result<(Value, Vec<String>), Failure> {
-    let data = client.query(&format!("{OVERVIEW}{EXECUTION}"), json!({ "last": args.last })).await.map_err(fault)?;
+    let data = query(client, args, OVERVIEW, json!({ "last": args.last })).await?;
     let applications = nodes(&data, "/applications/nodes");
     let mut lines = vec![screen.paint().bold("Applications")];
     for application in &applications {
@@ -218,7 +224,7 @@ async fn one(client: &Client, args: &Args, screen: &Screen) -> Result<(Value, Ve
     let variables = json!({
         "application": target.application, "pipeline": target.pipeline, "number": target.number,
     });
-    let data = ask(client, ONE, variables, "execution").await?;
+    let data = ask(client, args, ONE, variables, "execution").await?;
     let mut tree = Tree::default();
     tree.apply(&json!({ "snapshot": data }));
     let mut lines = tree.draw(Clock::system().now(), screen.paint());

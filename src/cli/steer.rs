@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::client::Client;
 use super::remote::{RemoteArgs, Target, answer, fault, print};
+use super::view::visible;
 use super::{Failure, Outcome, block_on};
 
 /// Flags.
@@ -123,7 +124,7 @@ async fn judge(args: JudgeArgs, proceed: bool, input: Option<String>) -> Outcome
         answer(&json!({ "execution": judged["execution"], "stage": key, "proceed": proceed }));
     } else {
         let word = if proceed { "goes on" } else { "is stopped" };
-        print(&format!("{}: stage `{key}` {word}", args.execution));
+        print(&visible(&format!("{}: stage `{key}` {word}", args.execution)));
     }
     Ok(ExitCode::SUCCESS)
 }

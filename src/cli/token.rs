@@ -7,6 +7,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use clap::{Subcommand, ValueEnum};
 
 use super::settings::Settings;
+use super::view::visible;
 use super::{Failure, Outcome, block_on};
 use crate::app::local_actor;
 use crate::auth::token;
@@ -192,7 +193,7 @@ async fn list(args: List, settings: &Settings) -> Outcome {
                 token.id.to_string(),
                 token.created_at.format("%Y-%m-%dT%H:%M:%SZ"),
                 state(token, clock.now()),
-                token.description
+                visible(&token.description)
             );
         }
         after = page.items.last().map(|(key, _)| key.clone());

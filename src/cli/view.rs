@@ -83,6 +83,7 @@ impl Tree {
     /// Takes an event in; what changed, a line each, for where there is no terminal. An event
     /// that has nothing for the tree changes nothing.
     pub fn apply(&mut self, event: &Value) -> Vec<String> {
+        let event = &all_visible(event);
         let at = event["occurredAt"].as_str().and_then(|text| text.parse().ok());
         let mut lines = Vec::new();
         if let Some(execution) = event.get("changed").or_else(|| event.get("snapshot"))
@@ -224,6 +225,32 @@ impl Tree {
             (Some(start), Some(at)) => seconds(at - start),
             _ => seconds(chrono::TimeDelta::zero()),
         }
+    }
+}
+
+/// A text from elsewhere as a terminal may have it: control characters are written out, so that none
+/// reaches the terminal; line ends and tabs stay.
+#[must_use]
+pub fn visible(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for char in text.replace("\r\n", "\n").chars() {
+        match char {
+            '\n' | '\t' => shown.push(char),
+            char if char.is_control() => shown.extend(char.escape_unicode()),
+            char => shown.push(char),
+        }
+    }
+    shown
+}
+
+/// The same with every text of a document.
+#[must_use]
+pub fn all_visible(value: &Value) -> Value {
+    match value {
+        Value::String(text) => visible(text).into(),
+        Value::Array(items) => items.iter().map(all_visible).collect(),
+        Value::Object(fields) => fields.iter().map(|(key, value)| (visible(key), all_visible(value))).collect(),
+        other => other.clone(),
     }
 }
 
@@ -370,6 +397,19 @@ mod tests {
         assert!(picture[3].contains("wait for health") && picture[3].ends_with("2 of 3 healthy"), "{}", picture[3]);
         tree.apply(&json!({"stage": stage("SUCCEEDED", "3 of 3 healthy")}));
         assert_eq!(tree.draw(now, Paint(false)).len(), 3);
+    }
+
+    #[test]
+    fn control_characters_are_written_out() {
+        assert_eq!(visible("a\x1b[31m\tb\r\nc\rd\u{9b}\x07é"), "a\\u{1b}[31m\tb\nc\\u{d}d\\u{9b}\\u{7}é");
+        assert_eq!(all_visible(&json!({"\x1b": ["\x7f", 1, null]})), json!({"\\u{1b}": ["\\u{7f}", 1, null]}));
+        let mut tree = tree();
+        let lines = tree.apply(&json!({"stage": stage("RUNNING", "\x1b]0;title\x07")}));
+        let picture = tree.draw("2026-01-01T00:00:05Z".parse().expect("a time"), Paint(false));
+        for lines in [lines, picture] {
+            let text = lines.join("\n");
+            assert!(text.contains("\\u{1b}]0;title\\u{7}") && !text.contains('\x1b'), "{text}");
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ pub fn trials() -> Vec<Trial> {
         trial("apply", "prune_deletes_what_no_file_mentions_and_a_dry_run_does_not", prune),
         trial("apply", "after_a_failure_it_says_what_is_done_and_goes_on_when_run_again", goes_on),
         trial("apply", "a_hidden_secret_is_neither_exported_nor_applied", masked),
+        trial("apply", "a_pipe_among_the_files_of_a_directory_is_refused_by_its_name", pipe),
         trial("apply", "all_that_does_not_hold_is_told_at_once_and_nothing_is_done", all_at_once),
         trial("apply", "whoever_may_not_save_is_told_before_anything_is_done", may_not_save),
         trial("apply", "a_trigger_may_wait_for_what_the_same_files_make", chains),
@@ -324,7 +325,32 @@ async fn masked() -> Outcome {
     let back = apply(&server, &["-f", out]).await?.with_status(0)?;
     anyhow::ensure!(back.out.lines().all(|line| line.starts_with("unchanged ")), "{}", back.out);
     anyhow::ensure!(back.out.contains(setup::PIPELINE), "{}", back.out);
+    // Addresses are hidden by role: no reference helps.
+    let mail = json!([{ "on": ["FAILED"], "email": { "to": ["vera@example.org"] } }]);
+    let definition = json!({ "notifications": mail, "stages": [
+        { "key": "w", "kind": "wait", "config": { "seconds": 0 }, "notifications": mail }] });
+    hello.save("mails", &definition).await?;
+    let viewer = as_principal(&server, "vera", "viewer")?;
+    let done = server.gennaker(&["export", "--token", &viewer]).await?.with_status(1)?;
+    let line = done.err.lines().find(|line| line.contains("hello/mails")).unwrap_or_default();
+    anyhow::ensure!(line.contains("role may not see") && !line.contains("secret://"), "{}", done.err);
+    for place in ["notifications.0.email.to.0", "stages.0.notifications.0.email.to.0"] {
+        anyhow::ensure!(line.contains(place), "{}", done.err);
+    }
     Ok(())
+}
+
+async fn pipe() -> Outcome {
+    let server = Server::start().await?;
+    let dir = server.dir().join("files");
+    std::fs::create_dir(&dir)?;
+    std::fs::write(dir.join("a.yaml"), "kind: Application\nname: shop\n")?;
+    nix::unistd::mkfifo(&dir.join("x.yaml"), nix::sys::stat::Mode::S_IRWXU)?;
+    let args = ["-f", dir.to_str().unwrap_or_default()];
+    let done =
+        tokio::time::timeout(std::time::Duration::from_secs(30), apply(&server, &args)).await??.with_status(2)?;
+    anyhow::ensure!(done.err.contains("x.yaml is no regular file"), "{}", done.err);
+    nothing_was_done(&server).await
 }
 
 /// The line of a text in which a part of it stands, from 1.

@@ -13,6 +13,7 @@ pub fn trials() -> Vec<Trial> {
         trial("commands", "a_judgment_is_given_from_the_command_line", judged),
         trial("commands", "an_execution_is_cancelled_from_the_command_line", cancelled),
         trial("commands", "status_shows_what_runs_and_how_it_is", status),
+        trial("commands", "control_characters_of_stored_texts_do_not_reach_the_terminal", controls),
         trial("commands", "logs_tell_why_an_execution_failed", failed),
         trial("commands", "logs_of_instances_are_followed_without_loss", followed),
         trial("commands", "logs_show_a_line_that_its_writer_never_ended", half_a_line),
@@ -68,6 +69,51 @@ async fn judged() -> Outcome {
     run(&["approve", "hello/ask"]).await?.with_status(2)?;
     run(&["approve", "hello/ask#77"]).await?.with_status(2)?;
     Ok(())
+}
+
+async fn controls() -> Outcome {
+    let server = Server::start().await?;
+    let hello = Hello::create(&server).await?;
+    let definition = json!({
+        "description": "red: \x1b[31m",
+        "stages": [{ "key": "go", "kind": "manualJudgment",
+            "config": { "instructions": "\x1b]0;owned\x07 Look.\u{9b}2J" } }],
+    });
+    hello.save("evil", &definition).await?;
+    let clean = |text: &str, words: &[&str]| {
+        let raw = text.chars().any(|char| char.is_control() && char != '\n' && char != '\t');
+        anyhow::ensure!(!raw && words.iter().all(|word| text.contains(word)), "{text:?}");
+        Ok(())
+    };
+    let watch = async || server.gennaker(&["run", "hello/evil", "--wait", "--plain"]).await?.with_status(1);
+    let look = async || {
+        wait_for_stage(&hello, "evil", 1, 1).await?;
+        let shown = server.gennaker(&["status", "hello/evil#1"]).await?.with_status(0)?;
+        server.gennaker(&["reject", "hello/evil#1", "--comment", "\x1b[2Jno"]).await?.with_status(0)?;
+        anyhow::Ok(shown)
+    };
+    let (watched, shown) = tokio::join!(watch(), look());
+    let (watched, shown) = (watched?, shown?);
+    clean(&watched.out, &["\\u{1b}]0;owned\\u{7} Look.\\u{9b}2J", "\\u{1b}[2Jno"])?;
+    clean(&shown.out, &["\\u{1b}]0;owned\\u{7} Look."])?;
+    for (args, words) in [
+        (&["status", "hello/evil"][..], "red: \\u{1b}[31m"),
+        (&["status"], "\\u{1b}[2Jno"),
+        (&["logs", "hello/evil#1"], "\\u{1b}[2Jno"),
+        (&["logs", "hello/evil#1", "--follow"], "\\u{1b}]0;owned"),
+    ] {
+        clean(&server.gennaker(args).await?.with_status(0)?.out, &[words])?;
+    }
+    // Programs get it as it is.
+    let data = server.gennaker(&["status", "hello/evil", "--json"]).await?.with_status(0)?.json()?;
+    anyhow::ensure!(data["pipeline"]["definition"]["description"] == "red: \x1b[31m", "{data}");
+    // What `apply` shows: a diff, and an error with a part of the document.
+    let file = "kind: Pipeline\napplication: hello\nname: evil\ndescription: \"\\e[1m\"\nstages: []\n";
+    let done = server.gennaker_with(&["apply", "-f", "-", "--dry-run"], file).await?.with_status(0)?;
+    clean(&done.out, &["changed"])?;
+    let file = "kind: Pipeline\napplication: hello\nname: \"a\\e[31m\"\nstages: []\n";
+    let done = server.gennaker_with(&["apply", "-f", "-"], file).await?.with_status(2)?;
+    clean(&done.err, &["a\\u{1b}[31m"])
 }
 
 async fn cancelled() -> Outcome {

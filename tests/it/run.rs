@@ -14,6 +14,7 @@ pub fn trials() -> Vec<Trial> {
         trial("run", "the_exit_code_says_how_it_ended", ends),
         trial("run", "bad_input_is_told_apart", bad_input),
         trial("run", "a_server_that_cannot_be_reached_has_a_code_of_its_own_with_every_command", away),
+        trial("run", "what_answers_and_is_no_gennaker_is_told_as_no_answer", others),
         trial("run", "with_json_every_error_is_one_document_also_of_the_command_line_itself", documents),
         trial("run", "a_timeout_leaves_it_running_or_cancels_it", timeout),
         trial("run", "a_restarted_server_does_not_end_the_watching", restart),
@@ -83,6 +84,9 @@ async fn bad_input() -> Outcome {
         let done = server.gennaker(&[*command, &["--token", "gnk_wrong"]].concat()).await?.with_status(2)?;
         anyhow::ensure!(done.err.contains("GENNAKER_TOKEN"), "{}", done.err);
     }
+    let done = server.gennaker(&["status", "--token", "gnk_a\ngnk_b"]).await?.with_status(2)?;
+    anyhow::ensure!(done.err.contains("token") && done.err.contains("line end"), "{}", done.err);
+    anyhow::ensure!(!done.err.contains("gnk_"), "{}", done.err);
     let viewer = as_principal(&server, "vera", "viewer")?;
     let done = server.gennaker(&["run", "hello/short", "--token", &viewer, "--json"]).await?.with_status(2)?.json()?;
     anyhow::ensure!(done["error"]["code"] == "FORBIDDEN", "{done}");
@@ -183,6 +187,39 @@ async fn away() -> Outcome {
     // A second word, so that nobody waits for the end of the call.
     server.signal(nix::sys::signal::Signal::SIGTERM)?;
     server.ended(Duration::from_secs(30)).await?;
+    Ok(())
+}
+
+/// What answers every request with that status and a long page; its URL.
+async fn answers(status: &'static str) -> anyhow::Result<String> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let url = format!("http://{}", listener.local_addr()?);
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            let mut asked = Vec::new();
+            // Until the document's end, which is the end of its JSON.
+            while !asked.ends_with(b"}}") && near.read_buf(&mut asked).await.is_ok_and(|count| count > 0) {}
+            let page = format!("<html>\x1b[31mNot here{}</html>", "x".repeat(1_000));
+            let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", page.len());
+            let _ = near.write_all(format!("{head}{page}").as_bytes()).await;
+        }
+    });
+    Ok(url)
+}
+
+async fn others() -> Outcome {
+    let server = Server::start().await?;
+    for status in ["200 OK", "404 Not Found", "429 Too Many Requests", "501 Not Implemented"] {
+        let url = answers(status).await?;
+        for command in [&["run", "hello/short", "--wait"][..], &["status"], &["export"]] {
+            let done = server.gennaker(&[command, &["--server", &url]].concat()).await?.with_status(5)?;
+            let words = format!("{url} does not answer as Gennaker does (status {}): <html>", &status[..3]);
+            anyhow::ensure!(done.err.contains(&words) && done.err.contains("\\u{1b}[31mNot here"), "{}", done.err);
+            anyhow::ensure!(!done.err.contains('\x1b') && done.err.len() < 400, "{}", done.err);
+            let done = server.gennaker(&[command, &["--json", "--server", &url]].concat()).await?.with_status(5)?;
+            anyhow::ensure!(done.json()?["error"]["code"] == "UNREACHABLE", "{}", done.out);
+        }
+    }
     Ok(())
 }
 

@@ -201,6 +201,8 @@ fn find_in(directory: &Path, depth: usize, files: &mut Vec<PathBuf>) -> anyhow::
         if path.is_dir() && !hidden && !path.is_symlink() {
             find_in(&path, depth + 1, files)?;
         } else if known && !hidden {
+            // Reading a pipe would wait for ever; leaving it out, `--prune` would delete what it stands for.
+            anyhow::ensure!(path.is_file(), "{} is no regular file; take it out of the directory", path.display());
             files.push(path);
         }
     }
