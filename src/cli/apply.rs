@@ -20,24 +20,28 @@ use super::{Failure, Outcome, block_on, told};
 #[command(after_help = "\
 Examples:
   gennaker apply -f shop.yaml
-  gennaker apply -f deploy/ --dry-run            what would change, as a diff
-  gennaker apply -f deploy/ --prune              deletes what no file mentions any more
+  gennaker apply -f deploy/ --dry-run   what would change, as a diff
+  gennaker apply -f deploy/ --prune     deletes what no file mentions any more
   gennaker export --application shop | gennaker apply -f -
 
-A file holds YAML documents, or JSON. A document has `kind` (Application, SecurityGroup, LoadBalancer,
-Pipeline), `name`, and the fields of the API's input for that kind; a pipeline names its `application`.
+A file holds YAML documents, or JSON. A document has `kind` (Application,
+SecurityGroup, LoadBalancer, Pipeline), `name`, and the fields of the API's
+input for that kind; a pipeline names its `application`.
 
-Every document that changes something is checked first, also by the server, and all that is wrong is
-told at once; then they are brought over in the order in which one may need the other. A pipeline that
-somebody else has changed meanwhile is not overwritten.
---prune looks at the applications that the files name, and at the kinds that the files have; server
-groups and applications are never deleted.
+Every document that changes something is checked first, also by the server,
+and all that is wrong is told at once; then they are brought over in the order
+in which one may need the other. A pipeline that somebody else has changed
+meanwhile is not overwritten.
 
-Exit status: 0 all is as the files say, 1 some of it failed, 2 a document or the token does not hold
-(nothing was done), 5 the server cannot be reached, or cannot work now; run the same again then.
+--prune looks at the applications that the files name, and at the kinds that
+the files have; server groups and applications are never deleted.
 
-JSON: {\"dryRun\", \"objects\": [{kind, application, name, action, diff, reason, error}]}, action being
-created, changed, unchanged, deleted, failed or skipped")]
+Exit status: 0 all is as the files say, 1 some of it failed, 2 a document or
+the token does not hold (nothing was done), 5 the server cannot be reached, or
+cannot work now; run the same again then.
+
+JSON: {\"dryRun\", \"objects\": [{kind, application, name, action, diff, reason,
+error}]}, action being created, changed, unchanged, deleted, failed or skipped")]
 pub struct Args {
     /// A file, a directory with .yaml, .yml and .json files, or - for standard input; may be repeated
     #[arg(short, long = "file", value_name = "FILE|DIR|-", required = true)]

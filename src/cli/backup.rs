@@ -16,10 +16,11 @@ Examples:
   gennaker backup /var/backups/gennaker-$(date +%F).db
   gennaker backup --data-dir /var/lib/gennaker --force latest.db
 
-The server may run and goes on writing meanwhile. The copy is of one instant, is read back and
-checked, and appears under its name only when it is whole; only its owner may read it. It holds
-tokens as hashes, and no secrets that configs refer to. Instances, load balancers and artifacts
-are in the host's own directory and not part of it. For PostgreSQL use pg_dump.")]
+The server may run and goes on writing meanwhile. The copy is of one instant,
+is read back and checked, and appears under its name only when it is whole;
+only its owner may read it. It holds tokens as hashes, and no secrets that
+configs refer to. Instances, load balancers and artifacts are in the host's
+own directory and not part of it. For PostgreSQL use pg_dump.")]
 pub struct Args {
     /// Where the copy goes
     #[arg(value_name = "FILE")]

@@ -18,20 +18,22 @@ Examples:
   gennaker config check --config /etc/gennaker/gennaker.toml
   gennaker config show --json
 
-A flag stands above its variable, a variable above the file, the file above what is built in. A key
-of the file is a flag's name, whole or cut at a hyphen into a table and a key:
+A flag stands above its variable, a variable above the file, the file above
+what is built in. A key of the file is a flag's name, whole or cut at a hyphen
+into a table and a key:
 
   listen = \"127.0.0.1:7777\"
   [tls]
   cert = \"/etc/gennaker/cert.pem\"
   key = \"/etc/gennaker/key.pem\"
 
-A list is for what may be repeated. A secret is better written as secret://file/PATH or
-secret://env/GENNAKER_SECRET_…; as it is, only in a file that others cannot read.
+A list is for what may be repeated. A secret is better written as
+secret://file/PATH or secret://env/GENNAKER_SECRET_…; as it is, only in a file
+that others cannot read.
 
-`check` looks at the variables as well: a GENNAKER_… that nothing reads is a fault to it, and so is a
-reference to a secret that is not there. A server warns of the former and goes on, and does not
-start with the latter.")]
+`check` looks at the variables as well: a GENNAKER_… that nothing reads is a
+fault to it, and so is a reference to a secret that is not there. A server
+warns of the former and goes on, and does not start with the latter.")]
 pub struct Args {
     #[command(subcommand)]
     command: Command,

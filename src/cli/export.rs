@@ -14,19 +14,23 @@ use super::{Failure, Outcome, block_on};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  gennaker export                                   everything, to standard output
-  gennaker export --application shop -o deploy/     a file per object
+  gennaker export                                all, to standard output
+  gennaker export --application shop -o deploy/  a file per object
   gennaker export --kind Pipeline --json
 
-A pipeline whose trigger waits for another that was deleted is written, and named in a warning.
-A pipeline in which the server hides a secret or the mail addresses (`***`) is left out, because applying it would put the
-stars where the secret is; it is named, and the exit code is 1.
+A pipeline whose trigger waits for another that was deleted is written, and
+named in a warning. A pipeline in which the server hides a secret or mail
+addresses (`***`) is left out, because applying it would put the stars there;
+it is named, and the exit code is 1.
 
-Exit status: 0 all was written, 1 something was left out or failed, 2 no such application, or the
-token does not hold, 5 the server cannot be reached, or cannot work now.
+Exit status: 0 all was written, 1 something was left out or failed, 2 no such
+application, or the token does not hold, 5 the server cannot be reached, or
+cannot work now.
 
-JSON: {\"documents\": [{kind, name, …}], \"leftOut\": [{kind, application, name, masked: [PATH]}],
-\"warnings\": [{kind, application, name, message}]}, with -o DIR {\"files\": [PATH], \"leftOut\", \"warnings\"}")]
+JSON: {\"documents\": [{kind, name, …}],
+       \"leftOut\": [{kind, application, name, masked: [PATH]}],
+       \"warnings\": [{kind, application, name, message}]},
+with -o DIR {\"files\": [PATH], \"leftOut\", \"warnings\"}")]
 pub struct Args {
     /// Only this application with what belongs to it; may be repeated
     #[arg(long, value_name = "NAME")]

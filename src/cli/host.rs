@@ -127,8 +127,8 @@ file is not this program.")]
     },
     /// End the host; its instances run on, and the next host takes them over
     #[command(after_help = "\
-The load balancers' sockets are closed until a host runs again. A server that is
-connected does not start one by itself after this; its next start does.
+The load balancers' sockets are closed until a host runs again. A server that
+is connected does not start one by itself after this; its next start does.
 
 Examples:
   gennaker host stop                  the instances run on

@@ -17,17 +17,20 @@ use super::{Failure, Outcome, block_on};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  gennaker logs shop/deploy#12                       what the execution did, and why it failed
-  gennaker logs shop/deploy#12 --follow              … until it ends
-  gennaker logs --server-group shop-v003             the end of what its instances write
-  gennaker logs --instance shop-v003-a1b2 --follow   and what they go on to write, until Ctrl-C
+  gennaker logs shop/deploy#12            what the execution did, and why it
+                                          failed
+  gennaker logs shop/deploy#12 --follow   … until it ends
+  gennaker logs --server-group shop-v003  the end of what its instances write
+  gennaker logs --instance shop-v003-a1b2 --follow
+                                          and what it goes on to write, until
+                                          Ctrl-C
 
-Lines of an instance begin with its name when there are several. With --follow a line comes once it
-is complete or its writer has ended; none is lost and none comes twice. What was removed meanwhile
-is told.
+Lines of an instance begin with its name when there are several. With --follow
+a line comes once it is complete or its writer has ended; none is lost and
+none comes twice. What was removed meanwhile is told.
 
-JSON: {\"execution\": {… stages, failure}} or {\"instances\": [{name, text}]}; with --follow a line each:
-{\"instance\", \"line\"} or {\"instance\", \"gap\": true}")]
+JSON: {\"execution\": {… stages, failure}} or {\"instances\": [{name, text}]};
+with --follow a line each: {\"instance\", \"line\"} or {\"instance\", \"gap\": true}")]
 pub struct Args {
     /// Which execution
     #[arg(value_name = "APP/PIPELINE#N", required_unless_present_any = ["instance", "server_group"])]

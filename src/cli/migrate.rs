@@ -18,16 +18,16 @@ Examples:
   gennaker migrate --data-dir /var/lib/gennaker
   gennaker migrate --to postgres://gennaker@db/gennaker --verify
 
-`serve` does the first at its start; a SQLite file is copied first, beside itself.
-No server may run on the data.
+`serve` does the first at its start; a SQLite file is copied first, beside
+itself. No server may run on the data.
 
 --to moves a stopped SQLite server to an empty PostgreSQL database, in one
 transaction: the same ids, numbers and cursors, so that runs go on and
-subscribers resume. The SQLite file stays as it is. Afterwards start `serve` with
-DATABASE_URL and the same --data-dir or --host-dir.
+subscribers resume. The SQLite file stays as it is. Afterwards start `serve`
+with DATABASE_URL and the same --data-dir or --host-dir.
 
-Exit status: 0 it is up to date, or moved; 1 it is in use, cannot be opened, or
-is newer than this binary, 2 a setting does not hold.")]
+Exit status: 0 it is up to date, or moved; 1 it is in use, cannot be opened,
+or is newer than this binary, 2 a setting does not hold.")]
 pub struct Args {
     /// Move the SQLite data to this empty PostgreSQL database: postgres://user@host/database
     #[arg(long, env = "GENNAKER_MIGRATE_TO", value_name = "URL", hide_env_values = true)]

@@ -44,7 +44,8 @@ const MORE: &str = "\
 Examples:
   gennaker demo                  a real rollout under traffic, to look at
   gennaker serve                 the server, on http://127.0.0.1:7777
-  gennaker apply -f shop.yaml    applications, load balancers, pipelines from files
+  gennaker apply -f shop.yaml    applications, load balancers, pipelines from
+                                 files
   gennaker run shop/deploy --wait
                                  starts a pipeline and shows it until its end
   gennaker token create --principal bot --role operator
@@ -63,16 +64,17 @@ Files:
   ~/.local/share/gennaker        data, where no other directory is given: the
                                  database, and the host's directory in it
 
-Exit status: 0 done, 1 it went wrong, 2 what was given cannot be used; of commands
-that speak to a server also 5: it cannot be reached, or cannot work now.";
+Exit status: 0 done, 1 it went wrong, 2 what was given cannot be used; of
+commands that speak to a server also 5: it cannot be reached, or cannot work
+now.";
 
 /// What a command's exit status says where its own help says nothing of it.
 const EXIT_STATUS: &str = "Exit status: 0 done, 1 it went wrong, 2 what was given cannot be used.";
 
 /// The same for a command that speaks to a server.
 const EXIT_STATUS_REMOTE: &str = "\
-Exit status: 0 done, 1 it went wrong, 2 what was given cannot be used (also the
-token), 5 the server cannot be reached, or cannot work now.";
+Exit status: 0 done, 1 it went wrong, 2 what was given cannot be used (also
+the token), 5 the server cannot be reached, or cannot work now.";
 
 /// A continuous delivery server: pipelines, rollouts under live traffic, and a GraphQL API with
 /// subscriptions that can be resumed
@@ -369,6 +371,19 @@ mod tests {
     fn the_command_line_holds_together() {
         documented(Cli::command()).debug_assert();
         documented(Small::command()).debug_assert();
+    }
+
+    #[test]
+    fn what_ends_a_help_fits_eighty_columns() {
+        fn fits(command: &clap::Command) {
+            let text = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(!text.is_empty(), "{}", command.get_name());
+            for line in text.lines() {
+                assert!(line.chars().count() <= 78, "{}: {line}", command.get_name());
+            }
+            command.get_subcommands().for_each(fits);
+        }
+        fits(&documented(Cli::command()));
     }
 
     #[test]

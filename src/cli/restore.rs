@@ -20,22 +20,27 @@ use crate::triggers;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  gennaker restore /var/backups/gennaker-2026-11-21.db --data-dir /var/lib/gennaker
+  gennaker restore /var/backups/gennaker-2026-11-21.db \\
+      --data-dir /var/lib/gennaker
   gennaker restore yesterday.db --force
-  DATABASE_URL=postgres://… gennaker restore --in-place      after pg_restore
+  DATABASE_URL=postgres://… gennaker restore --in-place    after pg_restore
 
-No server may run on the data. What was under way when the backup was made goes on at the next
-start, and looks before it acts: it finds server groups that it made after the backup, and calls
-that may have been made then (a webhook's POST) count as ones of unknown outcome. Cursors of
-subscriptions from before are answered with the gap and a snapshot. Executions, names and tokens
-made after the backup are not known any more; tokens revoked after it are valid again: revoke them
-anew. Give the server the same host directory as before (--host-dir).
+No server may run on the data. What was under way when the backup was made
+goes on at the next start, and looks before it acts: it finds server groups
+that it made after the backup, and calls that may have been made then (a
+webhook's POST) count as ones of unknown outcome. Cursors of subscriptions
+from before are answered with the gap and a snapshot. Executions, names and
+tokens made after the backup are not known any more; tokens revoked after it
+are valid again: revoke them anew. Give the server the same host directory as
+before (--host-dir).
 
-What waited when the backup was made may have been done since, and is done again by the next
-start: mails that had not been sent, ends of executions that triggers had still to act upon, and
-a slot that a timetable has missed, if it says RUN_ONCE. They are listed; --hold holds them back:
-mails become dead letters (`retryDelivery` sends one), triggers go on with what comes next. An
-execution that goes on tells people, and starts what waits for its end, once more in any case.")]
+What waited when the backup was made may have been done since, and is done
+again by the next start: mails that had not been sent, ends of executions that
+triggers had still to act upon, and a slot that a timetable has missed, if it
+says RUN_ONCE. They are listed; --hold holds them back: mails become dead
+letters (`retryDelivery` sends one), triggers go on with what comes next. An
+execution that goes on tells people, and starts what waits for its end, once
+more in any case.")]
 pub struct Args {
     /// What `gennaker backup` made
     #[arg(value_name = "FILE", required_unless_present = "in_place", conflicts_with = "in_place")]

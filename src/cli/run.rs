@@ -18,14 +18,17 @@ use crate::model::Status;
 #[command(after_help = "\
 Examples:
   gennaker run shop/deploy -p version=1.2.0 --wait
-  gennaker run shop/deploy -p version=1.2.0 -p replicas:=3 --wait --timeout 30m --cancel-on-timeout
+  gennaker run shop/deploy -p version=1.2.0 -p replicas:=3 --wait \\
+      --timeout 30m --cancel-on-timeout
   gennaker run shop/deploy --idempotency-key build-4711 --json
 
-Exit status: 0 succeeded (without --wait: started), 1 failed, 2 bad input (also a token that does
-not hold), 3 cancelled, 4 timed out, 5 the server cannot be reached, or cannot work now: with
---wait after two minutes in which it was away. Then, and after Ctrl-C (130), what was started goes on.
+Exit status: 0 succeeded (without --wait: started), 1 failed, 2 bad input
+(also a token that does not hold), 3 cancelled, 4 timed out, 5 the server
+cannot be reached, or cannot work now: with --wait after two minutes in which
+it was away. Then, and after Ctrl-C (130), what was started goes on.
 
-JSON: {\"execution\": {id, number, name, application, status, url, failure}, \"isReplay\": BOOL}")]
+JSON: {\"execution\": {id, number, name, application, status, url, failure},
+       \"isReplay\": BOOL}")]
 pub struct Args {
     /// Which pipeline
     #[arg(value_name = "APP/PIPELINE")]

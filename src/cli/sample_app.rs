@@ -30,7 +30,8 @@ const VERSION: HeaderName = HeaderName::from_static("x-version");
 Examples:
   gennaker sample-app --version 1.0.0
   gennaker sample-app --version bad --fail-health
-  gennaker sample-app --version slow --start-delay-ms 5000 --crash-after-ms 9000
+  gennaker sample-app --version slow --start-delay-ms 5000 \\
+      --crash-after-ms 9000
 
 Exit status: 0 asked to end, 1 it cannot listen, 2 bad input, 3 it was told to
 crash.")]

@@ -15,16 +15,19 @@ use crate::clock::Clock;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  gennaker status                    all applications, and what runs
-  gennaker status shop               its pipelines, executions, load balancers and server groups
-  gennaker status shop/deploy        the pipeline's last executions
-  gennaker status shop/deploy#12     the tree of one execution
+  gennaker status                  all applications, and what runs
+  gennaker status shop             its pipelines, executions, load balancers
+                                   and server groups
+  gennaker status shop/deploy      the pipeline's last executions
+  gennaker status shop/deploy#12   the tree of one execution
 
-Exit status: 0 when it could be asked, whatever the answer says; 1 failed; 2 no such thing, or the
-token does not hold; 5 the server cannot be reached, or cannot work now.
+Exit status: 0 when it could be asked, whatever the answer says; 1 failed; 2
+no such thing, or the token does not hold; 5 the server cannot be reached, or
+cannot work now.
 
-JSON: {\"applications\", \"executions\"}, {\"application\"}, {\"pipeline\"} or {\"execution\"}, as the API
-has them (see the queries in client-examples/operations)")]
+JSON: {\"applications\", \"executions\"}, {\"application\"}, {\"pipeline\"} or
+{\"execution\"}, as the API has them (see the queries in
+client-examples/operations)")]
 pub struct Args {
     /// What to look at
     #[arg(value_name = "APP[/PIPELINE[#N]]")]

@@ -14,7 +14,8 @@ use super::{Failure, Outcome, block_on};
 #[command(after_help = "\
 Examples:
   gennaker approve shop/deploy#12
-  gennaker approve shop/deploy#12 --stage go-live --input 'all regions' --comment 'looks good'
+  gennaker approve shop/deploy#12 --stage go-live --input 'all regions' \\
+      --comment 'looks good'
 
 JSON: {\"execution\": {id, status}, \"stage\": KEY, \"proceed\": true}")]
 pub struct ApproveArgs {
@@ -60,7 +61,8 @@ Examples:
   gennaker cancel shop/deploy#12 --reason 'wrong version'
   gennaker cancel shop/deploy#12 --leave        leaves what was begun as it is
 
-Cancelling brings back what was there before, as part of the execution; follow it with `gennaker logs`.
+Cancelling brings back what was there before, as part of the execution; follow
+it with `gennaker logs`.
 
 JSON: {\"execution\": {id, status, cancellation}}")]
 pub struct CancelArgs {

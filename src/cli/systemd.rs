@@ -11,10 +11,10 @@ use super::{Failure, Outcome};
 /// Flags.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The server's unit starts the host's before it. Stopping, restarting or upgrading
-either one leaves the instances running; `systemctl reload gennaker-host` goes
-over to a new binary without a dropped request, `systemctl reload gennaker` has
-the server read its settings again.
+The server's unit starts the host's before it. Stopping, restarting or
+upgrading either one leaves the instances running.
+`systemctl reload gennaker-host` goes over to a new binary without a dropped
+request, `systemctl reload gennaker` has the server read its settings again.
 
 Examples:
   gennaker systemd                           both units, to look at
@@ -27,8 +27,8 @@ Files:
   /var/lib/gennaker-host       the host's
   With --user they are in ~/.config and in the user's state directory.
 
-Exit status: 0 done, 1 a file cannot be written, 2 a unit of that name with other
-content is there.")]
+Exit status: 0 done, 1 a file cannot be written, 2 a unit of that name with
+other content is there.")]
 pub struct Args {
     /// Write gennaker.service and gennaker-host.service to this directory instead of printing them
     #[arg(long, value_name = "DIR")]

@@ -27,8 +27,8 @@ Examples:
   gennaker token revoke tk_0199a1b2c3d47e5f8a9b0c1d2e3f4a5b
 
 Works on the database itself, beside a running server or without one: whoever
-may read the data directory administers the server. A running server takes a new
-token at once and refuses a revoked one within ten seconds.")]
+may read the data directory administers the server. A running server takes a
+new token at once and refuses a revoked one within ten seconds.")]
 pub struct Args {
     #[command(subcommand)]
     command: Command,
@@ -53,8 +53,8 @@ Examples:
   gennaker token create --principal alice --role operator
   TOKEN=$(gennaker token create --principal ci --kind service 2>/dev/null)
 
-Exit status: 0 made, 1 the database cannot be used, 2 the principal is there with
-another role or kind, or its name does not hold.")]
+Exit status: 0 made, 1 the database cannot be used, 2 the principal is there
+with another role or kind, or its name does not hold.")]
 struct Create {
     /// Whose token it is: a person's or a program's name; made if there is none of that name
     #[arg(long, value_name = "NAME")]

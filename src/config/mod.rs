@@ -142,7 +142,13 @@ impl Args {
         let data = errors.keep(self.data.validate());
         let dir = data.as_ref().map(|data| data.dir.clone()).unwrap_or_default();
         let host = errors.keep(self.host.validate(&dir));
+        let unreadable = self.server.tls.unreadable();
         let server = errors.keep(self.server.validate());
+        for error in unreadable {
+            if !errors.0.contains(&error) {
+                errors.0.push(error);
+            }
+        }
         let security = errors.keep(self.security.validate());
         let limits = errors.keep(self.limits.validate());
         let observe = errors.keep(self.observe.validate());

@@ -225,8 +225,15 @@ fn is_loopback(host: &str) -> bool {
 }
 
 fn public_url(text: &str) -> Result<String, Error> {
-    let holds = reqwest::Url::parse(text)
-        .is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host() && url.query().is_none());
+    let url = reqwest::Url::parse(text).ok();
+    if url.as_ref().is_some_and(|url| !url.username().is_empty() || url.password().is_some()) {
+        return Err(Error::new(
+            "--public-url",
+            "has a user or a password in it, and would be sent with mails; leave them out",
+        ));
+    }
+    let holds =
+        url.is_some_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host() && url.query().is_none());
     if !holds || text.contains('#') {
         let message = format!("`{}` is not a URL like https://gennaker.example.org", text.escape_debug());
         return Err(Error::new("--public-url", message));
@@ -319,6 +326,12 @@ mod tests {
     fn a_public_url_is_one() {
         for bad in ["gennaker", "ftp://x", "https://x/?a=b", "https://x/#a"] {
             assert_eq!(setting(SmtpArgs { public_url: Some(bad.into()), ..args() }), "--public-url", "{bad}");
+        }
+        for bad in ["https://cd@x", "https://cd:s3cret@x", "https://:s3cret@x/?a=b"] {
+            let args = SmtpArgs { public_url: Some(bad.into()), ..args() };
+            let error = args.validate_with(|_| None).expect_err(bad);
+            assert!(error.setting == "--public-url" && error.message.contains("a user or a password"), "{error}");
+            assert!(!error.message.contains("s3cret"), "{error}");
         }
     }
 }

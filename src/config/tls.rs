@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Error;
-use crate::listener::tls::{Certificates, Error as Unusable, Files};
+use crate::listener::tls::{self, Certificates, Error as Unusable, Files};
 
 /// Flags.
 #[derive(Debug, Clone, clap::Args)]
@@ -29,6 +29,17 @@ impl Default for TlsArgs {
 
 impl TlsArgs {
     const CHECK_SECONDS: u64 = 60;
+
+    /// Files that are named and cannot be read, each by itself.
+    pub(super) fn unreadable(&self) -> Vec<Error> {
+        let files = [("--tls-cert", &self.tls_cert), ("--tls-key", &self.tls_key)];
+        let unreadable = files.into_iter().filter_map(|(setting, path)| {
+            let path = path.as_deref()?;
+            let message = tls::read(path).err()?;
+            Some(Error::new(setting, format!("{}: {message}", path.display())))
+        });
+        unreadable.collect()
+    }
 
     /// # Errors
     /// When one of the two files is missing, or they are no certificate with its key.

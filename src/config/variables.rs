@@ -25,12 +25,15 @@ const CONTAINER: &str = "GENNAKER_HEALTH_URL";
 pub fn unknown(command: &Command, set: impl IntoIterator<Item = (OsString, OsString)>) -> Vec<Fault> {
     let mut known = BTreeSet::from([CONTAINER.to_owned()]);
     each_arg(command, &mut |arg| known.extend(variable(arg)));
+    // `GENNAKER_SECRET_DIR` is hardly a secret's name: one edit away is a slip.
+    let slip = |name: &str| known.iter().any(|known| strsim::damerau_levenshtein(name, known) == 1);
     let set = set.into_iter().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
     let unknown: BTreeSet<_> = set
         .filter(|(name, value)| {
             name.starts_with(PREFIX)
                 && !known.contains(name)
-                && ![ENVIRONMENT_PREFIX, TRIALS].iter().any(|begin| name.starts_with(begin))
+                && !name.starts_with(TRIALS)
+                && (!name.starts_with(ENVIRONMENT_PREFIX) || slip(name))
                 && !of_a_service(name, &value.to_string_lossy())
         })
         .map(|(name, _)| name)
@@ -104,7 +107,8 @@ mod tests {
     fn told(set: &[(&str, &str)]) -> Vec<String> {
         let command = Command::new("gennaker")
             .subcommand(Command::new("serve").arg(Arg::new("listen").long("listen").env("GENNAKER_LISTEN")))
-            .subcommand(Command::new("run").arg(Arg::new("token").long("token").env("GENNAKER_TOKEN")));
+            .subcommand(Command::new("run").arg(Arg::new("token").long("token").env("GENNAKER_TOKEN")))
+            .subcommand(Command::new("host").arg(Arg::new("dirs").long("secret-dir").env("GENNAKER_SECRET_DIRS")));
         let set = set.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
         unknown(&command, set).iter().map(ToString::to_string).collect()
     }
@@ -123,6 +127,17 @@ mod tests {
                 "GENNAKER_SOMETHING_ELSE: there is no such variable; `gennaker serve --help` names all that a server has",
             ]
         );
+    }
+
+    #[test]
+    fn a_slip_in_the_variable_for_secret_directories_is_not_taken_for_a_secret() {
+        for slip in ["GENNAKER_SECRET_DIR", "GENNAKER_SECRET_DISR", "GENNAKER_SECRET_DIRSS"] {
+            let expected = format!("{slip}: there is no such variable; did you mean `GENNAKER_SECRET_DIRS`?");
+            assert_eq!(told(&[(slip, "/run/secrets")]), [expected]);
+        }
+        for fine in ["GENNAKER_SECRET_DIRS", "GENNAKER_SECRET_DIRECT"] {
+            assert_eq!(told(&[(fine, "/run/secrets")]), Vec::<String>::new());
+        }
     }
 
     #[test]

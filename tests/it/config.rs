@@ -168,6 +168,7 @@ async fn check() -> Outcome {
         format!("{file}:9: `cors-allowed-origins` does not hold"),
         format!("{file}:3: `max-page`: 5000 is not within 1 to 1000"),
         "--tls-key: is missing".to_owned(),
+        format!("{file}:6: `tls-cert`: /does/not/exist: "),
     ] {
         anyhow::ensure!(text.contains(&words), "{words} is not in {text}");
     }

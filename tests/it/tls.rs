@@ -232,6 +232,11 @@ async fn beyond_loopback() -> Outcome {
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         anyhow::ensure!(output.status.code() == Some(2) && text.contains("--tls-key"), "{flags:?}: {text}");
     }
+    let output = check(&["--insecure", "--tls-cert", "/no/certificate", "--tls-key", "/no/key"])?;
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    for words in ["--tls-cert: /no/certificate: ", "--tls-key: /no/key: "] {
+        anyhow::ensure!(text.matches(words).count() == 1, "{words} is not once in {text}");
+    }
     Ok(())
 }
 

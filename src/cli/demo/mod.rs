@@ -31,8 +31,8 @@ use crate::telemetry;
 #[command(after_help = "\
 Starts a server and a host in a temporary directory, creates an application,
 deploys version 1.0.0 as three real processes, puts a steady load on them, and
-deploys 2.0.0 red/black while the tree of stages is drawn. Ctrl-C ends it, stops
-all that was started and removes the data.
+deploys 2.0.0 red/black while the tree of stages is drawn. Ctrl-C ends it,
+stops all that was started and removes the data.
 
 Examples:
   gennaker demo
