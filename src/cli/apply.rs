@@ -34,7 +34,8 @@ in which one may need the other. A pipeline that somebody else has changed
 meanwhile is not overwritten.
 
 --prune looks at the applications that the files name, and at the kinds that
-the files have; server groups and applications are never deleted.
+the files have; server groups and applications are never deleted. If something
+is in use that would be, nothing is done.
 
 Exit status: 0 all is as the files say, 1 some of it failed, 2 a document or
 the token does not hold (nothing was done), 5 the server cannot be reached, or
@@ -155,8 +156,8 @@ fn started_by(fields: &serde_json::Map<String, Value>) -> impl Iterator<Item = (
     })
 }
 
-/// That what documents refer to is there or in the documents, and stays; and that the server would
-/// take each that changes something.
+/// That what documents refer to is there or in the documents, and stays; that nothing else uses what
+/// goes; and that the server would take each that changes something.
 async fn check(
     server: &Server,
     documents: &[Document],
@@ -188,6 +189,23 @@ async fn check(
             }
         }
     }
+    faults.extend(taken_twice(documents));
+    for identity in doomed {
+        let users = server.users(identity).await.map_err(fault)?;
+        // It goes before this one, or its document decides: see `needs` above.
+        let goes = |user: &Identity| doomed.contains(user) || documents.iter().any(|it| it.identity == *user);
+        let load_balancers = users.load_balancers.iter().filter(|user| !goes(user));
+        let load_balancers = load_balancers.map(|user| format!("load balancer `{}`", user.name));
+        let server_groups = users.server_groups.iter().map(|name| format!("server group `{name}`"));
+        let users: Vec<_> = load_balancers.chain(server_groups).collect();
+        if !users.is_empty() {
+            faults.push(format!(
+                "{identity}: --prune would delete it, since no file mentions it, but it is used by {}; delete these \
+                 first, or mention it in a file",
+                users.join(", ")
+            ));
+        }
+    }
     let changing: Vec<&Document> =
         documents.iter().filter(|it| !present.get(&it.identity).is_some_and(|before| is_so(before, it))).collect();
     for document in &changing {
@@ -198,6 +216,37 @@ async fn check(
         faults.extend(errors.iter().map(|error| document.refusal(error)));
     }
     if faults.is_empty() { Ok(()) } else { Err(refuse(&faults)) }
+}
+
+/// Ports that more than one load balancer at the same place is to have, and only there.
+fn taken_twice(documents: &[Document]) -> Vec<String> {
+    let mut taken: BTreeMap<_, &Document> = BTreeMap::new();
+    let mut faults = Vec::new();
+    for document in documents.iter().filter(|document| document.identity.kind == Kind::LoadBalancer) {
+        let listeners = document.fields.get("listeners").and_then(Value::as_array).into_iter().flatten();
+        for (index, listener) in listeners.enumerate() {
+            let (port, last) = (&listener["port"], &listener["portTo"]);
+            // The server takes another port of a range.
+            let Some(port) = port.as_u64().filter(|port| last.is_null() || last.as_u64() == Some(*port)) else {
+                continue;
+            };
+            // The API's default is left out of canonical form.
+            let address = listener["address"].as_str().unwrap_or("127.0.0.1");
+            let key = (&document.identity.place, address, port);
+            let first = *taken.entry(key).or_insert(document);
+            if first.identity != document.identity {
+                let port =
+                    if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") };
+                let message = format!(
+                    "{} in {} is to listen at {port} too; give one of them another port",
+                    first.identity,
+                    first.file.display()
+                );
+                faults.push(document.fault(&["listeners", &index.to_string(), "port"], message));
+            }
+        }
+    }
+    faults
 }
 
 /// What a document refers to, each with its path.

@@ -24,6 +24,8 @@ pub fn trials() -> Vec<Trial> {
         trial("apply", "a_trigger_without_its_source_is_exported_with_a_warning_and_mended_by_apply", dead_trigger),
         trial("apply", "every_sort_of_field_goes_out_and_in_unchanged", every_field),
         trial("apply", "prune_does_not_delete_what_a_file_needs", prune_keeps_needed),
+        trial("apply", "prune_refuses_what_is_in_use_before_anything_is_done", prune_keeps_used),
+        trial("apply", "two_load_balancers_with_one_port_are_refused_before_anything_is_done", one_port),
     ]
 }
 
@@ -783,5 +785,90 @@ async fn prune_keeps_needed() -> Outcome {
     }
     let data = server.client().query("{ pipelines { totalCount } securityGroups { totalCount } }", json!({})).await?;
     anyhow::ensure!(data["pipelines"]["totalCount"] == 2 && data["securityGroups"]["totalCount"] == 2, "{data}");
+    Ok(())
+}
+
+async fn prune_keeps_used() -> Outcome {
+    const WHOLE: &str = "{ executions { totalCount } loadBalancers { nodes { name } }
+        securityGroups { nodes { name } } pipelines { nodes { name } } }";
+    let server = Server::start().await?;
+    let hello = Hello::create(&server).await?;
+    hello.deploy("1.0.0").await?.succeeded()?;
+    let (from, to) = server.load_balancer_ports();
+    let before = server.client().query(WHOLE, json!({})).await?;
+    // Others in the place of what the server group uses; all of it would be made before anything goes.
+    let others = format!(
+        "kind: SecurityGroup\nname: hello-other\ninbound: []\n---\nkind: LoadBalancer\nname: hello-other\n\
+         listeners: [{{ port: {from}, portTo: {to} }}]\n"
+    );
+    let path = write(&server, "hello.yaml", &others)?;
+    let file = path.to_str().unwrap_or_default();
+    for flags in [&["-f", file, "--prune", "--dry-run"][..], &["-f", file, "--prune"]] {
+        let done = apply(&server, flags).await?.with_status(2)?;
+        for what in ["load balancer hello", "security group hello"] {
+            let wanted = format!(
+                "{what}: --prune would delete it, since no file mentions it, but it is used by server group `hello-v000`;"
+            );
+            anyhow::ensure!(done.err.contains(&wanted), "{wanted}: {}", done.err);
+        }
+        let after = server.client().query(WHOLE, json!({})).await?;
+        anyhow::ensure!(after == before, "{after}");
+    }
+
+    // Of those that use the group, one goes before it, one lets it go, and the third is nobody's affair.
+    let balancer = |name: &str, groups: &str| {
+        let listeners = format!("[{{ port: {from}, portTo: {to} }}]");
+        format!("---\nkind: LoadBalancer\nname: {name}\nlisteners: {listeners}\nsecurityGroups: [{groups}]\n")
+    };
+    let all = [
+        SHOP,
+        "---\nkind: SecurityGroup\nname: shop\ninbound: []\n",
+        &balancer("shop", "shop"),
+        &balancer("shop-stays", "shop"),
+        &balancer("hello-third", "shop"),
+    ];
+    let path = write(&server, "shop.yaml", &all.concat())?;
+    let shop = path.to_str().unwrap_or_default();
+    apply(&server, &["-f", shop]).await?.with_status(0)?;
+    let left = ["kind: SecurityGroup\nname: shop-other\ninbound: []\n", &balancer("shop-stays", "shop-other")];
+    write(&server, "shop.yaml", &left.concat())?;
+    let done = apply(&server, &["-f", shop, "--prune"]).await?.with_status(2)?;
+    let wanted = "security group shop: --prune would delete it, since no file mentions it, but it is used by \
+                  load balancer `hello-third`;";
+    anyhow::ensure!(done.err.contains(wanted), "{}", done.err);
+    let third = write(&server, "third.yaml", &balancer("hello-third", ""))?;
+    apply(&server, &["-f", third.to_str().unwrap_or_default()]).await?.with_status(0)?;
+    let done = apply(&server, &["-f", shop, "--prune"]).await?.with_status(0)?;
+    for part in ["deleted load balancer shop\n", "deleted security group shop\n"] {
+        anyhow::ensure!(done.out.contains(part), "{part}: {}", done.out);
+    }
+    Ok(())
+}
+
+async fn one_port() -> Outcome {
+    let server = Server::start().await?;
+    let (port, to) = server.load_balancer_ports();
+    let balancer =
+        |name: &str, listener: &str| format!("---\nkind: LoadBalancer\nname: {name}\nlisteners: [{listener}]\n");
+    let first = write(&server, "files/1.yaml", &[SHOP, &balancer("shop", &format!("{{ port: {port} }}"))].concat())?;
+    let one = format!("{{ address: 127.0.0.1, port: {port}, portTo: {port} }}");
+    let second = write(&server, "files/2.yaml", &balancer("shop-web", &one))?;
+    let files = server.dir().join("files");
+    let files = files.to_str().unwrap_or_default();
+    let wanted = format!(
+        "{}:4: load balancer shop-web: load balancer shop in {} is to listen at 127.0.0.1:{port} too; \
+         give one of them another port (at listeners.0.port)",
+        second.display(),
+        first.display()
+    );
+    for flags in [&["-f", files, "--dry-run"][..], &["-f", files]] {
+        let done = apply(&server, flags).await?.with_status(2)?;
+        anyhow::ensure!(done.err.contains(&wanted), "{wanted}\n{}", done.err);
+        nothing_was_done(&server).await?;
+    }
+    // A range has another.
+    let ranged = balancer("shop-web", &format!("{{ port: {port}, portTo: {to} }}"));
+    write(&server, "files/2.yaml", &ranged)?;
+    apply(&server, &["-f", files]).await?.with_status(0)?;
     Ok(())
 }

@@ -30,6 +30,13 @@ pub struct Found {
     pub dead_triggers: Vec<String>,
 }
 
+/// What keeps a load balancer or a security group from being deleted.
+#[derive(Debug, Default)]
+pub struct Users {
+    pub load_balancers: Vec<Identity>,
+    pub server_groups: Vec<String>,
+}
+
 /// A mutation that brings an object to what a document says.
 struct Call {
     verb: &'static str,
@@ -174,6 +181,33 @@ query All($after: String) {
         screen: &mut Screen,
     ) -> anyhow::Result<()> {
         self.perform(call(identity, fields, before), timeout, screen).await
+    }
+
+    /// What uses an object and has to go before it; nothing where it is gone.
+    ///
+    /// # Errors
+    /// When the server does not answer.
+    pub async fn users(&self, identity: &Identity) -> Result<Users, Error> {
+        let (field, lists) = match identity.kind {
+            Kind::LoadBalancer => ("loadBalancer", "serverGroups { name }"),
+            Kind::SecurityGroup => ("securityGroup", "serverGroups { name } loadBalancers { account location name }"),
+            Kind::Application | Kind::Pipeline => return Ok(Users::default()),
+        };
+        let (account, location) = identity.place.clone().unwrap_or_default();
+        let document = format!(
+            "query Users($account: String!, $location: String!, $name: String!) {{
+               found: {field}(account: $account, location: $location, name: $name) {{ {lists} }}
+             }}"
+        );
+        let place = json!({ "account": account, "location": location, "name": identity.name });
+        let data = self.client.query(&document, place).await?;
+        let list = |name: &str| data["found"][name].as_array().into_iter().flatten();
+        let load_balancers = list("loadBalancers").filter_map(Value::as_object);
+        let server_groups = list("serverGroups").filter_map(|group| group["name"].as_str());
+        Ok(Users {
+            load_balancers: load_balancers.map(|fields| Identity::of(Kind::LoadBalancer, fields)).collect(),
+            server_groups: server_groups.map(str::to_owned).collect(),
+        })
     }
 
     /// Deletes an object.
