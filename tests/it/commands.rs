@@ -108,7 +108,7 @@ async fn controls() -> Outcome {
     let data = server.gennaker(&["status", "hello/evil", "--json"]).await?.with_status(0)?.json()?;
     anyhow::ensure!(data["pipeline"]["definition"]["description"] == "red: \x1b[31m", "{data}");
     // What `apply` shows: a diff, and an error with a part of the document.
-    let file = "kind: Pipeline\napplication: hello\nname: evil\ndescription: \"\\e[1m\"\nstages: []\n";
+    let file = "kind: Pipeline\napplication: hello\nname: evil\ndescription: \"\\e[1m\"\nstages: [{ key: a, kind: wait, config: { seconds: 0 } }]\n";
     let done = server.gennaker_with(&["apply", "-f", "-", "--dry-run"], file).await?.with_status(0)?;
     clean(&done.out, &["changed"])?;
     let file = "kind: Pipeline\napplication: hello\nname: \"a\\e[31m\"\nstages: []\n";
