@@ -41,6 +41,11 @@ pub fn line(what: &str, figure: &str, bar: &str, met: bool) {
     }
 }
 
+/// One line without a bar.
+pub fn note(what: &str, figure: &str) {
+    println!("{what:<62} {figure}");
+}
+
 /// Names the bars that were missed, at the end of all; with `GENNAKER_BENCH_STRICT=1` they are a failure.
 pub fn verdict() -> ExitCode {
     let missed = missed();

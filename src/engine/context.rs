@@ -14,6 +14,7 @@ use super::apply::{cut, delta};
 use super::contract::{Cause, Effect, EffectError, NOT_MADE, Repeat, StepError, Ticket};
 use super::decide::{is_unwind, topmost};
 use super::runner::Shared;
+use super::upon::Upon;
 use super::worker::Message;
 use super::{CrashPoint, Moment};
 use crate::measure::engine::{self as measure, EffectOutcome};
@@ -23,6 +24,8 @@ use crate::store::{ClusterClaim, ClusterKey, Commit, CommitError, Guard, Intent,
 /// The longest a call may take.
 const EFFECT_TIMEOUT_MAX: Duration = Duration::from_secs(600);
 
+const UNSAVED: &str = "what the step begins upon was not saved";
+
 /// What a step may see and do. Internals belong to the runner.
 pub struct StepContext {
     pub(super) shared: Arc<Shared>,
@@ -31,6 +34,8 @@ pub struct StepContext {
     /// Of the stage, among the execution's.
     pub(super) index: usize,
     pub(super) state: Arc<StepState>,
+    /// What has to be saved before anything of the step leaves the process.
+    pub(super) upon: Upon,
     pub(super) worker: tokio::sync::mpsc::UnboundedSender<Message>,
 }
 
@@ -231,6 +236,11 @@ impl StepContext {
         let Some(_entered) = self.state.enter() else {
             return Err(self.not_made("the stage has to end".to_owned()));
         };
+        let known_open = self.state.kept().open.contains_key(effect.key);
+        if known_open && !self.upon.holds().await {
+            // It stays open for the step that comes instead of this one.
+            return Err(self.not_made(UNSAVED.to_owned()));
+        }
         let mut found = self.state.kept().open.remove(effect.key);
         if found.is_none() && effect.repeat == Repeat::Blind {
             found = self.lost(&effect).await?;
@@ -346,7 +356,12 @@ impl StepContext {
         let (id, what) = (intent.id, intent.what.clone());
         let commit = Commit { guards, writes: vec![Write::InsertIntent(intent)], events: Vec::new() };
         self.shared.alive().await;
-        let error = match self.shared.store.commit(commit).await {
+        let recorded = match self.upon.take_along(&self.shared.store, commit) {
+            Ok(followed) => followed.wait().await,
+            Err(commit) if self.upon.holds().await => self.shared.store.commit(commit).await,
+            Err(_) => return Err(self.not_made(UNSAVED.to_owned())),
+        };
+        let error = match recorded {
             Ok(_) => return Ok(()),
             Err(error) => error,
         };
@@ -396,6 +411,7 @@ impl StepContext {
     /// # Errors
     /// A retry, when the database could not say.
     pub async fn claim_cluster(&self, key: &ClusterKey) -> Result<ClusterClaim, StepError> {
+        self.settled().await?;
         let top = topmost(&self.execution, self.stage()).id;
         self.state.kept().clusters.push(key.clone());
         let max = self.shared.options.cluster_queue_max;
@@ -431,9 +447,18 @@ impl StepContext {
     /// # Errors
     /// A retry, when the database could not say.
     pub async fn reserve_name(&self, place: &Place, name: &str) -> Result<bool, StepError> {
+        self.settled().await?;
         let stage = self.stage();
         let reserved = self.shared.store.name_reserve(self.lease, place, name, stage.id, stage.attempt).await;
         reserved.map_err(|error| self.refused(&error, format!("reservation of the name `{name}`")))
+    }
+
+    /// Waits until what the step begins upon is saved.
+    async fn settled(&self) -> Result<(), StepError> {
+        if self.upon.holds().await {
+            return Ok(());
+        }
+        Err(StepError::Retry(Cause::new(NOT_MADE, UNSAVED)))
     }
 
     fn refused(&self, error: &CommitError, what: String) -> StepError {

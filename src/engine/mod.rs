@@ -16,6 +16,7 @@ mod sweep;
 mod timers;
 mod topics;
 mod trigger;
+mod upon;
 mod validate;
 mod worker;
 

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use chrono::DateTime;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -764,6 +766,42 @@ engine_test! {
     }
 }
 
+/// Two stages with a call each, one after the other, beside one that waits for a person. When the
+/// first has made its call, `change` comes in before the commit of its end.
+async fn changed_before_a_commit(
+    change: impl Fn(Commands, Actor, Execution) -> BoxFuture<'static, ()> + Send + Sync + 'static,
+) -> (Home, Server, Execution) {
+    let home = Home::new(Clock::system()).await;
+    let known: Arc<std::sync::Mutex<Option<BoxFuture<'static, ()>>>> = Arc::default();
+    let hook = CrashHook(Arc::new({
+        let known = Arc::clone(&known);
+        move |at: &CrashPoint| {
+            // The step that ends the first stage, by its last cursor; it comes again after a refusal.
+            if at.stage == "first" && at.moment == Moment::BeforeCommit && at.cursor == json!(1) {
+                let change = known.lock().unwrap().take();
+                if let Some(change) = change {
+                    tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(change));
+                }
+            }
+            false
+        }
+    }));
+    let server = home.start(Options { crash: Some(hook), ..Home::options() });
+    let person = json!({"steps": [{"wait": {"seconds": 60}}]});
+    let gated = json!({"steps": [{"effect": {"key": "x", "gate": "known"}}]});
+    let stages =
+        vec![stage("person", &[], person), stage("first", &[], gated), stage("second", &["first"], effect("y"))];
+    let id = home.begin(&server.commands, stages).await;
+    home.world.calls_reach(1).await;
+    let waits = |execution: &Execution| matches!(row(execution, "person").wake, Wake::Signal { .. });
+    let execution = home.until(id, "the wait for a person", waits).await;
+    *known.lock().unwrap() = Some(change(server.commands.clone(), home.actor.clone(), execution));
+    home.world.open("known");
+    let over = home.over(id).await;
+    assert!(known.lock().unwrap().is_none(), "it came in between");
+    (home, server, over)
+}
+
 /// A server that dies at the n-th crash point; then another on the same database.
 async fn crash_at(point: usize, stages: Vec<StageSpec>) -> Option<(Home, Execution, CrashPoint)> {
     let home = Home::new(Clock::system()).await;
@@ -801,6 +839,32 @@ async fn crash_at(point: usize, stages: Vec<StageSpec>) -> Option<(Home, Executi
 }
 
 engine_test! {
+    async fn a_step_whose_commit_was_refused_comes_again_and_calls_once() {
+        let judged = |commands: Commands, actor: Actor, execution: Execution| async move {
+            let stage = row(&execution, "person").id;
+            let judgment = Judgment { stage, proceed: true, input: None, comment: None };
+            commands.judge(&actor, judgment).await.unwrap();
+        }.boxed();
+        let (home, server, execution) = changed_before_a_commit(judged).await;
+        assert_eq!(execution.status, Status::Succeeded);
+        assert_eq!(home.world.names(), ["x", "y"]);
+        assert_eq!(home.store.intents(execution.id).await.unwrap().len(), 2, "no intent without its call");
+        home.intents_are_closed(execution.id).await;
+        server.stop().await;
+    }
+
+    async fn a_cancel_that_comes_before_the_commit_lets_no_later_call_be_made() {
+        let cancelled = |commands: Commands, actor: Actor, execution: Execution| async move {
+            commands.cancel(&actor, execution.id, "enough", CancelMode::Unwind).await.unwrap();
+        }.boxed();
+        let (home, server, execution) = changed_before_a_commit(cancelled).await;
+        assert_eq!(execution.status, Status::Canceled);
+        assert_eq!(home.world.names(), ["x"]);
+        assert_eq!(home.store.intents(execution.id).await.unwrap().len(), 1);
+        home.intents_are_closed(execution.id).await;
+        server.stop().await;
+    }
+
     async fn keyed_effects_survive_a_crash_at_every_point() {
         let mut moments = std::collections::HashSet::new();
         for point in 0.. {

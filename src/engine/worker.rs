@@ -18,6 +18,7 @@ use super::context::StepState;
 use super::contract::Next;
 use super::decide::{Decision, Facts, decide};
 use super::runner::{Handle, Shared};
+use super::upon::Upon;
 use super::{CrashPoint, Moment};
 use crate::measure::{self, Invariant};
 use crate::model::{Execution, ExecutionId, IntentId, Progress, StageId, Status, Wake};
@@ -61,6 +62,8 @@ pub(super) struct Worker {
     execution: Arc<Execution>,
     facts: Facts,
     steps: JoinSet<Report>,
+    /// Steps that have begun upon what may not be saved yet, and since when they are due.
+    begun: Vec<(StageId, DateTime<Utc>)>,
     states: HashMap<StageId, Arc<StepState>>,
     /// Intents found open when the execution was claimed, by stage, attempt and key.
     open: HashMap<(StageId, i32), HashMap<String, Intent>>,
@@ -119,6 +122,7 @@ pub(super) async fn run(
         execution: Arc::new(execution),
         facts: Facts::default(),
         steps: JoinSet::new(),
+        begun: Vec::new(),
         states: HashMap::new(),
         open,
         told: HashMap::new(),
@@ -269,13 +273,9 @@ impl Worker {
                 break (decisions, now);
             }
         };
-        if !self.shared.stopping.is_cancelled() {
-            for decision in &decisions {
-                if let Decision::Step(stage) = decision {
-                    self.begin(*stage, now);
-                }
-            }
-        }
+        // Where there was something to save they have begun upon it.
+        self.begin(&decisions, now, &Upon::saved()).await;
+        self.begun_upon(true);
         let next = decisions.iter().filter_map(|decision| match decision {
             Decision::WaitUntil(at) if *at > now => Some(*at),
             _ => None,

@@ -61,6 +61,8 @@ pub(super) struct Batch<'c, C> {
     closed: Vec<Vec<Value>>,
     events: Vec<(usize, NewRow)>,
     outcomes: Vec<Result<Outcome, Refusal>>,
+    /// Why the last commit that follows none did not happen, for those that follow it.
+    refused: Option<Refusal>,
 }
 
 /// Rows waiting to be written, one per id: the last counts.
@@ -147,15 +149,26 @@ impl<'c, C: ConnectionTrait> Batch<'c, C> {
             closed: Vec::new(),
             events: Vec::new(),
             outcomes: Vec::with_capacity(batch.len()),
+            refused: None,
         })
     }
 
     /// One commit: all its guards, then its writes.
     pub(super) async fn add(&mut self, prepared: &Prepared) -> Result<(), DbErr> {
+        if !prepared.follows {
+            self.refused = None;
+        } else if let Some(refusal) = &self.refused {
+            self.outcomes.push(Err(refusal.clone()));
+            return Ok(());
+        }
         for guard in &prepared.guards {
             if !self.holds(guard).await? {
                 self.doubted.extend(&prepared.rows);
-                self.outcomes.push(Err(Refusal { guard: guard.clone() }));
+                let refusal = Refusal { guard: guard.clone() };
+                if !prepared.follows {
+                    self.refused = Some(refusal.clone());
+                }
+                self.outcomes.push(Err(refusal));
                 return Ok(());
             }
         }

@@ -67,7 +67,7 @@ impl Store {
                    ON CONFLICT (key) DO UPDATE SET value = excluded.value";
         let at = self.inner.clock.now().timestamp_micros().to_string();
         let op = Op::Run { sql, values: vec![rows::text(&at)] };
-        self.inner.write.write(Prepared { ops: vec![op], ..Prepared::default() }).await?;
+        self.write(Prepared { ops: vec![op], ..Prepared::default() }).await?;
         Ok(())
     }
 

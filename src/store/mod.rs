@@ -180,6 +180,23 @@ pub fn advice(why: &str) -> Option<&'static str> {
     sql::advice(why)
 }
 
+/// A commit on its way into the transaction of another. See [`Store::following`].
+pub struct Following(writer::Part);
+
+/// What became of a commit that was to follow another.
+pub struct Followed(writer::Answer);
+
+impl Followed {
+    /// Waits until the transaction is over.
+    ///
+    /// # Errors
+    /// See [`CommitError`]: refused where the other was; unknown where it was never handed in.
+    pub async fn wait(self) -> Result<Committed, CommitError> {
+        let since = std::time::Instant::now();
+        Ok(health::answered(self.0.wait().await, since)?.committed)
+    }
+}
+
 /// The database. Cheap to clone.
 #[derive(Clone)]
 pub struct Store {
@@ -251,12 +268,31 @@ impl Store {
     /// # Errors
     /// See [`CommitError`].
     pub async fn commit(&self, commit: Commit) -> Result<Committed, CommitError> {
+        self.commit_with(commit, Vec::new()).await
+    }
+
+    /// A commit that is to go along with another one, which is made later: hand it to
+    /// [`Store::commit_with`], and wait for what becomes of it at the same time.
+    #[must_use]
+    pub fn following(&self, commit: Commit) -> (Following, Followed) {
+        let prepared = prepare::Prepared { follows: true, ..prepare::prepare(commit, self.inner.clock.now()) };
+        let (part, answer) = writer::Part::new(prepared);
+        (Following(part), Followed(answer))
+    }
+
+    /// Like [`Store::commit`]; in the same transaction, behind it and in this order, `following`.
+    /// Each of those looks at its own guards, and is refused too where `commit` is.
+    ///
+    /// # Errors
+    /// See [`CommitError`]: that of `commit`.
+    pub async fn commit_with(&self, commit: Commit, following: Vec<Following>) -> Result<Committed, CommitError> {
         let prepared = prepare::prepare(commit, self.inner.clock.now());
-        Ok(self.write(prepared).await?.committed)
+        let following = following.into_iter().map(|following| following.0).collect();
+        Ok(self.inner.write.write(prepared, following).await?.committed)
     }
 
     async fn write(&self, prepared: prepare::Prepared) -> Result<apply::Outcome, CommitError> {
-        self.inner.write.write(prepared).await
+        self.inner.write.write(prepared, Vec::new()).await
     }
 
     /// Woken, after COMMIT, with each (stream, sequence) that grew, here or at another replica. A

@@ -18,6 +18,9 @@ pub(super) struct Prepared {
     pub rows: Vec<Uuid>,
     /// Executions that have work once this is committed.
     pub work: Vec<ExecutionId>,
+    /// It happens only if the one that leads it does: the last before it, in the same transaction,
+    /// that follows none itself.
+    pub follows: bool,
 }
 
 /// An event ready to be written but for its position.

@@ -59,7 +59,7 @@ async fn a_full_disk_is_told_and_survived() {
     let limit = async |pages: &'static str| {
         let op = prepare::Op::Run { sql: pages, values: Vec::new() };
         let prepared = prepare::Prepared { ops: vec![op], ..Default::default() };
-        store.inner.write.write(prepared).await.expect("written");
+        store.write(prepared).await.expect("written");
     };
     let mut big = application("big");
     big.description = "x".repeat(1 << 20);

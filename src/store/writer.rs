@@ -48,10 +48,41 @@ impl Notices {
     }
 }
 
+/// Commits that go in one transaction: a leading one, and those that follow it ([`Prepared::follows`]).
+pub(super) type Request = Vec<Part>;
+
 /// One commit on its way.
-pub(super) struct Request {
+pub(super) struct Part {
     prepared: Prepared,
     reply: oneshot::Sender<Result<Outcome, CommitError>>,
+}
+
+impl Part {
+    pub(super) fn new(prepared: Prepared) -> (Self, Answer) {
+        let (reply, answer) = oneshot::channel();
+        (Self { prepared, reply }, Answer(answer))
+    }
+
+    fn answer(self, result: Result<Outcome, CommitError>, notices: &Notices) {
+        if let Ok(outcome) = &result {
+            notices.tell(&self.prepared, outcome);
+        }
+        // Whoever asked may have gone.
+        let _ = self.reply.send(result);
+    }
+}
+
+/// What became of a commit.
+pub(super) struct Answer(oneshot::Receiver<Result<Outcome, CommitError>>);
+
+impl Answer {
+    pub(super) async fn wait(self) -> Result<Outcome, CommitError> {
+        match tokio::time::timeout(ANSWER_WITHIN, self.0).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(CommitError::Unknown("the writer ended without an answer".to_owned())),
+            Err(_) => Err(CommitError::Unknown(format!("no answer within {} s", ANSWER_WITHIN.as_secs()))),
+        }
+    }
 }
 
 /// Where commits are handed in.
@@ -68,48 +99,39 @@ pub(super) enum Writer {
 }
 
 impl Writer {
-    /// All of it or nothing. Dropping the future does not undo what was handed in.
-    pub(super) async fn write(&self, prepared: Prepared) -> Result<Outcome, CommitError> {
+    /// All of it or nothing, and what follows it only with it. Dropping the future does not undo
+    /// what was handed in.
+    pub(super) async fn write(&self, prepared: Prepared, following: Vec<Part>) -> Result<Outcome, CommitError> {
         let since = Instant::now();
-        health::answered(self.hand_in(prepared).await, since)
+        let (first, answer) = Part::new(prepared);
+        self.hand_in(std::iter::once(first).chain(following).collect());
+        health::answered(answer.wait().await, since)
     }
 
-    async fn hand_in(&self, prepared: Prepared) -> Result<Outcome, CommitError> {
-        let (reply, answer) = oneshot::channel();
-        let request = Request { prepared, reply };
+    fn hand_in(&self, request: Request) {
         match self {
-            Self::Queue(queue) => queue.try_send(request).map_err(|error| match error {
-                mpsc::error::TrySendError::Full(_) => {
-                    CommitError::Unavailable("too many commits are waiting; try again".to_owned())
-                }
-                mpsc::error::TrySendError::Closed(_) => CommitError::Unavailable(CLOSED.to_owned()),
-            })?,
+            Self::Queue(queue) => match queue.try_send(request) {
+                Ok(()) => {}
+                Err(mpsc::error::TrySendError::Full(request)) => refuse(request, CROWDED),
+                Err(mpsc::error::TrySendError::Closed(request)) => refuse(request, CLOSED),
+            },
             Self::Direct { db, slots, notices, replica, .. } => {
                 if slots.is_closed() {
-                    return Err(CommitError::Unavailable(CLOSED.to_owned()));
+                    return refuse(request, CLOSED);
                 }
-                let slot = Arc::clone(slots)
-                    .try_acquire_owned()
-                    .map_err(|_| CommitError::Unavailable("too many commits are waiting; try again".to_owned()))?;
+                let Ok(slot) = Arc::clone(slots).try_acquire_owned() else { return refuse(request, CROWDED) };
                 let (db, notices, replica) = (db.clone(), notices.clone(), *replica);
                 tokio::spawn(async move {
-                    let result = write_one(&db, &request.prepared, replica).await;
-                    if let Ok(outcome) = &result {
-                        notices.tell(&request.prepared, outcome);
-                    }
-                    let _ = request.reply.send(result);
+                    let result = write_one(&db, &all_of(&request), replica).await;
+                    answer(request, result, &notices);
                     drop(slot);
                 });
             }
         }
-        match tokio::time::timeout(ANSWER_WITHIN, answer).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(CommitError::Unknown("the writer ended without an answer".to_owned())),
-            Err(_) => Err(CommitError::Unknown(format!("no answer within {} s", ANSWER_WITHIN.as_secs()))),
-        }
     }
 }
 
+const CROWDED: &str = "too many commits are waiting; try again";
 const CLOSED: &str = "the store is closed";
 
 impl Writer {
@@ -121,6 +143,29 @@ impl Writer {
             let _all = slots.acquire_many(all).await;
             slots.close();
         }
+    }
+}
+
+/// None of it was tried.
+fn refuse(request: Request, why: &str) {
+    for part in request {
+        let _ = part.reply.send(Err(CommitError::Unavailable(why.to_owned())));
+    }
+}
+
+fn all_of<'r>(parts: impl IntoIterator<Item = &'r Part>) -> Vec<&'r Prepared> {
+    parts.into_iter().map(|part| &part.prepared).collect()
+}
+
+/// Tells each what became of it.
+fn answer(parts: impl IntoIterator<Item = Part>, result: Result<Outcomes, CommitError>, notices: &Notices) {
+    match result {
+        Ok(outcomes) => {
+            for (part, outcome) in parts.into_iter().zip(outcomes) {
+                part.answer(outcome.map_err(CommitError::Refused), notices);
+            }
+        }
+        Err(error) => parts.into_iter().for_each(|part| part.answer(Err(error.clone()), notices)),
     }
 }
 
@@ -190,32 +235,23 @@ pub(super) async fn run<G>(
         if !alone {
             memory = Memory::default();
         }
-        let prepared: Vec<&Prepared> = waiting.iter().map(|request| &request.prepared).collect();
-        let count = waiting.len();
+        let prepared = all_of(waiting.iter().flatten());
+        let count = prepared.len();
         crate::measure::store::batch(count);
         match write_batch(&db, &prepared, &mut memory).await {
-            Ok(outcomes) => {
-                for (request, outcome) in waiting.into_iter().zip(outcomes) {
-                    answer(request, outcome.map_err(CommitError::Refused), &notices);
-                }
-            }
+            Ok(outcomes) => answer(waiting.into_iter().flatten(), Ok(outcomes), &notices),
             Err(Broken::Before(error)) if waiting.len() > 1 && !sql::exhausted(&error) => {
                 // One of them is bad: each on its own, so that only the bad one fails.
                 tracing::warn!(error = %sql::describe(&error), "a batch of commits failed; trying each on its own");
                 for request in waiting {
-                    let result = match write_batch(&db, &[&request.prepared], &mut memory).await {
-                        Ok(outcomes) => only(outcomes),
-                        Err(broken) => Err(broken.into()),
-                    };
-                    answer(request, result, &notices);
+                    let result = write_batch(&db, &all_of(&request), &mut memory).await;
+                    answer(request, result.map_err(CommitError::from), &notices);
                 }
             }
             Err(broken) => {
                 let error = CommitError::from(broken);
-                tracing::warn!(%error, commits = waiting.len(), "commits failed");
-                for request in waiting {
-                    answer(request, Err(error.clone()), &notices);
-                }
+                tracing::warn!(%error, commits = count, "commits failed");
+                answer(waiting.into_iter().flatten(), Err(error), &notices);
             }
         }
         log.grew(&db, count).await;
@@ -324,20 +360,6 @@ async fn checkpoint(db: &DatabaseConnection, pragma: &str) {
     }
 }
 
-fn answer(request: Request, result: Result<Outcome, CommitError>, notices: &Notices) {
-    if let Ok(outcome) = &result {
-        notices.tell(&request.prepared, outcome);
-    }
-    let _ = request.reply.send(result);
-}
-
-fn only(outcomes: Outcomes) -> Result<Outcome, CommitError> {
-    match outcomes.into_iter().next() {
-        Some(outcome) => outcome.map_err(CommitError::Refused),
-        None => Err(CommitError::Unavailable("the transaction gave no outcome".to_owned())),
-    }
-}
-
 async fn write_batch(db: &DatabaseConnection, batch: &[&Prepared], memory: &mut Memory) -> Result<Outcomes, Broken> {
     let options =
         TransactionOptions { sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate), ..Default::default() };
@@ -395,12 +417,16 @@ async fn apply(tx: &DatabaseTransaction, commits: &[&Prepared], memory: &Memory)
 
 // --- PostgreSQL ------------------------------------------------------------------------------------
 
-/// One commit in its own transaction. Conflicts between transactions (serialization, deadlock, a
+/// A commit, with what follows it, in its own transaction. Conflicts between transactions (serialization, deadlock, a
 /// row that another inserted first) are met by looking at the guards again.
-async fn write_one(db: &DatabaseConnection, prepared: &Prepared, replica: uuid::Uuid) -> Result<Outcome, CommitError> {
+async fn write_one(
+    db: &DatabaseConnection,
+    commits: &[&Prepared],
+    replica: uuid::Uuid,
+) -> Result<Outcomes, CommitError> {
     let mut tries = 1;
     loop {
-        match try_one(db, prepared, replica).await {
+        match try_one(db, commits, replica).await {
             Err(broken) if tries < TRIES && broken.may_be_retried() => {
                 // Spread, so that those who met do not meet again.
                 let spread = u64::from(uuid::Uuid::new_v4().as_bytes()[0]);
@@ -408,7 +434,7 @@ async fn write_one(db: &DatabaseConnection, prepared: &Prepared, replica: uuid::
                 tries += 1;
             }
             Err(broken) => return Err(broken.into()),
-            Ok(outcomes) => return only(outcomes),
+            Ok(outcomes) => return Ok(outcomes),
         }
     }
 }
@@ -424,13 +450,15 @@ impl Broken {
     }
 }
 
-async fn try_one(db: &DatabaseConnection, prepared: &Prepared, replica: uuid::Uuid) -> Result<Outcomes, Broken> {
+async fn try_one(db: &DatabaseConnection, commits: &[&Prepared], replica: uuid::Uuid) -> Result<Outcomes, Broken> {
     let tx = db.begin().await.map_err(Broken::AtBegin)?;
     let outcomes = async {
         // Others write too: nothing is remembered.
-        let (outcomes, _) = apply(&tx, &[prepared], &Memory::default()).await?;
-        if let Some(Ok(outcome)) = outcomes.first() {
-            postgres::announce(&tx, replica, &outcome.appended, &prepared.work).await?;
+        let (outcomes, _) = apply(&tx, commits, &Memory::default()).await?;
+        for (prepared, outcome) in commits.iter().zip(&outcomes) {
+            if let Ok(outcome) = outcome {
+                postgres::announce(&tx, replica, &outcome.appended, &prepared.work).await?;
+            }
         }
         Ok(outcomes)
     };

@@ -10,6 +10,7 @@ use super::{Gone, Worker};
 use crate::engine::apply::Changes;
 use crate::engine::contract::cluster_topic;
 use crate::engine::decide::Decision;
+use crate::engine::upon::{Fate, Upon};
 use crate::engine::{ended, notices, timers};
 use crate::measure;
 use crate::model::StreamId;
@@ -23,34 +24,67 @@ enum Wakes {
     AsBefore,
 }
 
+/// What a turn's commit begins from.
+#[derive(Debug, Clone, Copy)]
+struct Saving {
+    /// The execution's version before it.
+    version: i64,
+    /// The execution's newest event before it.
+    seq: i64,
+    wake: Wakes,
+}
+
 impl Worker {
-    /// One commit for the turn. False: the rows were newer, and are in memory now.
+    /// One commit for the turn, with the intents of the steps that it makes due. False: the rows
+    /// were newer, and are in memory now.
     pub(super) async fn save(
         &mut self,
         changes: &Changes,
         decisions: &[Decision],
         now: DateTime<Utc>,
     ) -> Result<bool, Gone> {
+        let saving = self.next_version(changes, decisions, now);
+        let (upon, fate) = Upon::unsaved();
+        self.begin(decisions, now, &upon).await;
+        let saved = self.hand_in(changes, saving, &fate, now).await;
+        self.begun_upon(fate.is(false));
+        saved
+    }
+
+    /// Counts the execution's version and events up.
+    fn next_version(&mut self, changes: &Changes, decisions: &[Decision], now: DateTime<Utc>) -> Saving {
         let over = self.execution.status.is_complete();
         let wake_at = if over { None } else { timers::wake_at(decisions, !self.facts.busy.is_empty(), now) };
         // Due it is, and due it stays.
         let advance = !changes.execution && wake_at.is_some_and(|at| at <= now) && self.handle.was_due(now);
         let wake = if advance { Wakes::AsBefore } else { Wakes::At(wake_at) };
         let execution = Arc::make_mut(&mut self.execution);
-        let (version, seq) = (execution.version, execution.event_seq);
+        let saving = Saving { version: execution.version, seq: execution.event_seq, wake };
         let events = i64::try_from(changes.stages.values().filter(|seen| **seen).count()).unwrap_or(i64::MAX);
         execution.version += 1;
         execution.event_seq += events + i64::from(changes.execution);
+        saving
+    }
+
+    async fn hand_in(
+        &mut self,
+        changes: &Changes,
+        saving: Saving,
+        fate: &Fate,
+        now: DateTime<Utc>,
+    ) -> Result<bool, Gone> {
         let mut pause = Duration::from_millis(20);
         loop {
-            let commit = self.commit(changes, version, seq, wake, now);
+            let commit = self.commit(changes, saving, now);
             self.shared.alive().await;
-            match self.shared.store.commit(commit).await {
+            let committed = self.shared.store.commit_with(commit, fate.along()).await;
+            fate.is(committed.is_ok());
+            match committed {
                 Ok(committed) => {
                     if committed.triggered > 0 {
                         self.shared.slots.notify_one();
                     }
-                    if let Wakes::At(at) = wake {
+                    if let Wakes::At(at) = saving.wake {
                         self.handle.wakes(at);
                     }
                     self.synced = tokio::time::Instant::now();
@@ -78,7 +112,8 @@ impl Worker {
         }
     }
 
-    fn commit(&self, changes: &Changes, version: i64, mut seq: i64, wake: Wakes, now: DateTime<Utc>) -> Commit {
+    fn commit(&self, changes: &Changes, saving: Saving, now: DateTime<Utc>) -> Commit {
+        let Saving { version, mut seq, wake } = saving;
         let execution = &self.execution;
         let stream = StreamId::Execution(execution.id);
         let max = self.shared.options.event_max;

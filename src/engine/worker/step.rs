@@ -1,8 +1,10 @@
 //! One step of a stage, in a task of its own.
 
+use std::future::Future as _;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -14,6 +16,8 @@ use super::Worker;
 use crate::engine::apply::{Report, Seen, StepEnd, cut};
 use crate::engine::context::{StepContext, StepState};
 use crate::engine::contract::{DynStage, NOT_MADE, Next, StepError};
+use crate::engine::decide::Decision;
+use crate::engine::upon::Upon;
 use crate::measure::{self, engine::StepOutcome};
 use crate::model::{StageId, Wake};
 
@@ -21,19 +25,48 @@ use crate::model::{StageId, Wake};
 const LINGER: Duration = Duration::from_secs(10);
 
 impl Worker {
-    /// Begins the stage's step in a task of its own.
-    pub(super) fn begin(&mut self, id: StageId, turn: DateTime<Utc>) {
-        let Some(index) = self.execution.stages.iter().position(|stage| stage.id == id) else { return };
-        let stage = &self.execution.stages[index];
-        if !self.facts.busy.insert(id) {
+    /// Begins the steps that are due, in tasks of their own; those upon what is not saved yet up to
+    /// where they first wait, so that their intents can go along.
+    pub(super) async fn begin(&mut self, decisions: &[Decision], turn: DateTime<Utc>, upon: &Upon) {
+        if self.shared.stopping.is_cancelled() {
             return;
         }
-        let Some(kind) = self.shared.registry.get(&stage.kind).cloned() else {
-            // Another binary has begun it.
-            let report = Report::of_unknown_kind(stage);
-            self.steps.spawn(std::future::ready(report));
-            return;
-        };
+        for decision in decisions {
+            let Decision::Step(stage) = decision else { continue };
+            let Some(step) = self.prepare(*stage, turn, upon) else { continue };
+            let mut step = Box::pin(step);
+            match std::future::poll_fn(|task| Poll::Ready(step.as_mut().poll(task))).await {
+                Poll::Ready(report) => drop(self.steps.spawn(std::future::ready(report))),
+                Poll::Pending => drop(self.steps.spawn(step)),
+            }
+        }
+    }
+
+    /// What the steps have begun upon has been saved, or has not.
+    pub(super) fn begun_upon(&mut self, saved: bool) {
+        let now = self.shared.clock.now();
+        for (stage, due) in std::mem::take(&mut self.begun) {
+            if saved {
+                measure::engine::lag((now - due).to_std().unwrap_or_default());
+            } else {
+                // It comes back as interrupted, and whatever made it due is still so.
+                self.facts.noticed.insert(stage);
+            }
+        }
+    }
+
+    /// The stage's next step; None where one is under way.
+    fn prepare(
+        &mut self,
+        id: StageId,
+        turn: DateTime<Utc>,
+        upon: &Upon,
+    ) -> Option<impl Future<Output = Report> + Send + use<>> {
+        let index = self.execution.stages.iter().position(|stage| stage.id == id)?;
+        let stage = &self.execution.stages[index];
+        if !self.facts.busy.insert(id) {
+            return None;
+        }
         let noticed = self.facts.noticed.remove(&id);
         let not_before = self.facts.not_before.remove(&id);
         // By a timer: since its instant; by anything else: since the turn that found it out began.
@@ -41,7 +74,7 @@ impl Worker {
             Wake::At { at, .. } if !noticed => not_before.unwrap_or(*at),
             _ => not_before.unwrap_or(turn),
         };
-        measure::engine::lag((self.shared.clock.now() - due).to_std().unwrap_or_default());
+        self.begun.push((id, due));
         if let Some(topic) = self.topics.remove(&id) {
             self.shared.topics.leave(&topic, self.execution.id, id);
         }
@@ -51,12 +84,14 @@ impl Worker {
             state.kept().open = open;
         }
         self.states.insert(id, Arc::clone(&state));
+        let kind = self.shared.registry.get(&stage.kind).cloned();
         let context = StepContext {
             shared: Arc::clone(&self.shared),
             lease: self.lease,
             execution: Arc::clone(&self.execution),
             index,
             state,
+            upon: upon.clone(),
             worker: self.handle.sender.clone(),
         };
         let span = tracing::error_span!(
@@ -66,13 +101,15 @@ impl Worker {
             stage.kind = context.stage().kind,
             stage.attempt = context.stage().attempt,
         );
-        self.steps.spawn(step(context, kind).instrument(span));
+        Some(step(context, kind).instrument(span))
     }
 }
 
 /// One step, whatever it does.
-async fn step(context: StepContext, kind: Arc<dyn DynStage>) -> Report {
+async fn step(context: StepContext, kind: Option<Arc<dyn DynStage>>) -> Report {
     let stage = context.stage();
+    // Another binary has begun it.
+    let Some(kind) = kind else { return Report::of_unknown_kind(stage) };
     let before = Seen::of(stage);
     let id = stage.id;
     let config = stage.resolved.as_ref().unwrap_or(&Value::Null);
@@ -95,6 +132,7 @@ async fn step(context: StepContext, kind: Arc<dyn DynStage>) -> Report {
             tokio::time::sleep(LINGER).await;
         } => StepEnd::Interrupted,
     };
+    let end = if context.upon.holds().await { end } else { StepEnd::Interrupted };
     let mut kept = state.kept();
     measure::engine::step(&stage.kind, outcome(&end), since.elapsed());
     Report {

@@ -9,6 +9,7 @@ cases!(
     a_stale_version_is_refused_and_changes_nothing,
     a_refused_commit_touches_no_other,
     a_commit_that_breaks_a_constraint_fails_alone,
+    what_follows_a_commit_happens_with_it_or_not_at_all,
     an_advance_moves_the_version_and_nothing_else,
     guards_hold_after_a_batch_that_failed,
     parallel_starts_are_numbered_without_gaps,
@@ -163,6 +164,67 @@ async fn a_refused_commit_touches_no_other(at: &Home) {
         assert_eq!(read.stages[0].outputs, json!({"racer": winners[&id.uuid()]}));
         assert_eq!(at.store.events(StreamId::Execution(id), 0, 100).await.expect("read").len(), 3);
     }
+}
+
+async fn what_follows_a_commit_happens_with_it_or_not_at_all(at: &Home) {
+    let (application, pipeline) = ground(&at.store, "hello").await;
+    let stored = insert(&at.store, &execution(&application, Some(&pipeline), 1)).await;
+    let not_cancelled = Guard::NotCancelled { execution: stored.id };
+    let at_version = |version| Guard::ExecutionVersion { id: stored.id, version };
+    let intents = async || at.store.intents(stored.id).await.expect("read");
+    let following = |guard: &Guard, intent: &Intent| {
+        let writes = vec![Write::InsertIntent(intent.clone())];
+        at.store.following(Commit { guards: vec![guard.clone()], ..write(writes) })
+    };
+    let refused = |result: Result<_, CommitError>| match result {
+        Err(CommitError::Refused(refusal)) => refusal.guard,
+        other => panic!("expected a refusal, got {other:?}"),
+    };
+
+    // With it, and it sees what the first has written.
+    let (commit, second) = next(&stored, |execution| execution.status = Status::Running);
+    let kept = intent(&stored, 1);
+    let (first, first_answer) = following(&at_version(2), &kept);
+    let (stale, stale_answer) = following(&at_version(1), &intent(&stored, 2));
+    at.store.commit_with(commit, vec![first, stale]).await.expect("committed");
+    first_answer.wait().await.expect("committed");
+    assert_eq!(refused(stale_answer.wait().await), at_version(1), "its own guard, and the others happen");
+    assert_eq!(intents().await, [kept.clone()]);
+
+    // Not without it, whatever its own guards say.
+    let (commit, _) = next(&stored, |execution| execution.status = Status::Failed);
+    let (late, answer) = following(&not_cancelled, &intent(&stored, 3));
+    assert_eq!(refused(at.store.commit_with(commit, vec![late]).await), at_version(1));
+    assert_eq!(refused(answer.wait().await), at_version(1));
+    assert_eq!(intents().await, [kept.clone()]);
+
+    // Nor where one of them breaks a constraint.
+    let (commit, _) = next(&second, |execution| execution.status = Status::Failed);
+    let (twice, answer) = following(&not_cancelled, &kept);
+    let result = at.store.commit_with(commit, vec![twice]).await;
+    assert!(matches!(result, Err(CommitError::Unavailable(_))), "{result:?}");
+    assert!(matches!(answer.wait().await, Err(CommitError::Unavailable(_))));
+    assert_eq!(at.store.execution(stored.id).await.expect("read").expect("there"), second);
+
+    // A cancel in the first is seen by what follows.
+    let (commit, _) = next(&second, |execution| {
+        execution.cancel = Some(Cancel {
+            by: PrincipalId::new(),
+            by_name: "bo".to_owned(),
+            at: start(),
+            reason: String::new(),
+            mode: CancelMode::Unwind,
+        });
+    });
+    let (late, answer) = following(&not_cancelled, &intent(&stored, 4));
+    at.store.commit_with(commit, vec![late]).await.expect("committed");
+    assert_eq!(refused(answer.wait().await), not_cancelled);
+
+    // What is never handed in is not waited for.
+    let (dropped, answer) = following(&at_version(3), &intent(&stored, 5));
+    drop(dropped);
+    assert!(matches!(answer.wait().await, Err(CommitError::Unknown(_))));
+    assert_eq!(intents().await, [kept]);
 }
 
 async fn a_commit_that_breaks_a_constraint_fails_alone(at: &Home) {

@@ -197,21 +197,7 @@ async fn a_name_is_reserved_once(at: &Home) {
 async fn intents_are_kept_and_closed(at: &Home) {
     let (hello, pipeline) = ground(&at.store, "hello").await;
     let stored = insert(&at.store, &execution(&hello, Some(&pipeline), 1)).await;
-    let mut intents: Vec<Intent> = (1..=3)
-        .map(|attempt| Intent {
-            id: IntentId::new(),
-            execution: stored.id,
-            stage: stored.stages[0].id,
-            attempt,
-            key: "create".to_owned(),
-            what: "create server group hello-v001".to_owned(),
-            lease_number: 4,
-            created_at: start(),
-            deadline: start() + TimeDelta::seconds(30),
-            closed_at: None,
-            outcome: None,
-        })
-        .collect();
+    let mut intents: Vec<Intent> = (1..=3).map(|attempt| intent(&stored, attempt)).collect();
     at.store.commit(write(intents.iter().cloned().map(Write::InsertIntent).collect())).await.expect("committed");
     let outcome = IntentOutcome::Failed { message: "no".to_owned() };
     let closed = start() + TimeDelta::seconds(1);

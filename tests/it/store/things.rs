@@ -136,6 +136,23 @@ pub fn next(execution: &Execution, change: impl FnOnce(&mut Execution)) -> (Comm
     (commit, changed)
 }
 
+/// An open intent of the execution's first stage.
+pub fn intent(execution: &Execution, attempt: i32) -> Intent {
+    Intent {
+        id: IntentId::new(),
+        execution: execution.id,
+        stage: execution.stages[0].id,
+        attempt,
+        key: "create".to_owned(),
+        what: "create server group hello-v001".to_owned(),
+        lease_number: 4,
+        created_at: start(),
+        deadline: start() + TimeDelta::seconds(30),
+        closed_at: None,
+        outcome: None,
+    }
+}
+
 pub fn first(limit: u64) -> PageRequest {
     PageRequest { after: None, before: None, limit, backward: false }
 }
