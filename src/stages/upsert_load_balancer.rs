@@ -11,8 +11,8 @@ use super::{cloud, schema};
 use crate::engine::contract::{Cause, INVENTORY_TOPIC, Next, Stage, StepContext, StepError};
 use crate::inventory::Inventory;
 use crate::model::{
-    ChildSpec, Execution, Listener, LoadBalancer, LoadBalancerHealthCheck, LoadBalancerSpec, OnFailure, Place,
-    Stage as StageRow,
+    ChildSpec, Execution, Listener, LoadBalancer, LoadBalancerHealthCheck, LoadBalancerProblemKind, LoadBalancerSpec,
+    OnFailure, Place, Stage as StageRow,
 };
 
 pub(super) struct UpsertLoadBalancer {
@@ -237,11 +237,12 @@ impl UpsertLoadBalancer {
         let (open, wanted) = (found.bound.len(), config.listeners.len());
         let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         cx.progress(count(open.min(wanted)), count(wanted), "listeners", format!("{open} of {wanted} listen"));
-        if let Some(problem) = &found.problem {
-            return Err(not_open(config, problem));
-        }
+        // What else is in its way (a share with nothing healthy) is no fault of this change.
         if open >= wanted {
             return Ok(Next::Done(outputs(found, before.is_none())));
+        }
+        if let Some(problem) = found.problems.iter().find(|problem| problem.kind == LoadBalancerProblemKind::Listener) {
+            return Err(not_open(config, &problem.message));
         }
         if cx.now() - since >= OPEN_WITHIN {
             return Err(not_open(config, &format!("{open} of {wanted} listeners are open")));

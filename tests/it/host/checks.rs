@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use gennaker::model::{Capacity, HealthState, InstanceHealth, ServerGroup, Share};
+use gennaker::model::{Capacity, HealthState, InstanceHealth, LoadBalancerSpec, ServerGroup, Share};
 use gennaker::providers::Provider as _;
 use gennaker::providers::host::daemon::identity::Stat;
 use libtest_mimic::Trial;
@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 use serde_json::json;
 use tokio::net::TcpListener;
 
-use super::rig::{Host, get, only};
+use super::rig::{Host, get, kill_now, only};
 use crate::harness::{Outcome, trial, trial_where, trial_with, wait_for};
 
 pub fn trials() -> Vec<Trial> {
@@ -71,12 +71,12 @@ async fn shares() -> Outcome {
     }
     let share = Share { server_group: "web-v001".to_owned(), basis_points: 10_000 };
     let set = provider.ensure_shares(&host.op("ex/2"), &place, "web", &[share]).await.expect("set");
-    assert_eq!(set.problem, None);
+    assert_eq!(set.problems, []);
     let until = async |what: &str, wanted: fn(&str) -> bool| {
         wait_for(what, Duration::from_secs(30), async || {
             let snapshot = host.provider().snapshot().await.expect("a snapshot");
             let web = snapshot.load_balancers.into_iter().find(|balancer| balancer.spec.name == "web").expect("there");
-            wanted(web.problem.as_deref().unwrap_or_default()).then_some(())
+            wanted(&web.problem().unwrap_or_default()).then_some(())
         })
         .await
     };
@@ -86,6 +86,16 @@ async fn shares() -> Outcome {
     })
     .await?;
     assert_eq!(get(&address, "/").await.expect("an answer").0, 200);
+    // Who changes the load balancer meanwhile is told too.
+    let spec = LoadBalancerSpec { drain_seconds: 4, ..host.balancer_spec() };
+    let changed = provider.ensure_load_balancer(&host.op("ex/5"), &spec).await.expect("changed");
+    let problem = changed.problem().unwrap_or_default();
+    assert!(problem.contains("`web-v001` goes to the others") && changed.bound == [address.as_str()], "{changed:?}");
+    // So is who comes after a restart of the host.
+    let worker = host.status().await.pid;
+    kill_now(worker);
+    host.another_worker(worker).await;
+    until("the problem after a restart", |problem| problem.contains("`web-v001` goes to the others")).await?;
     provider.ensure_enabled(&host.op("ex/4"), &place, "web-v001", true).await.expect("enabled");
     until("no problem", str::is_empty).await?;
     assert!(host.log().contains("server group `web-v001` takes its share of 100 % again"), "{}", host.log());

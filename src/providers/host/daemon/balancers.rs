@@ -10,7 +10,10 @@ use super::groups::known;
 use super::handoff::listener_name;
 use super::hub::{BalancerCell, GroupCell, Hub, Reply, check_name, refuse, unavailable};
 use super::records::{BalancerRecord, FORMAT, SecurityRecord};
-use crate::model::{Listener, LoadBalancer, LoadBalancerSpec, SecurityGroup, SecurityGroupSpec, Share};
+use crate::model::{
+    Listener, LoadBalancer, LoadBalancerProblem, LoadBalancerProblemKind, LoadBalancerSpec, SecurityGroup,
+    SecurityGroupSpec, Share,
+};
 use crate::providers::{ErrorKind, Operation};
 
 /// Listeners of one load balancer, at most.
@@ -45,13 +48,9 @@ impl Hub {
             self.close_unused(&name, before.as_ref());
             return Err(unavailable(&error));
         }
-        self.update(|inner| {
-            let cell = BalancerCell { record: record.clone(), problem: None, told: Vec::new(), open: false };
-            let cell = match inner.balancers.remove(&name) {
-                Some(old) => BalancerCell { told: old.told, open: old.open, ..cell },
-                None => cell,
-            };
-            inner.balancers.insert(name.clone(), cell);
+        self.update(|inner| match inner.balancers.get_mut(&name) {
+            Some(cell) => cell.record = record.clone(),
+            None => drop(inner.balancers.insert(name.clone(), BalancerCell::new(record.clone()))),
         });
         self.open_balancer(&name);
         self.close_unused(&name, Some(&record));
@@ -183,11 +182,31 @@ impl Hub {
         self.update(|inner| {
             if let Some(cell) = inner.balancers.get_mut(name) {
                 cell.open = opened.is_ok();
-                cell.problem = opened.err().map(|error| format!("{error}; it is tried again"));
+                let since = cell.closed.take().map_or_else(|| self.clock.now(), |closed| closed.since);
+                cell.closed = opened.err().map(|error| LoadBalancerProblem {
+                    kind: LoadBalancerProblemKind::Listener,
+                    about: String::new(),
+                    message: format!("{error}; it is tried again"),
+                    since,
+                });
+                cell.problems = self.proxy.problems(name);
                 // Told anew: the data plane may have started from nothing.
                 cell.told = Vec::new();
             }
         });
+    }
+
+    /// What the data plane says is in the load balancers' way, as of now.
+    pub fn take_problems(&self) {
+        let changed =
+            self.read(|inner| inner.balancers.iter().any(|(name, cell)| cell.problems != self.proxy.problems(name)));
+        if changed {
+            self.update(|inner| {
+                for (name, cell) in &mut inner.balancers {
+                    cell.problems = self.proxy.problems(name);
+                }
+            });
+        }
     }
 
     /// Lets go of listeners of this load balancer that its record does not name.
