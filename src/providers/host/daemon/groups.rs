@@ -101,7 +101,7 @@ impl Hub {
     }
 
     fn check_room(&self, desired: usize) -> Reply<()> {
-        let ports = usize::from(self.options.ports.last - self.options.ports.first) + 1;
+        let ports = self.options.ports.usable().count();
         let limit = self.options.max_instances.min(ports);
         if desired <= limit {
             return Ok(());

@@ -124,7 +124,8 @@ fn add(hub: &Arc<Hub>, group: &str) -> Result<(), String> {
         }
         let port = ports::free(range, &inner.ports(), inner.last_port).ok_or_else(|| {
             format!(
-                "no port of {range} is free; destroy old server groups or restart the host with a wider --port-range"
+                "no port of {range} is free that the system does not give to outgoing connections; destroy old \
+                 server groups or restart the host with another --port-range"
             )
         })?;
         inner.last_port = port;
