@@ -39,7 +39,7 @@ pub fn trials() -> Vec<Trial> {
 }
 
 /// What leaves its session, as daemons do.
-fn setsid() -> Result<(), String> {
+pub fn setsid() -> Result<(), String> {
     let found = std::env::var_os("PATH")
         .is_some_and(|path| std::env::split_paths(&path).any(|directory| directory.join("setsid").is_file()));
     if found { Ok(()) } else { Err("the command `setsid` (util-linux)".to_owned()) }
