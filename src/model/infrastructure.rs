@@ -341,6 +341,14 @@ const fn drain_seconds() -> u64 {
     30
 }
 
+/// Whether two sockets cannot listen on one port, the one here and the other there: the same
+/// address, or one of them stands for all addresses. `::` stands for those of IPv4 too.
+#[must_use]
+pub fn addresses_meet(one: IpAddr, other: IpAddr) -> bool {
+    let covers = |all: IpAddr, one: IpAddr| all.is_unspecified() && (all.is_ipv6() || one.is_ipv4());
+    one == other || covers(one, other) || covers(other, one)
+}
+
 /// A share of a load balancer's traffic.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -12,7 +12,7 @@ use crate::engine::contract::{Cause, INVENTORY_TOPIC, Next, Stage, StepContext, 
 use crate::inventory::Inventory;
 use crate::model::{
     ChildSpec, Execution, Listener, LoadBalancer, LoadBalancerHealthCheck, LoadBalancerProblemKind, LoadBalancerSpec,
-    OnFailure, Place, Stage as StageRow,
+    OnFailure, Place, Stage as StageRow, addresses_meet,
 };
 
 pub(super) struct UpsertLoadBalancer {
@@ -130,11 +130,17 @@ impl Stage for UpsertLoadBalancer {
             if listener.port_to.is_some_and(|to| to < listener.port) {
                 return Err((format!("/listeners/{index}/portTo"), "it is below the range's first port".to_owned()));
             }
-            let same = |other: &&Listener| other.address == listener.address && other.port == listener.port;
-            if listener.port_to.is_none()
-                && config.listeners[..index].iter().any(|other| same(&other) && other.port_to.is_none())
-            {
-                let message = format!("another listener has port {} of {} already", listener.port, listener.address);
+            let meets = |other: &&Listener| {
+                other.port == listener.port
+                    && other.port_to.is_none()
+                    && addresses_meet(other.address, listener.address)
+            };
+            let other = config.listeners[..index].iter().find(meets).filter(|_| listener.port_to.is_none());
+            if let Some(other) = other {
+                let all =
+                    if other.address == listener.address { "" } else { ", and one of the two means all addresses" };
+                let (port, at) = (listener.port, other.address);
+                let message = format!("another listener has port {port} of {at} already{all}");
                 return Err((format!("/listeners/{index}/port"), message));
             }
         }

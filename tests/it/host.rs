@@ -4,6 +4,7 @@
 mod behaviour;
 mod calls;
 mod checks;
+mod network;
 mod rig;
 mod survival;
 
@@ -34,6 +35,7 @@ pub fn trials() -> Vec<Trial> {
     trials.extend(behaviour::trials());
     trials.extend(calls::trials());
     trials.extend(checks::trials());
+    trials.extend(network::trials());
     trials.extend(survival::trials());
     trials
 }

@@ -191,6 +191,11 @@ impl Hub {
             record.fence = op.fence;
             files::write_json(&self.layout.group_spec(name), &record).map_err(|error| unavailable(&error))?;
         }
+        // Before it leaves traffic, so that nobody is told of a share that is missed. What cannot be
+        // written here is at the group's end.
+        if let Err(error) = self.drop_shares_of(name).await {
+            tracing::warn!(group = name, %error, "the shares of a server group that goes are not dropped yet");
+        }
         self.update(|inner| {
             if let Some(cell) = inner.groups.get_mut(name) {
                 cell.record = record;

@@ -327,6 +327,10 @@ pub fn open(options: Options, sockets: Sockets, clock: Clock) -> anyhow::Result<
             None => files::remove_tree(&path)?,
         }
     }
+    for cell in inner.balancers.values_mut() {
+        // A host of an earlier version kept the shares of groups that are gone.
+        cell.record.shares.retain(|share| inner.groups.contains_key(&share.server_group));
+    }
     Ok(Hub::new(options, clock, proxy, sockets, fences, inner))
 }
 
