@@ -3,7 +3,7 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
 use gennaker::model::{Capacity, HealthState, InstanceHealth, LoadBalancerSpec, ServerGroup, Share};
@@ -29,6 +29,7 @@ pub fn trials() -> Vec<Trial> {
         trial("host", "a_tcp_check_passes_while_connections_are_accepted", tcp),
         trial("host", "a_command_checks_with_the_instances_environment_and_in_time", command),
         trial("host", "limits_hold_and_it_is_told_how", limits),
+        trial("host", "a_starting_instance_is_probed_often_whatever_its_interval", starting),
         trial("host", "a_share_with_nothing_healthy_is_a_problem_until_it_is_back", shares),
     ];
     trials.extend(trial_where("host", "a_cgroup_of_its_own_limits_an_instance", cgroup(), in_a_cgroup));
@@ -57,6 +58,25 @@ async fn sources() -> Outcome {
     let after = host.up("web-v000", 1).await;
     assert_eq!((only(&after).pid, only(&after).restarts), (only(&before).pid, 0));
     assert_eq!(get(&address, "/").await.expect("an answer"), (200, "hello from two".to_owned()));
+    host.end().await;
+    Ok(())
+}
+
+async fn starting() -> Outcome {
+    let host = Host::start().await?;
+    host.balancer().await;
+    let mut spec = host.group("web-v000", 1);
+    let check = json!({ "protocol": "http", "path": "/health", "intervalMs": 30_000, "healthyThreshold": 3 });
+    spec.health_check = Some(serde_json::from_value(check)?);
+    host.provider().ensure_server_group(&host.op("ex/1"), &spec).await.expect("made");
+    let listens = |group: &ServerGroup| {
+        let health = group.instances.first().and_then(|instance| instance.health.first());
+        health.is_some_and(|platform| platform.state == HealthState::Up)
+    };
+    host.until("web-v000", "the port", listens).await;
+    let since = Instant::now();
+    host.up("web-v000", 1).await;
+    assert!(since.elapsed() < Duration::from_secs(5), "three probes in a row took {:?}", since.elapsed());
     host.end().await;
     Ok(())
 }
