@@ -65,7 +65,7 @@ pub struct Args {
         value_delimiter = ':'
     )]
     pub secret_roots: Vec<PathBuf>,
-    /// Ports for instances; keep it outside the ephemeral range of the system
+    /// Ports for instances; those that the system gives to outgoing connections are passed over
     #[arg(long = "port-range", alias = "ports", env = "GENNAKER_PORT_RANGE", default_value_t = PortRange::DEFAULT, value_name = "FROM-TO")]
     pub ports: PortRange,
     /// Instances on this host, at most
@@ -233,6 +233,10 @@ fn host(args: Args, directory: &Path) -> Outcome {
             (_, true) => keeper::Origin::Resumes,
             _ => keeper::Origin::New,
         };
+        // One that runs already goes on with what it has.
+        if origin == keeper::Origin::New {
+            options.ports.check().map_err(Failure::input)?;
+        }
         keeper::run(options, origin)?
     }
     Ok(ExitCode::SUCCESS)

@@ -17,7 +17,7 @@ pub struct HostArgs {
     /// Local artifacts must lie below one of these directories; may be repeated
     #[arg(long, env = "GENNAKER_ARTIFACT_ROOTS", value_name = "DIR", value_delimiter = ':')]
     pub artifact_root: Vec<PathBuf>,
-    /// Ports for instances; keep it outside the ephemeral range of the system
+    /// Ports for instances; those that the system gives to outgoing connections are passed over
     #[arg(long, env = "GENNAKER_PORT_RANGE", value_name = "FROM-TO", default_value_t = PortRange::DEFAULT)]
     pub port_range: PortRange,
     /// Bytes of all unpacked artifacts of the host together; what no server group uses makes room
@@ -63,22 +63,62 @@ impl PortRange {
     /// Below the ephemeral ports of Linux (32768 on) and macOS (49152 on).
     pub const DEFAULT: Self = Self { first: 20_000, last: 29_999 };
 
-    /// What to know before instances get ports that the system gives to outgoing connections too; none
-    /// where there is nothing to warn of, or the system does not tell.
-    #[must_use]
-    pub fn warning(self) -> Option<String> {
-        let ephemeral = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
-        self.warning_beside(&ephemeral)
+    /// The ports that the system gives to outgoing connections, as of now; none where it does not tell.
+    fn ephemeral() -> Option<Self> {
+        Self::written(&std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?)
     }
 
-    fn warning_beside(self, ephemeral: &str) -> Option<String> {
-        let mut ends = ephemeral.split_whitespace().map_while(|end| end.parse::<u16>().ok());
-        let (first, last) = (ends.next()?, ends.next()?);
-        (self.first <= last && first <= self.last).then(|| {
+    fn written(text: &str) -> Option<Self> {
+        let mut ends = text.split_whitespace().map_while(|end| end.parse().ok());
+        Some(Self { first: ends.next()?, last: ends.next()? })
+    }
+
+    /// The ports that instances get: those that the system gives to outgoing connections are passed
+    /// over, since an instance might find its own taken.
+    pub fn usable(self) -> impl Iterator<Item = u16> + Clone {
+        self.beside(Self::ephemeral())
+    }
+
+    fn beside(self, ephemeral: Option<Self>) -> impl Iterator<Item = u16> + Clone {
+        let is_ephemeral = move |port| ephemeral.is_some_and(|range| (range.first..=range.last).contains(&port));
+        (self.first..=self.last).filter(move |port| !is_ephemeral(*port))
+    }
+
+    /// # Errors
+    /// When no port is left for instances.
+    pub fn check(self) -> Result<(), Error> {
+        self.check_beside(Self::ephemeral())
+    }
+
+    fn check_beside(self, ephemeral: Option<Self>) -> Result<(), Error> {
+        match ephemeral {
+            Some(range) if self.beside(ephemeral).next().is_none() => Err(Error::new(
+                "--port-range",
+                format!(
+                    "this system gives all ports of {self} to outgoing connections too \
+                     (net.ipv4.ip_local_port_range is {range}), so an instance might find its port taken; choose a \
+                     range with others, or move the system's, for instance `sysctl -w \
+                     net.ipv4.ip_local_port_range='32768 60999'`"
+                ),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// What to know where only some ports of the range are given to instances.
+    #[must_use]
+    pub fn warning(self) -> Option<String> {
+        self.warning_beside(Self::ephemeral()?)
+    }
+
+    fn warning_beside(self, ephemeral: Self) -> Option<String> {
+        let (all, left) = (self.beside(None).count(), self.beside(Some(ephemeral)).count());
+        (left < all).then(|| {
             format!(
-                "the ports for instances ({self}) overlap with those that this system gives to outgoing connections \
-                 ({first}-{last}): an instance may find its port taken; choose others (--port-range), or move the \
-                 system's (sysctl net.ipv4.ip_local_port_range)"
+                "of the ports for instances ({self}) {} are passed over, which this system gives to outgoing \
+                 connections too (net.ipv4.ip_local_port_range is {ephemeral}): {left} are left; choose others \
+                 (--port-range) if these are too few",
+                all - left
             )
         })
     }
@@ -112,8 +152,9 @@ impl HostArgs {
     pub const MIN_INSTANCE_LOG_BYTES: u64 = 192 << 10;
 
     /// # Errors
-    /// When an artifact root is no absolute directory.
+    /// When an artifact root is no absolute directory, or no port is left for instances.
     pub fn validate(self, data_dir: &Path) -> Result<HostConfig, Error> {
+        self.port_range.check()?;
         let mut artifact_roots = Vec::new();
         for root in self.artifact_root {
             let found = root.canonicalize().map_err(|error| {
@@ -178,13 +219,27 @@ mod tests {
     }
 
     #[test]
-    fn a_range_that_meets_the_ephemeral_one_is_warned_of() {
+    fn ports_that_the_system_gives_to_outgoing_connections_are_passed_over() {
         let range = PortRange { first: 30_000, last: 33_000 };
-        let warning = range.warning_beside("32768\t60999\n").expect("they overlap");
-        assert!(warning.contains("30000-33000") && warning.contains("32768-60999"), "{warning}");
-        for apart in ["33001 60999", "1024 29999", "", "x y"] {
+        let ephemeral = |text: &str| PortRange::written(text);
+        let usual = ephemeral("32768\t60999\n");
+        assert_eq!(usual, Some(PortRange { first: 32_768, last: 60_999 }));
+        assert!(range.beside(usual).eq(30_000..=32_767));
+        assert_eq!(range.check_beside(usual), Ok(()));
+        let warning = range.warning_beside(usual.expect("read")).expect("they overlap");
+        assert!(warning.contains("(30000-33000) 233 are") && warning.contains("32768-60999): 2768 are"), "{warning}");
+        for apart in ["33001 60999", "1024 29999"] {
+            let apart = ephemeral(apart).expect("read");
             assert_eq!(range.warning_beside(apart), None, "{apart}");
+            assert!(range.beside(Some(apart)).eq(30_000..=33_000), "{apart}");
         }
+        for unknown in ["", "x y", "1"] {
+            assert_eq!(ephemeral(unknown), None, "{unknown}");
+        }
+        assert!(range.beside(None).eq(30_000..=33_000));
+        let error = range.check_beside(ephemeral("1024 65535")).expect_err("nothing is left");
+        assert_eq!(error.setting, "--port-range");
+        assert!(error.message.contains("ip_local_port_range is 1024-65535"), "{error}");
     }
 
     #[test]

@@ -341,6 +341,14 @@ const fn drain_seconds() -> u64 {
     30
 }
 
+/// Whether two sockets cannot listen on one port, the one here and the other there: the same
+/// address, or one of them stands for all addresses. `::` stands for those of IPv4 too.
+#[must_use]
+pub fn addresses_meet(one: IpAddr, other: IpAddr) -> bool {
+    let covers = |all: IpAddr, one: IpAddr| all.is_unspecified() && (all.is_ipv6() || one.is_ipv4());
+    one == other || covers(one, other) || covers(other, one)
+}
+
 /// A share of a load balancer's traffic.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -362,7 +370,45 @@ pub struct LoadBalancer {
     pub shares: Vec<Share>,
     /// Names of the server groups registered with it, enabled or not.
     pub server_groups: Vec<String>,
-    pub problem: Option<String>,
+    /// What is in its way now.
+    #[serde(default)]
+    pub problems: Vec<LoadBalancerProblem>,
+}
+
+impl LoadBalancer {
+    /// All that is in its way, in one text.
+    #[must_use]
+    pub fn problem(&self) -> Option<String> {
+        let messages: Vec<&str> = self.problems.iter().map(|problem| problem.message.as_str()).collect();
+        (!messages.is_empty()).then(|| messages.join("; "))
+    }
+}
+
+/// Something that is in a load balancer's way, for as long as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LoadBalancerProblem {
+    pub kind: LoadBalancerProblemKind,
+    /// What of the load balancer: a listener's address, or a server group. There is one problem of a
+    /// kind about one thing.
+    pub about: String,
+    /// For people; may change while it lasts.
+    pub message: String,
+    pub since: DateTime<Utc>,
+}
+
+/// Of what sort a problem is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum LoadBalancerProblemKind {
+    /// A port cannot be opened.
+    Listener,
+    /// As many connections are open at a listener as may be.
+    Connections,
+    /// The system gives a listener no connections.
+    Accept,
+    /// A server group with a share has nothing healthy.
+    Share,
 }
 
 /// What passed through a load balancer to one server group in one second.

@@ -27,8 +27,9 @@ pub use ids::{
 };
 pub use infrastructure::{
     Account, Capacity, CapacityError, HealthCheck, HealthSource, HealthState, HttpProbe, InboundRule, Instance,
-    InstanceHealth, Listener, LoadBalancer, LoadBalancerHealthCheck, LoadBalancerSpec, NOT_STARTED, Place, Probe,
-    Protocol, SecurityGroup, SecurityGroupSpec, ServerGroup, ServerGroupSpec, Share, TrafficSecond,
+    InstanceHealth, Listener, LoadBalancer, LoadBalancerHealthCheck, LoadBalancerProblem, LoadBalancerProblemKind,
+    LoadBalancerSpec, NOT_STARTED, Place, Probe, Protocol, SecurityGroup, SecurityGroupSpec, ServerGroup,
+    ServerGroupSpec, Share, TrafficSecond, addresses_meet,
 };
 pub use notification::{
     Delivery, DeliveryState, EMAIL, EmailTarget, ExecutionRule, Notification, NotificationRule, Occasion, check_address,

@@ -11,8 +11,8 @@ use super::{cloud, schema};
 use crate::engine::contract::{Cause, INVENTORY_TOPIC, Next, Stage, StepContext, StepError};
 use crate::inventory::Inventory;
 use crate::model::{
-    ChildSpec, Execution, Listener, LoadBalancer, LoadBalancerHealthCheck, LoadBalancerSpec, OnFailure, Place,
-    Stage as StageRow,
+    ChildSpec, Execution, Listener, LoadBalancer, LoadBalancerHealthCheck, LoadBalancerProblemKind, LoadBalancerSpec,
+    OnFailure, Place, Stage as StageRow, addresses_meet,
 };
 
 pub(super) struct UpsertLoadBalancer {
@@ -130,11 +130,17 @@ impl Stage for UpsertLoadBalancer {
             if listener.port_to.is_some_and(|to| to < listener.port) {
                 return Err((format!("/listeners/{index}/portTo"), "it is below the range's first port".to_owned()));
             }
-            let same = |other: &&Listener| other.address == listener.address && other.port == listener.port;
-            if listener.port_to.is_none()
-                && config.listeners[..index].iter().any(|other| same(&other) && other.port_to.is_none())
-            {
-                let message = format!("another listener has port {} of {} already", listener.port, listener.address);
+            let meets = |other: &&Listener| {
+                other.port == listener.port
+                    && other.port_to.is_none()
+                    && addresses_meet(other.address, listener.address)
+            };
+            let other = config.listeners[..index].iter().find(meets).filter(|_| listener.port_to.is_none());
+            if let Some(other) = other {
+                let all =
+                    if other.address == listener.address { "" } else { ", and one of the two means all addresses" };
+                let (port, at) = (listener.port, other.address);
+                let message = format!("another listener has port {port} of {at} already{all}");
                 return Err((format!("/listeners/{index}/port"), message));
             }
         }
@@ -237,11 +243,12 @@ impl UpsertLoadBalancer {
         let (open, wanted) = (found.bound.len(), config.listeners.len());
         let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         cx.progress(count(open.min(wanted)), count(wanted), "listeners", format!("{open} of {wanted} listen"));
-        if let Some(problem) = &found.problem {
-            return Err(not_open(config, problem));
-        }
+        // What else is in its way (a share with nothing healthy) is no fault of this change.
         if open >= wanted {
             return Ok(Next::Done(outputs(found, before.is_none())));
+        }
+        if let Some(problem) = found.problems.iter().find(|problem| problem.kind == LoadBalancerProblemKind::Listener) {
+            return Err(not_open(config, &problem.message));
         }
         if cx.now() - since >= OPEN_WITHIN {
             return Err(not_open(config, &format!("{open} of {wanted} listeners are open")));

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use anyhow::Context as _;
 use gennaker::cli::client::Error;
 use gennaker::cli::demo::setup;
 use libtest_mimic::Trial;
@@ -363,10 +364,17 @@ async fn taken_listen_address() -> Outcome {
 }
 
 async fn bad_flags() -> Outcome {
-    let cases: [&[&str]; 6] = [
+    // Ports that the system gives to outgoing connections.
+    let ephemeral = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")?;
+    let first = ephemeral.split_whitespace().next().context("a first one")?;
+    let ephemeral = format!("{first}-{}", first.parse::<u16>()? + 10);
+    let dir = std::env::temp_dir().join("gennaker-it-no-host");
+    let cases: [&[&str]; 8] = [
         &["serve", "--listen", "0.0.0.0:1"],
         &["serve", "--listen", "nowhere"],
         &["serve", "--port-range", "9-8"],
+        &["serve", "--port-range", &ephemeral],
+        &["host", "--port-range", &ephemeral, "--dir", &dir.to_string_lossy()],
         &["serve", "--database-url", "mysql://x"],
         &["serve", "--artifact-root", "/does/not/exist"],
         &["server"],
@@ -374,8 +382,12 @@ async fn bad_flags() -> Outcome {
     for case in cases {
         let ended = std::process::Command::new(gennaker()).args(case).env_remove("DATABASE_URL").output()?;
         anyhow::ensure!(ended.status.code() == Some(2), "{case:?} ended with {}", ended.status);
-        anyhow::ensure!(!ended.stderr.is_empty(), "{case:?} says why");
+        let text = String::from_utf8_lossy(&ended.stderr);
+        anyhow::ensure!(!text.is_empty(), "{case:?} says why");
+        let says_which = text.contains("--port-range") && text.contains("ip_local_port_range");
+        anyhow::ensure!(!case.contains(&ephemeral.as_str()) || says_which, "{case:?}: {text}");
     }
+    anyhow::ensure!(!dir.exists(), "nothing was begun");
     for case in [&["--help"][..], &["serve", "--help"], &["demo", "--help"], &["token", "create", "--help"]] {
         let ended = std::process::Command::new(gennaker()).args(case).output()?;
         anyhow::ensure!(ended.status.success() && !ended.stdout.is_empty(), "{case:?} ended with {}", ended.status);

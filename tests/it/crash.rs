@@ -4,16 +4,18 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
+use gennaker::providers::host::daemon::identity::Stat;
 use libtest_mimic::Trial;
 use serde_json::json;
 
-use crate::harness::{Hello, Outcome, Random, Server, follow, times, trial, wait_for};
+use crate::harness::{Hello, Options, Outcome, Random, Server, follow, times, trial, wait_for};
 
 pub fn trials() -> Vec<Trial> {
     vec![
         trial("crash", "a_server_killed_during_deploys_finishes_them_and_no_request_fails", kill_server),
         trial("crash", "a_host_killed_during_deploys_comes_back_with_its_instances", kill_host),
         trial("crash", "a_crashed_instance_is_started_again", crashed_instance),
+        trial("crash", "ctrl_c_ends_the_server_and_neither_its_host_nor_its_instances", interrupted_group),
     ]
 }
 
@@ -111,6 +113,42 @@ async fn crashed_instance() -> Outcome {
         (now.len() == 3 && !now.contains(&pids[0]) && healthy == 3).then_some(())
     })
     .await?;
+    let report = load.stop().await;
+    anyhow::ensure!(report.failed == 0, "{:?}", report.failures);
+    Ok(())
+}
+
+async fn interrupted_group() -> Outcome {
+    let mut server = Server::start_with(Options { own_group: true, ..Options::default() }).await?;
+    let hello = Hello::create(&server).await?;
+    hello.deploy("1.0.0").await?.succeeded()?;
+    let session = |pid: i32| Stat::of(pid).and_then(|stat| stat.session).context("a session");
+    let status = server.command().args(["host", "status"]).output()?;
+    let status: serde_json::Value = serde_json::from_slice(&status.stdout)?;
+    let process = |name: &str| anyhow::Ok(i32::try_from(status[name].as_i64().context("a process")?)?);
+    let (keeper, worker) = (process("keeper")?, process("pid")?);
+    let processes = server.processes().into_iter();
+    let shims: Vec<i32> = processes
+        .filter(|(_, command)| command.split_whitespace().nth(1) == Some("shim"))
+        .map(|(pid, _)| pid)
+        .collect();
+    anyhow::ensure!(shims.len() == 3, "{shims:?}");
+    let own = session(server.pid()?)?;
+    anyhow::ensure!(session(keeper)? == keeper && session(worker)? == keeper && keeper != own, "the host's session");
+    for shim in shims {
+        anyhow::ensure!(session(shim)? == shim, "shim {shim} has the session {}", session(shim)?);
+    }
+
+    let instances = instance_processes(&server);
+    let load = hello.load(200, false);
+    nix::sys::signal::killpg(nix::unistd::Pid::from_raw(server.pid()?), nix::sys::signal::Signal::SIGINT)?;
+    let ended = server.ended(MAX).await?;
+    anyhow::ensure!(ended.success(), "{ended}\n{}", server.log());
+    let sent = load.report().sent;
+    wait_for("traffic without a server", MAX, || async { (load.report().sent > sent + 100).then_some(()) }).await?;
+    anyhow::ensure!(instance_processes(&server) == instances, "the instances run on");
+    server.restart().await?;
+    anyhow::ensure!(server.host_worker() == Some(worker), "so does the host");
     let report = load.stop().await;
     anyhow::ensure!(report.failed == 0, "{:?}", report.failures);
     Ok(())

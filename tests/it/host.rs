@@ -4,6 +4,7 @@
 mod behaviour;
 mod calls;
 mod checks;
+mod network;
 mod rig;
 mod survival;
 
@@ -28,18 +29,19 @@ pub fn trials() -> Vec<Trial> {
         trial("host", "a_smaller_group_drops_no_request", smaller),
         trial("host", "who_no_rule_lets_in_gets_nothing", no_entry),
         trial("host", "an_instance_has_the_environment_that_it_is_told_and_no_more", environment),
-        trial("host", "an_instance_is_asked_to_stop_by_the_signal_it_is_told", stop_signal),
+        trial("host", "an_instance_and_its_children_are_asked_to_stop_by_the_signal_it_is_told", stop_signal),
         trial_with("host", "nothing_that_an_instance_started_is_left_over", setsid(), left_over),
     ];
     trials.extend(behaviour::trials());
     trials.extend(calls::trials());
     trials.extend(checks::trials());
+    trials.extend(network::trials());
     trials.extend(survival::trials());
     trials
 }
 
 /// What leaves its session, as daemons do.
-fn setsid() -> Result<(), String> {
+pub fn setsid() -> Result<(), String> {
     let found = std::env::var_os("PATH")
         .is_some_and(|path| std::env::split_paths(&path).any(|directory| directory.join("setsid").is_file()));
     if found { Ok(()) } else { Err("the command `setsid` (util-linux)".to_owned()) }
@@ -132,7 +134,10 @@ async fn stop_signal() -> Outcome {
     let host = Host::start().await?;
     host.balancer().await;
     let mut spec = host.group("web-v000", 1);
-    let script = "for signal in USR1 TERM; do trap \"echo $signal >> '$SICK'; exit\" $signal; done; \
+    // The signal goes to the whole process group: a child that no one passes it on to hears it too.
+    let script = "sh -c 'trap \"echo child USR1 >> $SICK; exit\" USR1; : > $SICK.ready; while :; do sleep 1; done' & \
+                  child=$!; while [ ! -e \"$SICK.ready\" ]; do sleep 0.01; done; \
+                  for signal in USR1 TERM; do trap \"wait $child; echo $signal >> '$SICK'; exit\" $signal; done; \
                   \"$APP\" sample-app --version one & while :; do wait; done";
     spec.launch = host.script(script);
     spec.launch["stop"] = json!({ "signal": "SIGUSR1", "graceSeconds": 30 });
@@ -143,7 +148,7 @@ async fn stop_signal() -> Outcome {
         host.find("web-v000").await.is_none().then_some(())
     })
     .await?;
-    assert_eq!(std::fs::read_to_string(host.path().join("sick"))?, "USR1\n");
+    assert_eq!(std::fs::read_to_string(host.path().join("sick"))?, "child USR1\nUSR1\n");
     host.end().await;
     Ok(())
 }

@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use gennaker::clock::Clock;
 use gennaker::model::{Place, ServerGroup, ServerGroupSpec};
 use gennaker::providers::host::client::{HostProvider, Options};
+use gennaker::providers::host::daemon::identity::Stat;
 use gennaker::providers::{Operation, Provider as _};
 use libtest_mimic::Trial;
 use nix::sys::signal::{Signal, kill};
@@ -16,12 +17,14 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::harness::{Outcome, Ports, gennaker, processes_of, trial, wait_for};
+use crate::harness::{Outcome, Ports, gennaker, processes_of, trial, trial_with, wait_for};
+use crate::host::setsid;
 
 pub fn trials() -> Vec<Trial> {
     vec![
         trial("shim", "what_a_killed_shim_left_is_ended_by_the_next", next_shim),
         trial("shim", "an_instance_whose_shim_was_killed_starts_again_and_nothing_is_left", killed_shim),
+        trial_with("shim", "what_left_its_session_goes_too_when_its_shim_was_killed", setsid(), daemon),
         trial("shim", "secrets_that_an_instance_prints_are_masked", secrets),
         trial("shim", "destroying_comes_back_before_the_instances_are_stopped", destroying),
         trial("shim", "a_host_tells_every_version_what_it_is", versions),
@@ -100,6 +103,23 @@ async fn next_shim() -> Outcome {
     anyhow::ensure!(directory.sleepers().is_empty(), "left: {:?}", processes_of(&directory.0));
     let exit = read(&directory.0.join("exit.json")).context("the second says how it ended")?;
     anyhow::ensure!(exit["how"] == json!({ "type": "status", "code": 7 }), "{exit}");
+    Ok(())
+}
+
+async fn daemon() -> Outcome {
+    let directory = Directory::new()?;
+    // Its parent is gone at once, so that it is the shim's own child in a session of its own.
+    let mut first = shim(&directory, 1, "(setsid sleep 1000 &); sleep 1000 & wait")?;
+    directory.until_sleepers("the daemon and the other", |pids| pids.len() == 2).await?;
+    let id = i32::try_from(first.id().context("it runs")?)?;
+    let left = |pid: &i32| Stat::of(*pid).is_some_and(|stat| stat.parent == id && stat.session == Some(*pid));
+    directory.until_sleepers("a daemon", |pids| pids.iter().any(left)).await?;
+    first.start_kill()?;
+    first.wait().await?;
+    let mut second = shim(&directory, 2, "exit 7")?;
+    let status = tokio::time::timeout(PATIENCE, second.wait()).await??;
+    anyhow::ensure!(status.success(), "{status}");
+    anyhow::ensure!(directory.sleepers().is_empty(), "left: {:?}", processes_of(&directory.0));
     Ok(())
 }
 

@@ -79,9 +79,9 @@ impl LoadBalancer {
     async fn created_at(&self) -> DateTime<Utc> {
         self.0.created_at
     }
-    /// What is in its way: a port that is taken, a share with nothing healthy.
-    async fn problem(&self) -> Option<&str> {
-        self.0.problem.as_deref()
+    /// What is in its way: a port that is taken, a share with nothing healthy, too many connections.
+    async fn problem(&self) -> Option<String> {
+        self.0.problem()
     }
     /// What passed through it, per server group and second, at most the last 600 seconds.
     async fn traffic(

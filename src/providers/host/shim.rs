@@ -71,11 +71,11 @@ pub struct Running {
 impl Running {
     /// Kills, once, what the shim left when it was killed itself. Whether anything was there.
     #[must_use]
-    pub fn kill_left_behind(&self) -> bool {
+    pub fn kill_left_behind(&self, directory: &InstanceDirectory) -> bool {
         if let Some(cgroup) = &self.cgroup {
             limits::kill_and_remove(cgroup);
         }
-        let left = identity::left_behind(&self.shim, self.process.as_ref());
+        let left = identity::left_behind(&self.shim, self.process.as_ref(), &directory.home());
         for pid in &left {
             let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
         }
@@ -244,7 +244,7 @@ fn end_predecessor(directory: &InstanceDirectory) -> anyhow::Result<()> {
         return Ok(());
     }
     let give_up = Instant::now() + CLEAN_UP;
-    while before.kill_left_behind() && Instant::now() < give_up {
+    while before.kill_left_behind(directory) && Instant::now() < give_up {
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok(())

@@ -11,8 +11,9 @@ use tokio::sync::watch;
 
 use crate::clock::Clock;
 use crate::model::{
-    Account, Capacity, HealthSource, HealthState, Instance, InstanceHealth, LoadBalancer, LoadBalancerSpec, Place,
-    SecurityGroup, SecurityGroupSpec, ServerGroup, ServerGroupSpec, Share, TrafficSecond, names,
+    Account, Capacity, HealthSource, HealthState, Instance, InstanceHealth, LoadBalancer, LoadBalancerProblem,
+    LoadBalancerProblemKind, LoadBalancerSpec, Place, SecurityGroup, SecurityGroupSpec, ServerGroup, ServerGroupSpec,
+    Share, TrafficSecond, names,
 };
 use crate::providers::{Error, ErrorKind, LogPart, LogPlace, Operation, Provider, ProviderKind, Snapshot};
 
@@ -112,7 +113,7 @@ impl Memory {
                 bound: vec!["127.0.0.1:18080".into()],
                 shares: vec![],
                 server_groups: vec![],
-                problem: None,
+                problems: vec![],
             },
         );
         self.changed();
@@ -442,7 +443,15 @@ impl Provider for Memory {
             },
             shares: there.map(|there| there.shares.clone()).unwrap_or_default(),
             server_groups: vec![],
-            problem: taken.then(|| "port 1 is in use by another program".to_owned()),
+            problems: taken
+                .then(|| LoadBalancerProblem {
+                    kind: LoadBalancerProblemKind::Listener,
+                    about: String::new(),
+                    message: "port 1 is in use by another program".to_owned(),
+                    since: self.clock.now(),
+                })
+                .into_iter()
+                .collect(),
         };
         state.load_balancers.insert(spec.name.clone(), load_balancer.clone());
         drop(state);

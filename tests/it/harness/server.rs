@@ -1,7 +1,7 @@
 //! A real `gennaker serve` in a directory of its own, which can be killed and started again. All
 //! that it started is ended with it.
 
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -35,6 +35,8 @@ pub struct Options {
     pub host_dir: Option<PathBuf>,
     /// The token of `admin`, where the database has one already.
     pub token: Option<String>,
+    /// It leads a process group of its own, as a command that a shell starts.
+    pub own_group: bool,
 }
 
 /// A server, and the directory with its data and host.
@@ -127,6 +129,9 @@ impl Server {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log);
+        if self.options.own_group {
+            command.process_group(0);
+        }
         let mut child = tokio::process::Command::from(command).kill_on_drop(true).spawn()?;
         let stdout = child.stdout.take().context("standard output is a pipe")?;
         let mut lines = BufReader::new(stdout).lines();
@@ -299,8 +304,12 @@ impl Server {
 
     /// Sends the process a signal.
     pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
-        let pid = self.child.as_ref().and_then(Child::id).context("the server runs")?;
-        Ok(nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(pid)?), signal)?)
+        Ok(nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid()?), signal)?)
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> anyhow::Result<i32> {
+        Ok(i32::try_from(self.child.as_ref().and_then(Child::id).context("the server runs")?)?)
     }
 
     /// The exit status of a process that was asked to end.

@@ -3,10 +3,10 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
-use gennaker::model::{Capacity, HealthState, InstanceHealth, ServerGroup, Share};
+use gennaker::model::{Capacity, HealthState, InstanceHealth, LoadBalancerSpec, ServerGroup, Share};
 use gennaker::providers::Provider as _;
 use gennaker::providers::host::daemon::identity::Stat;
 use libtest_mimic::Trial;
@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 use serde_json::json;
 use tokio::net::TcpListener;
 
-use super::rig::{Host, get, only};
+use super::rig::{Host, get, kill_now, only};
 use crate::harness::{Outcome, trial, trial_where, trial_with, wait_for};
 
 pub fn trials() -> Vec<Trial> {
@@ -29,6 +29,7 @@ pub fn trials() -> Vec<Trial> {
         trial("host", "a_tcp_check_passes_while_connections_are_accepted", tcp),
         trial("host", "a_command_checks_with_the_instances_environment_and_in_time", command),
         trial("host", "limits_hold_and_it_is_told_how", limits),
+        trial("host", "a_starting_instance_is_probed_often_whatever_its_interval", starting),
         trial("host", "a_share_with_nothing_healthy_is_a_problem_until_it_is_back", shares),
     ];
     trials.extend(trial_where("host", "a_cgroup_of_its_own_limits_an_instance", cgroup(), in_a_cgroup));
@@ -61,6 +62,25 @@ async fn sources() -> Outcome {
     Ok(())
 }
 
+async fn starting() -> Outcome {
+    let host = Host::start().await?;
+    host.balancer().await;
+    let mut spec = host.group("web-v000", 1);
+    let check = json!({ "protocol": "http", "path": "/health", "intervalMs": 30_000, "healthyThreshold": 3 });
+    spec.health_check = Some(serde_json::from_value(check)?);
+    host.provider().ensure_server_group(&host.op("ex/1"), &spec).await.expect("made");
+    let listens = |group: &ServerGroup| {
+        let health = group.instances.first().and_then(|instance| instance.health.first());
+        health.is_some_and(|platform| platform.state == HealthState::Up)
+    };
+    host.until("web-v000", "the port", listens).await;
+    let since = Instant::now();
+    host.up("web-v000", 1).await;
+    assert!(since.elapsed() < Duration::from_secs(5), "three probes in a row took {:?}", since.elapsed());
+    host.end().await;
+    Ok(())
+}
+
 async fn shares() -> Outcome {
     let host = Host::start().await?;
     let address = host.balancer().await;
@@ -71,12 +91,12 @@ async fn shares() -> Outcome {
     }
     let share = Share { server_group: "web-v001".to_owned(), basis_points: 10_000 };
     let set = provider.ensure_shares(&host.op("ex/2"), &place, "web", &[share]).await.expect("set");
-    assert_eq!(set.problem, None);
+    assert_eq!(set.problems, []);
     let until = async |what: &str, wanted: fn(&str) -> bool| {
         wait_for(what, Duration::from_secs(30), async || {
             let snapshot = host.provider().snapshot().await.expect("a snapshot");
             let web = snapshot.load_balancers.into_iter().find(|balancer| balancer.spec.name == "web").expect("there");
-            wanted(web.problem.as_deref().unwrap_or_default()).then_some(())
+            wanted(&web.problem().unwrap_or_default()).then_some(())
         })
         .await
     };
@@ -86,6 +106,16 @@ async fn shares() -> Outcome {
     })
     .await?;
     assert_eq!(get(&address, "/").await.expect("an answer").0, 200);
+    // Who changes the load balancer meanwhile is told too.
+    let spec = LoadBalancerSpec { drain_seconds: 4, ..host.balancer_spec() };
+    let changed = provider.ensure_load_balancer(&host.op("ex/5"), &spec).await.expect("changed");
+    let problem = changed.problem().unwrap_or_default();
+    assert!(problem.contains("`web-v001` goes to the others") && changed.bound == [address.as_str()], "{changed:?}");
+    // So is who comes after a restart of the host.
+    let worker = host.status().await.pid;
+    kill_now(worker);
+    host.another_worker(worker).await;
+    until("the problem after a restart", |problem| problem.contains("`web-v001` goes to the others")).await?;
     provider.ensure_enabled(&host.op("ex/4"), &place, "web-v001", true).await.expect("enabled");
     until("no problem", str::is_empty).await?;
     assert!(host.log().contains("server group `web-v001` takes its share of 100 % again"), "{}", host.log());

@@ -10,7 +10,10 @@ use super::groups::known;
 use super::handoff::listener_name;
 use super::hub::{BalancerCell, GroupCell, Hub, Reply, check_name, refuse, unavailable};
 use super::records::{BalancerRecord, FORMAT, SecurityRecord};
-use crate::model::{Listener, LoadBalancer, LoadBalancerSpec, SecurityGroup, SecurityGroupSpec, Share};
+use crate::model::{
+    Listener, LoadBalancer, LoadBalancerProblem, LoadBalancerProblemKind, LoadBalancerSpec, SecurityGroup,
+    SecurityGroupSpec, Share, addresses_meet,
+};
 use crate::providers::{ErrorKind, Operation};
 
 /// Listeners of one load balancer, at most.
@@ -28,7 +31,9 @@ impl Hub {
         self.fences.admit(op, self.clock.now())?;
         self.check_balancer(&spec)?;
         let before = self.read(|inner| inner.balancers.get(&name).map(|cell| cell.record.clone()));
-        let ports = self.open_ports(&spec, before.as_ref())?;
+        // What was bound for a change that is not made goes again; what was there before stays.
+        let ports =
+            self.open_ports(&spec, before.as_ref()).inspect_err(|_| self.close_unused(&name, before.as_ref()))?;
         let record = BalancerRecord {
             format: FORMAT,
             created_at: before.as_ref().map_or_else(|| self.clock.now(), |before| before.created_at),
@@ -41,17 +46,12 @@ impl Hub {
         let written = files::make_directory(&self.layout.balancers())
             .and_then(|()| files::write_json(&self.layout.balancer(&name), &record));
         if let Err(error) = written {
-            // What was bound for this change goes again; what was there before stays.
             self.close_unused(&name, before.as_ref());
             return Err(unavailable(&error));
         }
-        self.update(|inner| {
-            let cell = BalancerCell { record: record.clone(), problem: None, told: Vec::new(), open: false };
-            let cell = match inner.balancers.remove(&name) {
-                Some(old) => BalancerCell { told: old.told, open: old.open, ..cell },
-                None => cell,
-            };
-            inner.balancers.insert(name.clone(), cell);
+        self.update(|inner| match inner.balancers.get_mut(&name) {
+            Some(cell) => cell.record = record.clone(),
+            None => drop(inner.balancers.insert(name.clone(), BalancerCell::new(record.clone()))),
         });
         self.open_balancer(&name);
         self.close_unused(&name, Some(&record));
@@ -87,27 +87,40 @@ impl Hub {
     /// A port for each listener: the one it had if it still fits, else the first free one.
     fn open_ports(&self, spec: &LoadBalancerSpec, before: Option<&BalancerRecord>) -> Reply<Vec<u16>> {
         let mut had: Vec<SocketAddr> = before.map(addresses).unwrap_or_default();
-        let mut ports = Vec::new();
-        let mut taken = self.read(super::hub::Inner::ports);
+        let mut own: Vec<SocketAddr> = Vec::new();
+        let taken = self.read(super::hub::Inner::ports);
         for listener in &spec.listeners {
             let range = listener.port..=listener.port_to.unwrap_or(listener.port);
-            let kept = had.iter().position(|had| had.ip() == listener.address && range.contains(&had.port()));
-            let port = if let Some(index) = kept {
-                had.remove(index).port()
-            } else {
-                self.open_first(spec, listener, &taken)?
+            let fits = |had: &SocketAddr| had.ip() == listener.address && range.contains(&had.port());
+            let kept = had.iter().position(|had| fits(had) && !own.iter().any(|own| meet(had, own)));
+            let port = match kept {
+                Some(index) => had.remove(index).port(),
+                None => self.open_first(spec, listener, &taken, &own)?,
             };
-            taken.insert(port);
-            ports.push(port);
+            own.push(SocketAddr::new(listener.address, port));
         }
-        Ok(ports)
+        Ok(own.iter().map(SocketAddr::port).collect())
     }
 
-    fn open_first(&self, spec: &LoadBalancerSpec, listener: &Listener, taken: &BTreeSet<u16>) -> Reply<u16> {
+    /// `taken`: by instances; `own`: where the listeners before this one are.
+    fn open_first(
+        &self,
+        spec: &LoadBalancerSpec,
+        listener: &Listener,
+        taken: &BTreeSet<u16>,
+        own: &[SocketAddr],
+    ) -> Reply<u16> {
         let last = listener.port_to.unwrap_or(listener.port);
         let (mut holders, mut why) = (Vec::new(), None);
         for port in listener.port..=last {
             let address = SocketAddr::new(listener.address, port);
+            if let Some(other) = own.iter().find(|other| meet(other, &address)) {
+                let holder = format!("another of its listeners ({other})");
+                if !holders.contains(&holder) {
+                    holders.push(holder);
+                }
+                continue;
+            }
             if !taken.contains(&port) {
                 match self.sockets.listener(&spec.name, address) {
                     Ok(_) => return Ok(port),
@@ -141,23 +154,16 @@ impl Hub {
 
     /// Who keeps a load balancer from listening there.
     fn holder(&self, spec: &LoadBalancerSpec, address: SocketAddr) -> String {
-        let meets = |other: &SocketAddr| {
-            let any = other.ip().is_unspecified() || address.ip().is_unspecified();
-            other.port() == address.port() && (any || other.ip() == address.ip())
-        };
         self.read(|inner| {
             let of_group = |(_, cell): &(&String, &GroupCell)| {
                 cell.instances.values().any(|instance| instance.record.port == address.port())
             };
-            let balancer = inner.balancers.values().find(|cell| addresses(&cell.record).iter().any(meets));
+            let balancer =
+                inner.balancers.values().find(|cell| addresses(&cell.record).iter().any(|other| meet(other, &address)));
             match (balancer.map(|cell| &cell.record.spec.name), inner.groups.iter().find(of_group)) {
                 (Some(name), _) if *name == spec.name => "its own listener of before".to_owned(),
                 (Some(name), _) => format!("load balancer {name} of this host"),
                 (None, Some((name, _))) => format!("an instance of server group {name} of this host"),
-                // What was opened for this change is not recorded yet.
-                (None, None) if self.sockets.names().contains(&listener_name(&spec.name, address)) => {
-                    "another of its listeners".to_owned()
-                }
                 (None, None) => "another process".to_owned(),
             }
         })
@@ -183,11 +189,31 @@ impl Hub {
         self.update(|inner| {
             if let Some(cell) = inner.balancers.get_mut(name) {
                 cell.open = opened.is_ok();
-                cell.problem = opened.err().map(|error| format!("{error}; it is tried again"));
+                let since = cell.closed.take().map_or_else(|| self.clock.now(), |closed| closed.since);
+                cell.closed = opened.err().map(|error| LoadBalancerProblem {
+                    kind: LoadBalancerProblemKind::Listener,
+                    about: String::new(),
+                    message: format!("{error}; it is tried again"),
+                    since,
+                });
+                cell.problems = self.proxy.problems(name);
                 // Told anew: the data plane may have started from nothing.
                 cell.told = Vec::new();
             }
         });
+    }
+
+    /// What the data plane says is in the load balancers' way, as of now.
+    pub fn take_problems(&self) {
+        let changed =
+            self.read(|inner| inner.balancers.iter().any(|(name, cell)| cell.problems != self.proxy.problems(name)));
+        if changed {
+            self.update(|inner| {
+                for (name, cell) in &mut inner.balancers {
+                    cell.problems = self.proxy.problems(name);
+                }
+            });
+        }
     }
 
     /// Lets go of listeners of this load balancer that its record does not name.
@@ -252,16 +278,39 @@ impl Hub {
         };
         record.shares = shares;
         record.fence = op.fence;
-        files::write_json(&self.layout.balancer(name), &record).map_err(|error| unavailable(&error))?;
+        self.put_shares(record).map_err(|error| unavailable(&error))?;
+        self.balancer(name)
+    }
+
+    /// Who holds the lock of the network has changed the shares of this record.
+    fn put_shares(&self, record: BalancerRecord) -> io::Result<()> {
+        let name = record.spec.name.clone();
+        files::write_json(&self.layout.balancer(&name), &record)?;
         self.update(|inner| {
-            if let Some(cell) = inner.balancers.get_mut(name) {
+            if let Some(cell) = inner.balancers.get_mut(&name) {
                 cell.record = record;
             }
         });
-        if let Some(config) = self.proxy_config(name) {
+        if let Some(config) = self.proxy_config(&name) {
             self.proxy.update(config);
         }
-        self.balancer(name)
+        Ok(())
+    }
+
+    /// A server group that goes has no share of any load balancer any more: what it had would be
+    /// missed for ever.
+    pub async fn drop_shares_of(&self, group: &str) -> io::Result<()> {
+        let _exclusive = self.exclusive("network".to_owned()).await;
+        let is_its = |share: &Share| share.server_group == group;
+        let records: Vec<BalancerRecord> = self.read(|inner| {
+            let with = inner.balancers.values().filter(|cell| cell.record.shares.iter().any(is_its));
+            with.map(|cell| cell.record.clone()).collect()
+        });
+        for mut record in records {
+            record.shares.retain(|share| !is_its(share));
+            self.put_shares(record)?;
+        }
+        Ok(())
     }
 
     /// Closes a load balancer's ports and forgets it.
@@ -368,6 +417,11 @@ fn not_bound(error: &io::Error) -> (ErrorKind, String, &'static str) {
         ),
         _ => (ErrorKind::Exhausted, error.to_string(), FREE_IT),
     }
+}
+
+/// Whether nobody can listen at both.
+fn meet(one: &SocketAddr, other: &SocketAddr) -> bool {
+    one.port() == other.port() && addresses_meet(one.ip(), other.ip())
 }
 
 /// Where a load balancer listens.

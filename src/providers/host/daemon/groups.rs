@@ -101,7 +101,7 @@ impl Hub {
     }
 
     fn check_room(&self, desired: usize) -> Reply<()> {
-        let ports = usize::from(self.options.ports.last - self.options.ports.first) + 1;
+        let ports = self.options.ports.usable().count();
         let limit = self.options.max_instances.min(ports);
         if desired <= limit {
             return Ok(());
@@ -190,6 +190,11 @@ impl Hub {
             record.destroying = true;
             record.fence = op.fence;
             files::write_json(&self.layout.group_spec(name), &record).map_err(|error| unavailable(&error))?;
+        }
+        // Before it leaves traffic, so that nobody is told of a share that is missed. What cannot be
+        // written here is at the group's end.
+        if let Err(error) = self.drop_shares_of(name).await {
+            tracing::warn!(group = name, %error, "the shares of a server group that goes are not dropped yet");
         }
         self.update(|inner| {
             if let Some(cell) = inner.groups.get_mut(name) {

@@ -19,7 +19,8 @@ use super::records::{BalancerRecord, GroupRecord, InstanceRecord, Layout, Securi
 use super::shelf::Shelf;
 use crate::clock::Clock;
 use crate::model::{
-    HealthSource, HealthState, InboundRule, Instance, InstanceHealth, LoadBalancer, Place, SecurityGroup, ServerGroup,
+    HealthSource, HealthState, InboundRule, Instance, InstanceHealth, LoadBalancer, LoadBalancerProblem, Place,
+    SecurityGroup, ServerGroup,
 };
 use crate::outbound::{self, Outbound};
 use crate::providers::host::launch::Launch;
@@ -124,11 +125,20 @@ impl Verdict {
 /// A load balancer.
 pub struct BalancerCell {
     pub record: BalancerRecord,
-    pub problem: Option<String>,
+    /// Why its listeners are not open in the data plane.
+    pub closed: Option<LoadBalancerProblem>,
+    /// What the data plane says is in its way.
+    pub problems: Vec<LoadBalancerProblem>,
     /// What the data plane was told last.
     pub told: Vec<Backend>,
     /// Its listeners are open in the data plane.
     pub open: bool,
+}
+
+impl BalancerCell {
+    pub fn new(record: BalancerRecord) -> Self {
+        Self { record, closed: None, problems: Vec::new(), told: Vec::new(), open: false }
+    }
 }
 
 impl InstanceCell {
@@ -420,7 +430,7 @@ impl Inner {
             created_at: cell.record.created_at,
             shares: cell.record.shares.clone(),
             server_groups: self.registered_with(&spec.name),
-            problem: cell.problem.clone(),
+            problems: cell.closed.iter().chain(&cell.problems).cloned().collect(),
         }
     }
 

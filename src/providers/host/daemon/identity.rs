@@ -2,6 +2,7 @@
 //! given to another process later is never signalled. Reads `/proc` on Linux and asks `ps` elsewhere.
 
 use std::io;
+use std::path::Path;
 
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
@@ -180,12 +181,13 @@ pub fn family(shim: i32, group: i32) -> Vec<i32> {
 }
 
 /// What a shim that was killed has left: the processes of its session and of its command's group,
-/// and what descends from them. Leaders may be dead for long: Linux gives the number of a session
+/// those that were given the instance's own `home`, and what descends from them. Leaders may be dead for long: Linux gives the number of a session
 /// or group to no other process while it has members, and what was started before the shim, or
 /// belongs to another process that got a number later, is not meant.
 #[cfg(target_os = "linux")]
 #[must_use]
-pub fn left_behind(shim: &Identity, command: Option<&Identity>) -> Vec<i32> {
+pub fn left_behind(shim: &Identity, command: Option<&Identity>, home: &Path) -> Vec<i32> {
+    use std::os::unix::ffi::OsStrExt as _;
     if boot().ok().as_deref() != Some(shim.boot.as_str()) {
         return Vec::new();
     }
@@ -194,11 +196,17 @@ pub fn left_behind(shim: &Identity, command: Option<&Identity>) -> Vec<i32> {
     let session = Some(shim).filter(still_its).map(|shim| shim.pid);
     let group = command.filter(still_its).map(|command| command.pid);
     let member = |stat: &Stat| (session.is_some() && stat.session == session) || Some(stat.group) == group;
+    let home = [b"HOME=", home.as_os_str().as_bytes()].concat();
+    // What left the session, and lost its parent with the shim, is known by nothing else.
+    let at_home = |pid: i32| {
+        std::fs::read(format!("/proc/{pid}/environ"))
+            .is_ok_and(|environment| environment.split(|byte| *byte == 0).any(|variable| variable == home))
+    };
     let meant = |mut pid: i32| {
         // A chain of parents is short; the bound is against one that changes under our eyes.
         for _ in 0..64 {
             match all.get(&pid) {
-                Some(stat) if stat.is_as_young_as(shim) && member(stat) => return true,
+                Some(stat) if stat.is_as_young_as(shim) && (member(stat) || at_home(pid)) => return true,
                 Some(stat) if stat.is_as_young_as(shim) && stat.parent > 1 => pid = stat.parent,
                 _ => return false,
             }
@@ -213,7 +221,7 @@ pub fn left_behind(shim: &Identity, command: Option<&Identity>) -> Vec<i32> {
 /// leader that lives shows that the group's number is still the command's.
 #[cfg(not(target_os = "linux"))]
 #[must_use]
-pub fn left_behind(_: &Identity, command: Option<&Identity>) -> Vec<i32> {
+pub fn left_behind(_: &Identity, command: Option<&Identity>, _: &Path) -> Vec<i32> {
     let Some(command) = command.filter(|command| command.is_alive()) else { return Vec::new() };
     let all = Stat::all().into_iter();
     all.filter(|(_, stat)| !stat.ended && stat.group == command.pid).map(|(pid, _)| pid).collect()
@@ -261,17 +269,29 @@ mod tests {
     #[test]
     fn what_is_older_than_a_shim_or_led_by_another_is_not_left_by_it() {
         use std::os::unix::process::CommandExt as _;
-        let mut leader = std::process::Command::new("sleep").arg("60").process_group(0).spawn().expect("sleep starts");
+        let mut leader = std::process::Command::new("sleep")
+            .arg("60")
+            .env("HOME", "/the/instance's/home")
+            .process_group(0)
+            .spawn()
+            .expect("sleep starts");
         let command = Identity::of(i32::try_from(leader.id()).expect("fits")).expect("there");
+        let elsewhere = Path::new("/the/instance's");
         // No process has this id, so nothing is in its session.
         let shim = |start: &str| Identity { pid: i32::MAX, start: start.to_owned(), ..command.clone() };
-        assert_eq!(left_behind(&shim(&command.start), Some(&command)), [command.pid]);
+        assert_eq!(left_behind(&shim(&command.start), Some(&command), elsewhere), [command.pid]);
+        let home = Path::new("/the/instance's/home");
+        let until_it_runs = std::time::Instant::now() + std::time::Duration::from_secs(5);
+        while left_behind(&shim(&command.start), None, home) != [command.pid] {
+            assert!(std::time::Instant::now() < until_it_runs, "known by its home");
+            std::thread::yield_now();
+        }
         let later = (command.start.parse::<u64>().expect("a number") + 1).to_string();
-        assert!(left_behind(&shim(&later), Some(&command)).is_empty(), "started before the shim");
+        assert!(left_behind(&shim(&later), Some(&command), home).is_empty(), "started before the shim");
         let reused = Identity { start: "1".to_owned(), ..command.clone() };
-        assert!(left_behind(&shim("1"), Some(&reused)).is_empty(), "the number is another process's by now");
+        assert!(left_behind(&shim("1"), Some(&reused), elsewhere).is_empty(), "the number is another process's by now");
         let earlier = Identity { boot: "another boot".to_owned(), ..shim("1") };
-        assert!(left_behind(&earlier, Some(&command)).is_empty());
+        assert!(left_behind(&earlier, Some(&command), home).is_empty());
         leader.kill().expect("can be killed");
         leader.wait().expect("reaped");
     }

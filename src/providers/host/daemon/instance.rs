@@ -47,7 +47,7 @@ pub fn observe(directory: &InstanceDirectory, incarnation: u64) -> io::Result<Ob
             return Ok(Observed::Ended(exit));
         }
         // The shim was killed: what it started must not go on unseen.
-        let _ = running.kill_left_behind();
+        let _ = running.kill_left_behind(directory);
         return Ok(Observed::Ended(Exit::Unknown));
     }
     Ok(if shim_is_there(directory) { Observed::Starting } else { Observed::Nothing })
@@ -55,7 +55,7 @@ pub fn observe(directory: &InstanceDirectory, incarnation: u64) -> io::Result<Ob
 
 /// Whether a shim that was killed left something that is not gone yet.
 fn something_is_left(directory: &InstanceDirectory) -> bool {
-    matches!(files::read_json::<Running>(&directory.running()), Ok(Some(running)) if running.kill_left_behind())
+    matches!(files::read_json::<Running>(&directory.running()), Ok(Some(running)) if running.kill_left_behind(directory))
 }
 
 /// Whether a shim holds the instance's lock.

@@ -57,7 +57,7 @@ pub struct Options {
     pub artifact_roots: Vec<PathBuf>,
     /// `secret://file/…` points below one of these; none, none.
     pub secret_roots: Vec<PathBuf>,
-    /// Ports given to instances; outside the system's ephemeral range.
+    /// Ports given to instances, but for those of the system's ephemeral range.
     pub ports: PortRange,
     /// Instances on this host, at most.
     pub max_instances: usize,

@@ -39,7 +39,7 @@ pub fn start(hub: &Arc<Hub>, group: String) {
 async fn supervise(hub: Arc<Hub>, group: String) {
     let Some(wake) = hub.read(|inner| inner.groups.get(&group).map(|cell| Arc::clone(&cell.wake))) else { return };
     loop {
-        let next = reconcile(&hub, &group);
+        let next = reconcile(&hub, &group).await;
         let Some(next) = next else { return };
         tokio::select! {
             () = wake.notified() => {}
@@ -50,7 +50,7 @@ async fn supervise(hub: Arc<Hub>, group: String) {
 }
 
 /// One look at a group. The time until the next one; none when the group is gone.
-fn reconcile(hub: &Arc<Hub>, group: &str) -> Option<Duration> {
+async fn reconcile(hub: &Arc<Hub>, group: &str) -> Option<Duration> {
     let (desired, live, destroying, enabled, draining) = hub.read(|inner| {
         let cell = inner.groups.get(group)?;
         let destroying = cell.record.destroying;
@@ -67,7 +67,7 @@ fn reconcile(hub: &Arc<Hub>, group: &str) -> Option<Duration> {
         });
     }
     if destroying && hub.read(|inner| inner.groups.get(group).is_some_and(|cell| cell.instances.is_empty())) {
-        return forget(hub, group);
+        return forget(hub, group).await;
     }
     let mut problem = None;
     for _ in live..desired {
@@ -100,8 +100,12 @@ fn reconcile(hub: &Arc<Hub>, group: &str) -> Option<Duration> {
 }
 
 /// The last of a group that has no instances any more.
-fn forget(hub: &Arc<Hub>, group: &str) -> Option<Duration> {
-    let gone = files::remove(&hub.layout.group_spec(group)).and_then(|()| files::remove_tree(&hub.layout.group(group)));
+async fn forget(hub: &Arc<Hub>, group: &str) -> Option<Duration> {
+    let gone = hub
+        .drop_shares_of(group)
+        .await
+        .and_then(|()| files::remove(&hub.layout.group_spec(group)))
+        .and_then(|()| files::remove_tree(&hub.layout.group(group)));
     if let Err(error) = gone {
         tracing::warn!(group, %error, "cannot forget a server group");
         return Some(Duration::from_secs(1));
@@ -124,7 +128,8 @@ fn add(hub: &Arc<Hub>, group: &str) -> Result<(), String> {
         }
         let port = ports::free(range, &inner.ports(), inner.last_port).ok_or_else(|| {
             format!(
-                "no port of {range} is free; destroy old server groups or restart the host with a wider --port-range"
+                "no port of {range} is free that the system does not give to outgoing connections; destroy old \
+                 server groups or restart the host with another --port-range"
             )
         })?;
         inner.last_port = port;

@@ -315,8 +315,7 @@ pub fn open(options: Options, sockets: Sockets, clock: Clock) -> anyhow::Result<
         if name.ends_with(".json")
             && let Some(record) = files::read_json::<BalancerRecord>(&path)?
         {
-            let cell = BalancerCell { record, problem: None, told: Vec::new(), open: false };
-            inner.balancers.insert(cell.record.spec.name.clone(), cell);
+            inner.balancers.insert(record.spec.name.clone(), BalancerCell::new(record));
         }
     }
     for (name, path) in files::names(&layout.groups())? {
@@ -327,6 +326,10 @@ pub fn open(options: Options, sockets: Sockets, clock: Clock) -> anyhow::Result<
             // Begun and not made, or forgotten and not removed.
             None => files::remove_tree(&path)?,
         }
+    }
+    for cell in inner.balancers.values_mut() {
+        // A host of an earlier version kept the shares of groups that are gone.
+        cell.record.shares.retain(|share| inner.groups.contains_key(&share.server_group));
     }
     Ok(Hub::new(options, clock, proxy, sockets, fences, inner))
 }
@@ -379,7 +382,7 @@ pub async fn begin(hub: &Arc<Hub>) {
         hub.close_unused(name, record.as_ref());
     }
     hub.tasks.spawn(reopen(Arc::clone(hub)));
-    hub.tasks.spawn(notices(Arc::clone(hub)));
+    hub.tasks.spawn(problems(Arc::clone(hub)));
     hub.tasks.spawn(sweep(Arc::clone(hub)));
 }
 
@@ -412,24 +415,15 @@ async fn reopen(hub: Arc<Hub>) {
     }
 }
 
-/// What the data plane says is told with its load balancer for a while.
-async fn notices(hub: Arc<Hub>) {
-    let mut notices = hub.proxy.notices();
+/// What the data plane says is in a load balancer's way is told with it.
+async fn problems(hub: Arc<Hub>) {
+    let mut changed = hub.proxy.problems_changed();
     loop {
-        let notice = tokio::select! {
-            notice = notices.recv() => notice,
+        changed.mark_unchanged();
+        hub.take_problems();
+        tokio::select! {
+            changed = changed.changed() => if changed.is_err() { return },
             () = hub.stop.cancelled() => return,
-        };
-        match notice {
-            Ok(notice) => hub.update(|inner| {
-                if let Some(cell) = inner.balancers.get_mut(&notice.load_balancer)
-                    && cell.open
-                {
-                    cell.problem = (!notice.resolved).then_some(notice.message);
-                }
-            }),
-            Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
-            Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
         }
     }
 }

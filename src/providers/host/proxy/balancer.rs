@@ -1,14 +1,14 @@
 //! One load balancer: what it listens on, who stands behind it, and the state that requests are
 //! judged by.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
-use tokio::sync::broadcast;
+use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use super::balance::{Pick, State};
@@ -16,9 +16,9 @@ use super::limits::Limits;
 use super::listen::{Client, Listener};
 use super::stats::Stats;
 use super::upstream::{Upstream, lock, now_ms};
-use super::{Backend, Config, Notice};
+use super::{Backend, Config};
 use crate::clock::Clock;
-use crate::model::Share;
+use crate::model::{LoadBalancerProblem, LoadBalancerProblemKind, Share};
 
 /// How long a kept-alive connection may rest after its listener began to close: long enough for a
 /// busy client to be asked with an answer, so that it does not meet a closed connection.
@@ -28,7 +28,8 @@ const REST: Duration = Duration::from_secs(1);
 pub(super) struct Shared {
     pub limits: Arc<Limits>,
     pub clock: Clock,
-    pub notices: broadcast::Sender<Notice>,
+    /// Counts the changes of any load balancer's problems.
+    pub problems_changed: watch::Sender<u64>,
     /// Client connections and tunnels.
     pub tracker: TaskTracker,
     /// The server group to which requests are counted that found no instance.
@@ -41,7 +42,7 @@ impl Shared {
         Self {
             limits: Arc::new(limits),
             clock,
-            notices: broadcast::channel(256).0,
+            problems_changed: watch::channel(0).0,
             tracker: TaskTracker::new(),
             nobody: Arc::from(""),
             groups: Mutex::default(),
@@ -81,6 +82,7 @@ pub(super) struct Balancer {
     pub stats: Arc<Stats>,
     state: RwLock<State>,
     control: Mutex<Control>,
+    problems: Mutex<BTreeMap<(LoadBalancerProblemKind, String), LoadBalancerProblem>>,
 }
 
 /// What only changes touch, not requests.
@@ -101,7 +103,14 @@ fn key(backend: &Backend) -> Key {
 
 impl Balancer {
     pub fn new(name: &str, shared: Arc<Shared>, stats: Arc<Stats>) -> Self {
-        Self { name: name.to_owned(), shared, stats, state: RwLock::default(), control: Mutex::default() }
+        Self {
+            name: name.to_owned(),
+            shared,
+            stats,
+            state: RwLock::default(),
+            control: Mutex::default(),
+            problems: Mutex::default(),
+        }
     }
 
     /// Whether the address may enter at the port.
@@ -206,10 +215,32 @@ impl Balancer {
         });
     }
 
-    pub fn notice(&self, message: String, resolved: bool) {
+    /// Something is in the way, from now on or still: the message may have changed since.
+    pub fn begin_problem(&self, kind: LoadBalancerProblemKind, about: &str, message: String) {
+        {
+            let mut problems = lock(&self.problems);
+            let since = self.shared.clock.now();
+            let new = || LoadBalancerProblem { kind, about: about.to_owned(), message: String::new(), since };
+            let problem = problems.entry((kind, about.to_owned())).or_insert_with(new);
+            if problem.message == message {
+                return;
+            }
+            problem.message.clone_from(&message);
+        }
         tracing::info!(load_balancer = %self.name, "{message}");
-        // Nobody listening is fine.
-        let _ = self.shared.notices.send(Notice { load_balancer: self.name.clone(), message, resolved });
+        self.shared.problems_changed.send_modify(|count| *count += 1);
+    }
+
+    /// It is over, if it was the case.
+    pub fn end_problem(&self, kind: LoadBalancerProblemKind, about: &str, message: &str) {
+        if lock(&self.problems).remove(&(kind, about.to_owned())).is_some() {
+            tracing::info!(load_balancer = %self.name, "{message}");
+            self.shared.problems_changed.send_modify(|count| *count += 1);
+        }
+    }
+
+    pub fn problems(&self) -> Vec<LoadBalancerProblem> {
+        lock(&self.problems).values().cloned().collect()
     }
 
     /// The one place where the state that requests see changes.
@@ -225,10 +256,8 @@ impl Balancer {
         let shares = new.config.as_ref().map(|config| config.shares.clone()).unwrap_or_default();
         let before = std::mem::replace(&mut *self.state.write().unwrap_or_else(PoisonError::into_inner), new).starved;
         let percent = |basis_points: u32| f64::from(basis_points) / 100.0;
-        let is_in = |list: &[Share], group: &str| list.iter().any(|share| share.server_group == group);
-        let mut back = false;
-        for Share { server_group, .. } in before.iter().filter(|old| !is_in(&starved, &old.server_group)) {
-            back = true;
+        let is_starved = |group: &str| starved.iter().any(|share| share.server_group == group);
+        for Share { server_group, .. } in before.iter().filter(|old| !is_starved(&old.server_group)) {
             let share = shares.iter().find(|share| share.server_group == *server_group && share.basis_points > 0);
             let message = match share {
                 Some(share) => {
@@ -236,16 +265,15 @@ impl Balancer {
                 }
                 None => format!("server group `{server_group}` has no share any more"),
             };
-            self.notice(message, true);
+            self.end_problem(LoadBalancerProblemKind::Share, server_group, &message);
         }
-        // What is still missing is said again behind good news of another.
-        for share in starved.iter().filter(|share| back || !is_in(&before, &share.server_group)) {
+        for share in &starved {
             let message = format!(
                 "the share of {} % of server group `{}` goes to the others: it has no healthy, enabled instance",
                 percent(share.basis_points),
                 share.server_group
             );
-            self.notice(message, false);
+            self.begin_problem(LoadBalancerProblemKind::Share, &share.server_group, message);
         }
     }
 

@@ -22,9 +22,13 @@ use super::balancer::Balancer;
 use super::forward;
 use super::upstream::now_ms;
 use super::watched::{Watch, Watched};
+use crate::model::LoadBalancerProblemKind;
 
 /// Pause after the system refused to accept (too many open files).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What did not come again for this long is over.
+const CALM: Duration = Duration::from_secs(1);
 
 /// One socket that a load balancer accepts on.
 pub(super) struct Listener {
@@ -83,19 +87,34 @@ impl Listener {
 async fn accept(socket: TcpListener, listener: Arc<Listener>, balancer: Arc<Balancer>) {
     let shared = Arc::clone(&balancer.shared);
     let permits = Arc::new(Semaphore::new(shared.limits.client_connections));
-    let mut complained: Option<Instant> = None;
-    let mut complain = |what: &str| {
-        if complained.is_none_or(|at| at.elapsed() > Duration::from_secs(60)) {
-            complained = Some(Instant::now());
-            balancer.notice(format!("listener {}: {what}", listener.address), false);
-        }
+    let trouble = |kind, over| Trouble {
+        balancer: Arc::clone(&balancer),
+        kind,
+        listener: listener.address.to_string(),
+        over,
+        last: None,
     };
+    let mut full = trouble(LoadBalancerProblemKind::Connections, "there is room for connections again");
+    let mut refused = trouble(LoadBalancerProblemKind::Accept, "connections are accepted again");
     loop {
-        if permits.available_permits() == 0 {
-            complain("as many connections are open as allowed, new ones wait");
-        }
-        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
-        match socket.accept().await {
+        full.look();
+        refused.look();
+        let permit = if let Ok(permit) = Arc::clone(&permits).try_acquire_owned() {
+            permit
+        } else {
+            let waits =
+                format!("{} connections are open, as many as allowed; new ones wait", shared.limits.client_connections);
+            full.happens(&waits);
+            let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
+            full.happens(&waits);
+            permit
+        };
+        let calm = [full.calm_at(), refused.calm_at()].into_iter().flatten().min();
+        let accepted = tokio::select! {
+            accepted = socket.accept() => accepted,
+            () = sleep_until(calm.unwrap_or_else(Instant::now)), if calm.is_some() => continue,
+        };
+        match accepted {
             Ok((stream, peer)) => {
                 // Before a byte is read.
                 if !balancer.admits(peer.ip(), listener.address.port()) {
@@ -106,11 +125,52 @@ async fn accept(socket: TcpListener, listener: Arc<Listener>, balancer: Arc<Bala
             }
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
-                complain(&format!("cannot accept: {error}"));
+                refused.happens(&format!("cannot accept: {error}"));
                 drop(permit);
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
+    }
+}
+
+/// Something that keeps a listener from taking connections, and that comes and goes: the load
+/// balancer's problem until it has been calm for [`CALM`], or the listener is closed.
+struct Trouble {
+    balancer: Arc<Balancer>,
+    kind: LoadBalancerProblemKind,
+    listener: String,
+    /// What is said when it is over.
+    over: &'static str,
+    last: Option<Instant>,
+}
+
+impl Trouble {
+    fn happens(&mut self, what: &str) {
+        self.last = Some(Instant::now());
+        self.balancer.begin_problem(self.kind, &self.listener, format!("listener {}: {what}", self.listener));
+    }
+
+    fn calm_at(&self) -> Option<Instant> {
+        self.last.map(|last| last + CALM)
+    }
+
+    fn look(&mut self) {
+        if self.calm_at().is_some_and(|at| at <= Instant::now()) {
+            self.end();
+        }
+    }
+
+    fn end(&mut self) {
+        if self.last.take().is_some() {
+            let message = format!("listener {}: {}", self.listener, self.over);
+            self.balancer.end_problem(self.kind, &self.listener, &message);
+        }
+    }
+}
+
+impl Drop for Trouble {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 

@@ -27,6 +27,7 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use self::balancer::{Balancer, Shared};
@@ -34,7 +35,7 @@ pub use self::limits::Limits;
 use self::stats::Stats;
 use self::upstream::lock;
 use crate::clock::Clock;
-use crate::model::{InboundRule, LoadBalancerSpec, Share, TrafficSecond};
+use crate::model::{InboundRule, LoadBalancerProblem, LoadBalancerSpec, Share, TrafficSecond};
 
 /// What a load balancer is to be: given whole, applied at once.
 #[derive(Debug, Clone, PartialEq)]
@@ -57,15 +58,6 @@ pub struct Backend {
     pub healthy: bool,
     /// Its server group is enabled; false drains what is open within the spec's `drain_seconds`.
     pub enabled: bool,
-}
-
-/// Something people should know: a share with nothing healthy went to the others, or is back; a listener failed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Notice {
-    pub load_balancer: String,
-    pub message: String,
-    /// Good news: nothing that was told of is the case any more.
-    pub resolved: bool,
 }
 
 /// The load balancers of a host. Cheap to clone; they end with the last clone.
@@ -173,10 +165,16 @@ impl Proxy {
         stats.map(|stats| stats.traffic(self.inner.shared.second(), since)).unwrap_or_default()
     }
 
-    /// From now on; who is slow misses the oldest.
+    /// What is in a load balancer's way now.
     #[must_use]
-    pub fn notices(&self) -> tokio::sync::broadcast::Receiver<Notice> {
-        self.inner.shared.notices.subscribe()
+    pub fn problems(&self, load_balancer: &str) -> Vec<LoadBalancerProblem> {
+        lock(&self.inner.balancers).get(load_balancer).map(|balancer| balancer.problems()).unwrap_or_default()
+    }
+
+    /// Woken whenever the problems of any load balancer have changed; the value only counts.
+    #[must_use]
+    pub fn problems_changed(&self) -> watch::Receiver<u64> {
+        self.inner.shared.problems_changed.subscribe()
     }
 
     /// Stops accepting (another process accepts on the same sockets), lets open requests end up to

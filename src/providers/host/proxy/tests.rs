@@ -23,7 +23,7 @@ use tokio::time::{Instant, timeout};
 
 use super::{Backend, Config, Limits, Proxy};
 use crate::clock::Clock;
-use crate::model::{InboundRule, Listener, LoadBalancerSpec, Place, Protocol, Share};
+use crate::model::{InboundRule, Listener, LoadBalancerProblemKind, LoadBalancerSpec, Place, Protocol, Share};
 
 /// Longer than anything here takes.
 const SOON: Duration = Duration::from_secs(20);
@@ -430,17 +430,19 @@ async fn shares_are_exact_and_switch_in_one_step() {
     for _ in 0..50 {
         assert_eq!(client.get("/").await, ok("v001"), "from the next request on");
     }
-    let mut notices = bench.proxy.notices();
     let down = |instance: &Instance| Backend { healthy: false, ..instance.backend.clone() };
     bench.backends(&[old.backend.clone(), down(&new[0]), down(&new[1])]);
     assert_eq!(client.get("/").await, ok("v000"), "a share with nothing healthy goes to the others");
-    let notice = notices.try_recv().expect("a notice");
-    assert!(notice.message.contains("`v001` goes to the others") && !notice.resolved, "{notice:?}");
+    let told = bench.proxy.problems("app");
+    assert!(told.len() == 1 && told[0].message.contains("`v001` goes to the others"), "{told:?}");
+    let changes = bench.proxy.problems_changed();
     bench.backends(&[old.backend.clone(), down(&new[0])]);
-    assert!(notices.try_recv().is_err(), "said once");
+    bench.proxy.apply(bench.config.clone(), vec![bench.socket.try_clone().expect("a copy")]).expect("applied");
+    assert!(!changes.has_changed().expect("it lives"), "said once");
+    assert_eq!(bench.proxy.problems("app"), told, "and still the case, however often it is applied");
     bench.backends(&[old.backend.clone(), new[0].backend.clone()]);
-    let notice = notices.try_recv().expect("a notice");
-    assert!(notice.message.contains("takes its share of 100 % again") && notice.resolved, "{notice:?}");
+    assert_eq!(bench.proxy.problems("app"), []);
+    assert!(changes.has_changed().expect("it lives"));
     assert_eq!(client.get("/").await, ok("v001"));
 }
 
@@ -457,19 +459,43 @@ async fn good_news_of_one_share_does_not_hide_another_and_a_share_that_is_gone_i
         enabled: true,
     };
     bench.config.shares = vec![share("v000"), share("v001")];
-    let mut notices = bench.proxy.notices();
-    let mut told = || std::iter::from_fn(|| notices.try_recv().ok()).collect::<Vec<_>>();
     bench.proxy.update(bench.config.clone());
-    let both = told();
-    assert!(both.len() == 2 && both.iter().all(|notice| !notice.resolved), "{both:?}");
+    let told = |proxy: &Proxy| proxy.problems("app").into_iter().map(|problem| problem.about).collect::<Vec<_>>();
+    assert_eq!(told(&bench.proxy), ["v000", "v001"]);
     bench.backends(&[backend("v000", true), backend("v001", false)]);
-    let [back, missing] = &told()[..] else { panic!("one is back, one is not") };
-    assert!(back.message.contains("`v000` takes its share of 50 % again") && back.resolved, "{back:?}");
-    assert!(missing.message.contains("`v001` goes to the others") && !missing.resolved, "{missing:?}");
+    assert_eq!(told(&bench.proxy), ["v001"]);
     bench.config.shares.clear();
     bench.proxy.update(bench.config.clone());
-    let [gone] = &told()[..] else { panic!("the share is gone") };
-    assert!(gone.message.contains("`v001` has no share any more") && gone.resolved, "{gone:?}");
+    assert_eq!(told(&bench.proxy), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_listener_without_room_is_a_problem_beside_others_until_there_is_room() {
+    let mut bench = Bench::with(Limits { client_connections: 1, ..Limits::default() });
+    let instance = Instance::start("v000", "a").await;
+    bench.backends(std::slice::from_ref(&instance.backend));
+    let told = |proxy: &Proxy| proxy.problems("app").into_iter().map(|problem| problem.kind).collect::<Vec<_>>();
+    let mut first = Client::new(bench.address);
+    assert_eq!(first.get("/").await, ok("v000"));
+    until("the problem", || told(&bench.proxy) == [LoadBalancerProblemKind::Connections]).await;
+    let problem = bench.proxy.problems("app").remove(0);
+    assert_eq!(problem.about, bench.address.to_string());
+    assert!(problem.message.contains("1 connections are open, as many as allowed"), "{problem:?}");
+    // Another problem comes and goes meanwhile.
+    bench.config.shares = vec![Share { server_group: "v001".into(), basis_points: 1_000 }];
+    bench.proxy.update(bench.config.clone());
+    assert_eq!(told(&bench.proxy), [LoadBalancerProblemKind::Connections, LoadBalancerProblemKind::Share]);
+    bench.config.shares.clear();
+    bench.proxy.update(bench.config.clone());
+    assert_eq!(bench.proxy.problems("app"), [problem]);
+    drop(first);
+    until("no problem", || told(&bench.proxy).is_empty()).await;
+    // A listener that is closed has none.
+    let mut second = Client::new(bench.address);
+    assert_eq!(second.get("/").await, ok("v000"));
+    until("the problem again", || !told(&bench.proxy).is_empty()).await;
+    bench.proxy.apply(bench.config.clone(), Vec::new()).expect("applied");
+    until("no problem of a closed listener", || told(&bench.proxy).is_empty()).await;
 }
 
 #[tokio::test]
