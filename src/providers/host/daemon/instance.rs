@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use super::files;
+use super::{files, own_log};
 use crate::providers::host::launch::Stop;
 use crate::providers::host::shim::{Exit, Exited, InstanceDirectory, Running, Start};
 
@@ -72,6 +72,7 @@ pub fn shim_is_there(directory: &InstanceDirectory) -> bool {
 pub fn start(directory: &InstanceDirectory, start: &Start, program: &Path) -> io::Result<()> {
     files::write_json(&directory.start(), start)?;
     let log = directory.0.join("shim.log");
+    own_log::empty_when_large(&log, own_log::SHIM_LOG_BYTES, false);
     let log = OpenOptions::new()
         .append(true)
         .create(true)

@@ -21,7 +21,7 @@ use super::handoff::{ToKeeper, ToWorker, receive, send};
 use super::identity::Identity;
 use super::records::Layout;
 use super::succession::{self, About, Estate, EstateRef, Heir};
-use super::{Options, files};
+use super::{Options, files, own_log};
 use crate::{footprint, systemd};
 
 /// Before a worker that ended at once is started again, at first and at most.
@@ -35,8 +35,6 @@ const ENDING: Duration = Duration::from_secs(15);
 const HEIR: Duration = Duration::from_secs(10);
 /// How long a worker may take to end a message that it has begun.
 const QUIET: Duration = Duration::from_secs(2);
-/// The log is put aside at this size.
-const LOG_BYTES: u64 = 10 * 1024 * 1024;
 
 enum Happening {
     Signal(Signal),
@@ -145,7 +143,7 @@ pub fn run(options: Options, origin: Origin) -> anyhow::Result<()> {
             false => std::fs::remove_file(layout.service()),
         };
     }
-    set_log_aside(&layout.log());
+    own_log::keep_small(&layout.log());
     #[cfg(target_os = "linux")]
     let _ = nix::sys::prctl::set_child_subreaper(true);
     let waited = waited_for();
@@ -257,13 +255,6 @@ fn holder(lock: &Path) -> Option<u32> {
     }
 }
 
-/// Whoever started us may write our log; a large one is put aside at the next start.
-fn set_log_aside(log: &Path) {
-    if std::fs::metadata(log).is_ok_and(|meta| meta.len() > LOG_BYTES) {
-        let _ = std::fs::rename(log, log.with_extension("log.1"));
-    }
-}
-
 fn waited_for() -> SigSet {
     let mut set = SigSet::empty();
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGCHLD] {
@@ -274,6 +265,7 @@ fn waited_for() -> SigSet {
 
 impl Keeper {
     fn keep(mut self, happened: &Receiver<Happening>) -> anyhow::Result<()> {
+        let log = Layout(self.options.directory.clone()).log();
         loop {
             if self.is_over() {
                 return Ok(());
@@ -288,6 +280,7 @@ impl Keeper {
                 Err(RecvTimeoutError::Disconnected) => anyhow::bail!("the keeper's threads are gone"),
             }
             reap();
+            own_log::keep_small(&log);
             if self.ending.is_none() && self.start_at.is_some_and(|at| at <= Instant::now()) {
                 self.start_at = None;
                 let program = self.options.program.clone();

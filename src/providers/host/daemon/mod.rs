@@ -21,6 +21,7 @@ mod instance;
 pub mod keeper;
 pub mod limits;
 pub mod logs;
+mod own_log;
 mod ports;
 mod probe;
 pub mod records;
