@@ -109,7 +109,7 @@ pub fn run(options: Options, origin: Origin) -> anyhow::Result<()> {
     let _ = nix::unistd::setsid();
     files::make_directory(&options.directory)?;
     if let Some(warning) = options.ports.warning().filter(|_| origin == Origin::New) {
-        eprintln!("gennaker host: {warning}");
+        tracing::warn!("{warning}");
     }
     let layout = Layout(options.directory.clone());
     if origin == Origin::New {
@@ -178,7 +178,7 @@ pub fn run(options: Options, origin: Origin) -> anyhow::Result<()> {
                 let stage = if about.serves { Stage::Serving } else { Stage::Released };
                 keeper.attend(stream, about.process, about.program, stage)?;
             }
-            eprintln!("gennaker host: the keeper is of version {} now", env!("CARGO_PKG_VERSION"));
+            tracing::info!("the keeper is of version {} now", env!("CARGO_PKG_VERSION"));
         }
         (Origin::Adopts, _) => {
             let stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned().context("no socket to a worker")?);
@@ -285,7 +285,7 @@ impl Keeper {
                 self.start_at = None;
                 let program = self.options.program.clone();
                 if let Err(error) = self.start(program) {
-                    eprintln!("gennaker host: cannot start a worker: {error:#}");
+                    tracing::error!("cannot start a worker: {error:#}");
                     self.start_later();
                 }
             }
@@ -308,7 +308,7 @@ impl Keeper {
                 Ok(quiet) => break quiet,
                 Err(_) if Instant::now() < give_up => std::thread::sleep(Duration::from_millis(5)),
                 Err(_) => {
-                    eprintln!("gennaker host: a worker does not end its message; the keeper stays the old one");
+                    tracing::warn!("a worker does not end its message; the keeper stays the old one");
                     return;
                 }
             }
@@ -327,7 +327,7 @@ impl Keeper {
         });
         let estate = EstateRef { lock: self.lock.as_fd(), held: &self.held, workers: workers.collect() };
         let error = succession::hand_over(&self.options, &self.options.program, &estate);
-        eprintln!("gennaker host: the keeper stays the old one: {error:#}");
+        tracing::warn!("the keeper stays the old one: {error:#}");
     }
 
     fn deal_with(&mut self, happening: Happening) {
@@ -440,7 +440,7 @@ impl Keeper {
                     let program = binary.unwrap_or_else(|| self.options.program.clone());
                     match self.start(program) {
                         Ok(id) => self.upgrading = Some(Upgrading::To(id)),
-                        Err(error) => eprintln!("gennaker host: cannot upgrade: {error:#}"),
+                        Err(error) => tracing::error!("cannot upgrade: {error:#}"),
                     }
                 }
             }
@@ -465,7 +465,7 @@ impl Keeper {
         if lost.stage == Stage::Serving && lost.started.elapsed() >= SETTLED {
             self.delay = FIRST_DELAY;
         }
-        eprintln!("gennaker host: the worker has ended; another one is started");
+        tracing::warn!("the worker has ended; another one is started");
         self.start_later();
     }
 
