@@ -13,6 +13,7 @@ use crate::inventory::Inventory;
 use crate::notifiers::email::Email;
 use crate::notifiers::{Notifier, Notifiers};
 use crate::providers::host::client::{self, HostProvider};
+use crate::providers::host::daemon::LogOptions;
 use crate::secrets::Secrets;
 use crate::telemetry::traces;
 
@@ -30,6 +31,10 @@ pub(super) async fn connect_host(config: &Config) -> Result<HostProvider, Error>
         max_artifact_bytes: host.max_artifact_bytes,
         max_instance_log_bytes: host.max_instance_log_bytes,
         max_instances: host.max_instances,
+        log: LogOptions {
+            format: Some(config.log.format.name().to_owned()),
+            filter: Some(config.log.filter().to_owned()),
+        },
         ..client::Options::new(&host.dir).map_err(|error| failed(error.to_string()))?
     };
     HostProvider::connect(options).await.map_err(|error| failed(error.message))

@@ -8,12 +8,13 @@ use std::time::Duration;
 use anyhow::Context;
 
 use super::{Failure, Outcome, block_on};
-use crate::config::{self, HostArgs};
+use crate::config::{self, HostArgs, LogArgs, LogFormat};
 use crate::providers::host::control::{Control, Error};
 use crate::providers::host::daemon::{
-    ARTIFACT_KEEP_SECONDS, MAX_ARTIFACT_BYTES, MAX_INSTANCES, Options, PortRange, keeper, worker,
+    ARTIFACT_KEEP_SECONDS, LogOptions, MAX_ARTIFACT_BYTES, MAX_INSTANCES, Options, PortRange, keeper, worker,
 };
 use crate::providers::host::protocol::{StopHost, Upgrade};
+use crate::telemetry;
 
 /// What `gennaker host` is given.
 #[derive(Debug, Clone, clap::Args)]
@@ -83,6 +84,8 @@ pub struct Args {
     /// Seconds for which an artifact stays that no server group uses
     #[arg(long, default_value_t = ARTIFACT_KEEP_SECONDS, value_name = "SECONDS")]
     pub artifact_keep_seconds: u64,
+    #[command(flatten)]
+    pub log: LogArgs,
     /// Used by a host for its own parts.
     #[arg(long, hide = true, conflicts_with = "adopt")]
     pub worker: bool,
@@ -223,10 +226,13 @@ fn host(args: Args, directory: &Path) -> Outcome {
         max_artifact_bytes: args.max_artifact_bytes,
         max_instance_log_bytes: args.max_instance_log_bytes,
         artifact_keep_seconds: args.artifact_keep_seconds,
+        log: LogOptions { format: Some(args.log.format.name().to_owned()), filter: Some(args.log.filter().to_owned()) },
         ..Options::new(directory)?
     };
-    if args.worker {
-        worker::run(options)?
+    telemetry::start(args.log.format, telemetry::Target::Stderr);
+    telemetry::set_filter(args.log.filter()).map_err(anyhow::Error::msg)?;
+    let outcome = if args.worker {
+        worker::run(options)
     } else {
         let origin = match (args.adopt, args.resume) {
             (true, _) => keeper::Origin::Adopts,
@@ -237,7 +243,14 @@ fn host(args: Args, directory: &Path) -> Outcome {
         if origin == keeper::Origin::New {
             options.ports.check().map_err(Failure::input)?;
         }
-        keeper::run(options, origin)?
+        keeper::run(options, origin)
+    };
+    match outcome {
+        // What reads lines of JSON reads this one too.
+        Err(error) if args.log.format == LogFormat::Json => {
+            tracing::error!("the host ends: {error:#}");
+            Ok(ExitCode::FAILURE)
+        }
+        outcome => Ok(outcome.map(|()| ExitCode::SUCCESS)?),
     }
-    Ok(ExitCode::SUCCESS)
 }

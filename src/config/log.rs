@@ -1,4 +1,4 @@
-//! How the server's own log is written.
+//! How the logs of server and host are written.
 
 /// Flags.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -39,4 +39,15 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+impl LogFormat {
+    /// As the flag takes it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        }
+    }
 }

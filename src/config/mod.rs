@@ -110,6 +110,7 @@ pub struct Config {
     pub limits: LimitsConfig,
     pub observe: ObserveConfig,
     pub smtp: SmtpConfig,
+    pub log: LogArgs,
 }
 
 /// Settings that do not hold.
@@ -161,7 +162,7 @@ impl Args {
         }
         match (server, data, host, security, limits, smtp, observe) {
             (Some(server), Some(data), Some(host), Some(security), Some(limits), Some(smtp), Some(observe)) => {
-                Ok(Config { server, data, host, security, limits, smtp, observe })
+                Ok(Config { server, data, host, security, limits, smtp, observe, log: self.log })
             }
             _ => Err(errors),
         }

@@ -416,7 +416,8 @@ def as_root_instances_run_as_others():
     for name in ["gennaker", "gennaker-host"]:
         drop_in = pathlib.Path(f"/etc/systemd/system/{name}.service.d/root.conf")
         drop_in.parent.mkdir(parents=True, exist_ok=True)
-        drop_in.write_text("[Service]\nUser=root\nGroup=root\n")
+        # With `User=root`, systemd takes CAP_SETUID away beside NoNewPrivileges.
+        drop_in.write_text("[Service]\nUser=\nGroup=\n")
     before = pids("shop-v002")
     run("systemctl", "daemon-reload")
     run("systemctl", "restart", "gennaker-host", "gennaker")
@@ -425,6 +426,7 @@ def as_root_instances_run_as_others():
     assert pids("shop-v002") == before
     gennaker("run", "small/deploy", "-p", "user=nobody", "--wait")
     try_limits("nobody")
+
 
 def the_trials_of_limits_pass_as_root():
     path = pathlib.Path((DRILL / "path").read_text().strip())

@@ -364,16 +364,8 @@ async fn log_lines() -> Outcome {
         (text.contains("shop-42.a_b") && text.contains(&made)).then_some(text)
     })
     .await?;
-    // The last line may be being written.
-    let whole = &text[..text.rfind('\n').context("a line")?];
-    let lines: Vec<Value> =
-        whole.lines().map(|line| serde_json::from_str(line).context(line.to_owned())).collect::<anyhow::Result<_>>()?;
-    for line in &lines {
-        anyhow::ensure!(line.as_object().is_some_and(|line| line.values().all(|value| !value.is_object())), "{line}");
-        for key in ["timestamp", "level", "target", "message"] {
-            anyhow::ensure!(line[key].is_string(), "{key} in {line}");
-        }
-    }
+    let whole = text.as_str();
+    let lines = lines_of(whole)?;
     let asked = lines.iter().find(|line| line["request.id"] == "shop-42.a_b").context("the request is in the log")?;
     anyhow::ensure!(asked["principal"] == "admin" && asked["path"] == "/graphql" && asked["status"] == 200, "{asked}");
 
@@ -416,13 +408,22 @@ async fn log_lines() -> Outcome {
     }
     let judged = lines.iter().find(|line| line["message"].as_str().is_some_and(|text| text.contains("judged stage")));
     anyhow::ensure!(judged.is_some_and(|line| line["stage.id"].is_string()), "{judged:?}");
-    let host = std::fs::read_to_string(server.host_dir().join("host.log"))?;
-    let taken: Vec<_> = host.lines().filter(|line| line.contains(" is taken")).collect();
-    anyhow::ensure!(taken.len() > 2, "{host}");
-    anyhow::ensure!(
-        taken.iter().all(|line| line.contains("execution.id=\"ex_") && line.contains("stage.id=\"st_")),
-        "{host}"
-    );
+    // The host that the server has started writes as the server does, its keeper too.
+    let worker = server.host_worker().context("the host has a worker")?;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(worker), nix::sys::signal::Signal::SIGKILL)?;
+    let host = wait_for("the line of the host's keeper", MAX, || async {
+        let host = std::fs::read_to_string(server.host_dir().join("host.log")).ok()?;
+        host.contains("the worker has ended").then_some(host)
+    })
+    .await?;
+    let host = lines_of(&host)?;
+    let taken: Vec<_> =
+        host.iter().filter(|line| line["message"].as_str().is_some_and(|text| text.contains(" is taken"))).collect();
+    anyhow::ensure!(taken.len() > 2, "{host:?}");
+    for line in taken {
+        let has = |name: &str, prefix: &str| line[name].as_str().is_some_and(|id| id.starts_with(prefix));
+        anyhow::ensure!(has("execution.id", "ex_") && has("stage.id", "st_"), "{line}");
+    }
 
     let workers: Vec<_> = lines.iter().filter(|line| is_of(line, "gennaker::engine::worker")).collect();
     anyhow::ensure!(workers.len() > 10, "{workers:?}");
@@ -440,6 +441,21 @@ async fn log_lines() -> Outcome {
     let metrics = get(&server, "/metrics", Some(server.token())).await?.1;
     anyhow::ensure!(!metrics.contains(secret) && !metrics.contains(server.token()), "a secret is in the metrics");
     Ok(())
+}
+
+/// The lines of a log in JSON: flat objects with what every line has.
+fn lines_of(text: &str) -> anyhow::Result<Vec<Value>> {
+    // The last line may be being written.
+    let whole = &text[..text.rfind('\n').context("a line")?];
+    let lines: Vec<Value> =
+        whole.lines().map(|line| serde_json::from_str(line).context(line.to_owned())).collect::<anyhow::Result<_>>()?;
+    for line in &lines {
+        anyhow::ensure!(line.as_object().is_some_and(|line| line.values().all(|value| !value.is_object())), "{line}");
+        for key in ["timestamp", "level", "target", "message"] {
+            anyhow::ensure!(line[key].is_string(), "{key} in {line}");
+        }
+    }
+    Ok(lines)
 }
 
 /// Whether the line is the module's or of one below it.

@@ -59,6 +59,8 @@ pub struct Options {
     pub max_instance_log_bytes: u64,
     /// Instances, at most.
     pub max_instances: usize,
+    /// Of a host that is started: how its log is written.
+    pub log: daemon::LogOptions,
 }
 
 impl Options {
@@ -79,6 +81,7 @@ impl Options {
             max_artifact_bytes: defaults.max_artifact_bytes,
             max_instance_log_bytes: defaults.max_instance_log_bytes,
             max_instances: defaults.max_instances,
+            log: defaults.log,
         })
     }
 }
@@ -368,6 +371,7 @@ impl Starter {
             max_artifact_bytes: options.max_artifact_bytes,
             max_instance_log_bytes: options.max_instance_log_bytes,
             artifact_keep_seconds: daemon::ARTIFACT_KEEP_SECONDS,
+            log: options.log.clone(),
             program: options.binary.clone(),
         };
         let mut command = std::process::Command::new(&options.binary);

@@ -3,10 +3,12 @@
 //! every descendant, records how the command ended, and leaves nothing behind.
 
 use std::collections::BTreeMap;
+use std::ffi::CString;
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write as _};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -297,24 +299,29 @@ fn spawn(start: &Start, directory: &InstanceDirectory, running: &mut Running) ->
     let mut command = Command::new(&program);
     command
         .args(arguments)
-        .current_dir(&start.directory)
         .env_clear()
         .envs(environment)
         .stdin(Stdio::null())
         .stdout(Stdio::from(writer.try_clone()?))
         .stderr(Stdio::from(writer))
         .process_group(0);
-    prepare(&mut command, user, &mut plan);
+    let steps = prepare(&mut command, &start.directory, user.as_ref(), &mut plan)?;
     let child = command.spawn();
-    if child.is_err()
-        && let Some(cgroup) = &plan.cgroup
-    {
-        cgroup.remove();
-    }
-    let child = child.map_err(|error| not_run(&launch.command[0], &program, &start.directory, &error))?;
-    let pid = i32::try_from(child.id()).context("process id out of range")?;
-    // The command holds copies of the pipe's writing end; the log ends only when all are closed.
+    // The command holds copies of the pipes' writing ends; the log ends only when all are closed.
     drop(command);
+    let child = child.map_err(|error| {
+        if let Some(cgroup) = &plan.cgroup {
+            cgroup.remove();
+        }
+        match steps.failed() {
+            Some(step) if start.directory.is_dir() => {
+                let what = step.failed(&start.directory, user.as_ref(), &plan);
+                anyhow::anyhow!("cannot prepare the instance's process: {what}: {error}")
+            }
+            _ => not_run(&launch.command[0], &program, &start.directory, &error),
+        }
+    })?;
+    let pid = i32::try_from(child.id()).context("process id out of range")?;
     Ok(Child { pid, output: reader, cgroup: plan.cgroup })
 }
 
@@ -349,33 +356,109 @@ fn not_run(written: &str, program: &Path, artifact: &Path, error: &io::Error) ->
     anyhow::anyhow!("cannot run the program `{written}`: {why}")
 }
 
+/// What the new process does before it becomes the command. It tells the one that fails by its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Step {
+    Signals,
+    Directory,
+    Cgroup,
+    Limits,
+    Groups,
+    Group,
+    User,
+    DeathSignal,
+}
+
+impl Step {
+    const ALL: [Self; 8] = [
+        Self::Signals,
+        Self::Directory,
+        Self::Cgroup,
+        Self::Limits,
+        Self::Groups,
+        Self::Group,
+        Self::User,
+        Self::DeathSignal,
+    ];
+
+    /// What failed, and on what.
+    fn failed(self, artifact: &Path, user: Option<&User>, plan: &limits::Plan) -> String {
+        let user = user.map(|user| format!("`{}` (uid {}, gid {})", user.name, user.uid, user.gid)).unwrap_or_default();
+        match self {
+            Self::Signals => "its signals cannot be unblocked".to_owned(),
+            Self::Directory => format!("the artifact's directory {} cannot be entered", artifact.display()),
+            Self::Cgroup => {
+                let path = plan.cgroup.as_ref().map(|cgroup| cgroup.path().display().to_string()).unwrap_or_default();
+                format!("its control group {path} cannot be entered")
+            }
+            Self::Limits => {
+                let limits: Vec<_> = plan.rlimits.iter().map(|(which, limit)| format!("{which:?} {limit}")).collect();
+                format!("its limits ({}) cannot be set; the host may have lower ones", limits.join(", "))
+            }
+            Self::Groups => format!("the groups of user {user} cannot be taken on"),
+            Self::Group => format!("the primary group of user {user} cannot be taken on"),
+            Self::User => format!("it cannot become user {user}"),
+            Self::DeathSignal => "it cannot be tied to its shim".to_owned(),
+        }
+    }
+}
+
+/// Reads which step failed.
+struct Steps(io::PipeReader);
+
+impl Steps {
+    /// None where all were done, and what failed is the program's start. To be called when nobody
+    /// else has the writing end.
+    fn failed(mut self) -> Option<Step> {
+        let mut number = [0];
+        self.0.read_exact(&mut number).ok()?;
+        Step::ALL.into_iter().find(|step| *step as u8 == number[0])
+    }
+}
+
 /// What is done in the new process between fork and exec.
-fn prepare(command: &mut Command, user: Option<User>, plan: &mut limits::Plan) {
+fn prepare(
+    command: &mut Command,
+    directory: &Path,
+    user: Option<&User>,
+    plan: &mut limits::Plan,
+) -> anyhow::Result<Steps> {
     let rlimits = plan.rlimits.clone();
     let entry = plan.cgroup.as_mut().and_then(Cgroup::take_entry);
-    let name = user.as_ref().and_then(|user| std::ffi::CString::new(user.name.as_str()).ok());
+    let directory = CString::new(directory.as_os_str().as_bytes()).context("the artifact's directory has a NUL")?;
+    let name = user.and_then(|user| CString::new(user.name.as_str()).ok());
     let ids = user.map(|user| (user.uid, user.gid));
+    // Both ends are closed by the exec.
+    let (reader, mut writer) = io::pipe().context("cannot make a pipe")?;
     let before_exec = move || -> io::Result<()> {
-        SigSet::all().thread_unblock()?;
+        let mut step = |step: Step, done: nix::Result<()>| {
+            done.map_err(|error| {
+                let _ = writer.write(&[step as u8]);
+                io::Error::from(error)
+            })
+        };
+        step(Step::Signals, SigSet::all().thread_unblock())?;
+        step(Step::Directory, nix::unistd::chdir(directory.as_c_str()))?;
         if let Some(entry) = &entry {
-            nix::unistd::write(entry, b"0")?;
+            step(Step::Cgroup, nix::unistd::write(entry, b"0").map(drop))?;
         }
         for (resource, limit) in &rlimits {
-            nix::sys::resource::setrlimit(*resource, *limit, *limit)?;
+            step(Step::Limits, nix::sys::resource::setrlimit(*resource, *limit, *limit))?;
         }
         if let Some((uid, gid)) = ids {
             #[cfg(target_os = "linux")]
             if let Some(name) = &name {
-                nix::unistd::initgroups(name, gid)?;
+                step(Step::Groups, nix::unistd::initgroups(name, gid))?;
             }
             #[cfg(not(target_os = "linux"))]
             let _ = &name;
-            nix::unistd::setgid(gid)?;
-            nix::unistd::setuid(uid)?;
+            step(Step::Group, nix::unistd::setgid(gid))?;
+            step(Step::User, nix::unistd::setuid(uid))?;
         }
         // Should the shim be killed, its command does not go on unseen.
         #[cfg(target_os = "linux")]
-        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+        step(Step::DeathSignal, nix::sys::prctl::set_pdeathsig(Signal::SIGKILL))?;
         Ok(())
     };
     #[expect(unsafe_code, reason = "the new process limits itself before it becomes the command")]
@@ -384,6 +467,7 @@ fn prepare(command: &mut Command, user: Option<User>, plan: &mut limits::Plan) {
     unsafe {
         command.pre_exec(before_exec);
     }
+    Ok(Steps(reader))
 }
 
 /// PATH, HOME, PORT and what is declared, with secrets resolved now.
@@ -422,7 +506,22 @@ pub fn user(name: Option<&str>) -> anyhow::Result<Option<User>> {
         return Ok(None);
     }
     anyhow::ensure!(own.is_root(), "runAs {name} needs a host that runs as root");
+    anyhow::ensure!(
+        may_become_others(&std::fs::read_to_string("/proc/self/status").unwrap_or_default()),
+        "runAs {name}: this host runs as root, but it may not become another user (it lacks CAP_SETUID or CAP_SETGID). \
+         In a unit of systemd `User=root` takes CAP_SETUID away where there is NoNewPrivileges; write `User=` with \
+         nothing behind it"
+    );
     Ok(Some(user))
+}
+
+/// Whether root may still do it: what `/proc/self/status` says of the capabilities in effect.
+fn may_become_others(status: &str) -> bool {
+    const SETGID_AND_SETUID: u64 = 1 << 6 | 1 << 7;
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    // Where there is no telling, the attempt shows.
+    effective.is_none_or(|effective| effective & SETGID_AND_SETUID == SETGID_AND_SETUID)
 }
 
 /// Stays until the command has ended and everything it left is gone.
@@ -503,6 +602,14 @@ fn clean_up(group: i32, cgroup: Option<&Cgroup>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn root_without_the_capability_becomes_nobody_else() {
+        assert!(may_become_others("Name:\tx\nCapEff:\t000001f3fdfeffff\n"));
+        assert!(!may_become_others("CapEff:\t000001f3fdfeff7f\n"), "no CAP_SETUID");
+        assert!(!may_become_others("CapEff:\t0000000000000000\n"));
+        assert!(may_become_others(""));
+    }
 
     #[test]
     fn an_end_reads_as_people_say_it() {

@@ -35,6 +35,8 @@ pub fn trials() -> Vec<Trial> {
     trials.extend(trial_where("host", "a_cgroup_of_its_own_limits_an_instance", cgroup(), in_a_cgroup));
     let name = "an_instance_runs_as_the_user_it_is_told_with_that_users_groups";
     trials.extend(trial_where("host", name, root(), run_as));
+    let name = "root_that_may_not_become_another_user_says_so_at_once";
+    trials.extend(trial_where("host", name, root().and_then(|()| setpriv()), bound));
     trials
 }
 
@@ -155,6 +157,15 @@ async fn crashing() -> Outcome {
         .until("web-v001", "the failure", |group| group.instances.iter().any(|instance| instance.last_exit.is_some()));
     let exit = only(&group.await).last_exit.clone().expect("told");
     assert!(exit.contains("cannot run") && exit.contains("not-there"), "{exit}");
+    // What comes before the program is told apart from it: no process of the system may have so many.
+    let mut refused = host.group("web-v002", 1);
+    refused.launch["limits"] = json!({ "openFiles": 20_000_000_000_u64 });
+    host.provider().ensure_server_group(&host.op("ex/3"), &refused).await.expect("made");
+    let group = host
+        .until("web-v002", "the failure", |group| group.instances.iter().any(|instance| instance.last_exit.is_some()));
+    let exit = only(&group.await).last_exit.clone().expect("told");
+    let told = "cannot prepare the instance's process: its limits (RLIMIT_NOFILE 20000000000) cannot be set";
+    assert!(exit.contains(told), "{exit}");
     host.end().await;
     Ok(())
 }
@@ -435,6 +446,28 @@ async fn in_a_cgroup() -> Outcome {
 pub fn root() -> Result<(), String> {
     let other = nix::unistd::User::from_name("nobody").ok().flatten().is_some();
     if nix::unistd::geteuid().is_root() && other { Ok(()) } else { Err("root, and a user `nobody`".to_owned()) }
+}
+
+/// What takes capabilities away.
+fn setpriv() -> Result<(), String> {
+    let found = std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|directory| directory.join("setpriv").is_file()));
+    if found { Ok(()) } else { Err("the command `setpriv` (util-linux)".to_owned()) }
+}
+
+async fn bound() -> Outcome {
+    // What systemd does with `User=root` beside NoNewPrivileges.
+    let host = Host::behind("setpriv --no-new-privs --bounding-set=-setuid").await?;
+    host.balancer().await;
+    let mut spec = host.group("web-v000", 1);
+    spec.launch["runAs"] = json!("nobody");
+    let refused = host.provider().ensure_server_group(&host.op("ex/1"), &spec).await.expect_err("not possible");
+    assert!(refused.message.contains("runAs nobody") && refused.message.contains("CAP_SETUID"), "{refused}");
+    spec.launch["runAs"] = json!("root");
+    host.provider().ensure_server_group(&host.op("ex/2"), &spec).await.expect("itself is fine");
+    host.up("web-v000", 1).await;
+    host.end().await;
+    Ok(())
 }
 
 async fn run_as() -> Outcome {

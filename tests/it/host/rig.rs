@@ -37,6 +37,8 @@ pub struct Host {
     clock: Clock,
     ports: Ports,
     max_instances: usize,
+    /// What starts the host.
+    binary: PathBuf,
     scratch: Scratch,
 }
 
@@ -47,10 +49,30 @@ impl Host {
     }
 
     pub async fn with_room_for(max_instances: usize) -> anyhow::Result<Self> {
+        Self::start_by(None, max_instances).await
+    }
+
+    /// Starts one by a command line that ends with that of the binary.
+    pub async fn behind(command: &str) -> anyhow::Result<Self> {
+        Self::start_by(Some(command), 500).await
+    }
+
+    async fn start_by(command: Option<&str>, max_instances: usize) -> anyhow::Result<Self> {
         let name = format!("gennaker-it-{}", &uuid::Uuid::new_v4().simple().to_string()[..12]);
         let scratch = Scratch(std::env::temp_dir().canonicalize()?.join(name));
         std::fs::create_dir_all(scratch.0.join("app"))?;
-        let mut host = Self { connected: None, clock: Clock::system(), ports: Ports::take()?, max_instances, scratch };
+        let binary = match command {
+            None => gennaker().to_owned(),
+            Some(command) => {
+                use std::os::unix::fs::PermissionsExt as _;
+                let script = scratch.0.join("start");
+                std::fs::write(&script, format!("#!/bin/sh\nexec {command} {} \"$@\"\n", gennaker().display()))?;
+                std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o700))?;
+                script
+            }
+        };
+        let (clock, ports) = (Clock::system(), Ports::take()?);
+        let mut host = Self { connected: None, clock, ports, max_instances, binary, scratch };
         host.connected = Some(HostProvider::connect(host.options()).await?);
         Ok(host)
     }
@@ -66,16 +88,11 @@ impl Host {
     pub fn options(&self) -> Options {
         let ports = PortRange::from_str(&self.ports.instances()).expect("a range");
         Options {
-            directory: self.path().join("host"),
-            binary: gennaker().to_owned(),
-            account: "local".to_owned(),
-            location: "local".to_owned(),
+            binary: self.binary.clone(),
             artifact_roots: vec![self.path().to_path_buf()],
-            secret_roots: Vec::new(),
-            max_artifact_bytes: 10 << 30,
-            max_instance_log_bytes: 30 << 20,
             ports: PortRange { last: ports.first + 9, ..ports },
             max_instances: self.max_instances,
+            ..Options::new(&self.path().join("host")).expect("options")
         }
     }
 

@@ -1,6 +1,8 @@
 //! What outlives what: workers, keepers and hosts end, are killed or replaced; instances run on and
 //! requests are answered.
 
+use std::io::Write as _;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use gennaker::model::HealthState;
@@ -23,6 +25,7 @@ pub fn trials() -> Vec<Trial> {
         trial("host", "a_killed_keeper_is_replaced_and_sockets_are_still_held", killed_keeper),
         trial("host", "what_ends_while_the_host_is_gone_is_seen_with_every_line", ends_unseen),
         trial("host", "instances_outlive_a_stopped_host_and_come_back_with_it", stopped_host),
+        trial("host", "the_hosts_own_logs_stay_within_bounds_and_are_written_on", own_logs),
     ]
 }
 
@@ -204,6 +207,59 @@ async fn stopped_host() -> Outcome {
     drop(again);
     assert_eq!(pids(&host.up("web-v000", 2).await), before);
     assert_eq!(get(&address, "/").await.expect("the same address").0, 200);
+    host.end().await;
+    Ok(())
+}
+
+async fn own_logs() -> Outcome {
+    const MIB: usize = 1 << 20;
+    let host = Host::start().await?;
+    let (log, aside) = (host.path().join("host/host.log"), host.path().join("host/host.log.1"));
+    let fill = |path: &Path, bytes: usize| {
+        let mut file = std::fs::File::options().append(true).create(true).open(path).expect("opened");
+        file.write_all("filled\n".repeat(bytes / 7 + 1).as_bytes()).expect("written");
+    };
+    let emptied = async |before: &str| {
+        wait_for("an emptied log", Duration::from_secs(20), || async {
+            (std::fs::metadata(&log).expect("it stays").len() < MIB as u64).then_some(())
+        })
+        .await?;
+        let copy = std::fs::read_to_string(&aside)?;
+        assert!(copy.len() < 23 * MIB && copy.contains(before), "{} bytes", copy.len());
+        anyhow::Ok(())
+    };
+    // While it runs.
+    fill(&log, 11 * MIB);
+    emptied("host serves").await?;
+    let worker = host.status().await.pid;
+    kill_now(worker);
+    host.another_worker(worker).await;
+    let text = host.log();
+    assert!(text.contains("the worker has ended") && text.contains("host serves"), "{text}");
+    // What a host finds that starts.
+    let directory = host.path().join("host");
+    let stopped = std::process::Command::new(gennaker()).args(["host", "stop", "--dir"]).arg(&directory).output();
+    assert!(stopped.expect("ran").status.success());
+    fill(&log, 11 * MIB);
+    drop(HostProvider::connect(host.options()).await.expect("starts again"));
+    emptied("the worker has ended").await?;
+    wait_for("a line of the host that started", Duration::from_secs(20), || async {
+        host.log().contains("host serves").then_some(())
+    })
+    .await?;
+    assert!(!host.log().contains("filled"));
+
+    // The same for what the shims of an instance say.
+    let mut spec = host.group("web-v000", 1);
+    (spec.health_check, spec.load_balancers) = (None, Vec::new());
+    host.provider().ensure_server_group(&host.op("ex/1"), &spec).await.expect("made");
+    let group = host.up("web-v000", 1).await;
+    let of_shim = directory.join("groups/web-v000/instances").join(&only(&group).id).join("shim.log");
+    fill(&of_shim, 65 * 1024);
+    kill_now(only(&group).pid.expect("runs"));
+    host.until("web-v000", "the restart", |group| only(group).state == HealthState::Up && only(group).restarts == 1)
+        .await;
+    assert_eq!(std::fs::metadata(&of_shim)?.len(), 0);
     host.end().await;
     Ok(())
 }

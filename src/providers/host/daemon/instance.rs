@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use super::files;
+use super::{files, own_log};
 use crate::providers::host::launch::Stop;
 use crate::providers::host::shim::{Exit, Exited, InstanceDirectory, Running, Start};
 
@@ -50,7 +50,25 @@ pub fn observe(directory: &InstanceDirectory, incarnation: u64) -> io::Result<Ob
         let _ = running.kill_left_behind(directory);
         return Ok(Observed::Ended(Exit::Unknown));
     }
+    end_late(directory, incarnation)?;
     Ok(if shim_is_there(directory) { Observed::Starting } else { Observed::Nothing })
+}
+
+/// Ends a shim that came so late that its incarnation was given up: those after it would wait for its
+/// lock for as long as its command runs.
+fn end_late(directory: &InstanceDirectory, incarnation: u64) -> io::Result<()> {
+    let Some(late) = files::read_json::<Running>(&directory.running())? else { return Ok(()) };
+    if late.incarnation >= incarnation || !late.shim.is_alive() {
+        return Ok(());
+    }
+    // One that has said how its command ended is on its way out.
+    let exited = files::read_json::<Exited>(&directory.exited())?;
+    if exited.is_none_or(|exited| exited.incarnation < late.incarnation) {
+        tracing::warn!(directory = %directory.0.display(), incarnation = late.incarnation, "a shim came too late and is ended");
+        late.shim.signal(Signal::SIGKILL);
+        let _ = late.kill_left_behind();
+    }
+    Ok(())
 }
 
 /// Whether a shim that was killed left something that is not gone yet.
@@ -72,6 +90,7 @@ pub fn shim_is_there(directory: &InstanceDirectory) -> bool {
 pub fn start(directory: &InstanceDirectory, start: &Start, program: &Path) -> io::Result<()> {
     files::write_json(&directory.start(), start)?;
     let log = directory.0.join("shim.log");
+    own_log::empty_when_large(&log, own_log::SHIM_LOG_BYTES, false);
     let log = OpenOptions::new()
         .append(true)
         .create(true)
@@ -134,5 +153,38 @@ pub async fn stop(directory: &InstanceDirectory, incarnation: u64, stop: &Stop) 
             }
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::files::scratch::Scratch;
+    use super::super::identity::Identity;
+    use super::*;
+    use crate::clock::Clock;
+
+    #[test]
+    fn a_shim_that_came_too_late_stands_in_no_ones_way() {
+        let scratch = Scratch::new();
+        let directory = InstanceDirectory(scratch.path().to_path_buf());
+        let mut shim = std::process::Command::new("sleep").arg("600").spawn().expect("started");
+        let identity = Identity::of(i32::try_from(shim.id()).expect("fits")).expect("lives");
+        let late = Running {
+            incarnation: 1,
+            shim: identity,
+            process: None,
+            launched_at: Clock::system().now(),
+            limits: None,
+            cgroup: None,
+        };
+        files::write_json(&directory.running(), &late).expect("written");
+        let exited = |incarnation| Exited { incarnation, at: late.launched_at, how: Exit::Status { code: 0 } };
+        // One that is just ending is let end.
+        files::write_json(&directory.exited(), &exited(1)).expect("written");
+        assert_eq!(observe(&directory, 2).expect("seen"), Observed::Nothing);
+        assert!(late.shim.is_alive());
+        files::write_json(&directory.exited(), &exited(0)).expect("written");
+        assert_eq!(observe(&directory, 2).expect("seen"), Observed::Nothing);
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&shim.wait().expect("ended")), Some(9));
     }
 }

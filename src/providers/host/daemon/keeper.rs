@@ -21,7 +21,7 @@ use super::handoff::{ToKeeper, ToWorker, receive, send};
 use super::identity::Identity;
 use super::records::Layout;
 use super::succession::{self, About, Estate, EstateRef, Heir};
-use super::{Options, files};
+use super::{Options, files, own_log};
 use crate::{footprint, systemd};
 
 /// Before a worker that ended at once is started again, at first and at most.
@@ -35,8 +35,6 @@ const ENDING: Duration = Duration::from_secs(15);
 const HEIR: Duration = Duration::from_secs(10);
 /// How long a worker may take to end a message that it has begun.
 const QUIET: Duration = Duration::from_secs(2);
-/// The log is put aside at this size.
-const LOG_BYTES: u64 = 10 * 1024 * 1024;
 
 enum Happening {
     Signal(Signal),
@@ -111,7 +109,7 @@ pub fn run(options: Options, origin: Origin) -> anyhow::Result<()> {
     let _ = nix::unistd::setsid();
     files::make_directory(&options.directory)?;
     if let Some(warning) = options.ports.warning().filter(|_| origin == Origin::New) {
-        eprintln!("gennaker host: {warning}");
+        tracing::warn!("{warning}");
     }
     let layout = Layout(options.directory.clone());
     if origin == Origin::New {
@@ -145,7 +143,7 @@ pub fn run(options: Options, origin: Origin) -> anyhow::Result<()> {
             false => std::fs::remove_file(layout.service()),
         };
     }
-    set_log_aside(&layout.log());
+    own_log::keep_small(&layout.log());
     #[cfg(target_os = "linux")]
     let _ = nix::sys::prctl::set_child_subreaper(true);
     let waited = waited_for();
@@ -180,7 +178,7 @@ pub fn run(options: Options, origin: Origin) -> anyhow::Result<()> {
                 let stage = if about.serves { Stage::Serving } else { Stage::Released };
                 keeper.attend(stream, about.process, about.program, stage)?;
             }
-            eprintln!("gennaker host: the keeper is of version {} now", env!("CARGO_PKG_VERSION"));
+            tracing::info!("the keeper is of version {} now", env!("CARGO_PKG_VERSION"));
         }
         (Origin::Adopts, _) => {
             let stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned().context("no socket to a worker")?);
@@ -257,13 +255,6 @@ fn holder(lock: &Path) -> Option<u32> {
     }
 }
 
-/// Whoever started us may write our log; a large one is put aside at the next start.
-fn set_log_aside(log: &Path) {
-    if std::fs::metadata(log).is_ok_and(|meta| meta.len() > LOG_BYTES) {
-        let _ = std::fs::rename(log, log.with_extension("log.1"));
-    }
-}
-
 fn waited_for() -> SigSet {
     let mut set = SigSet::empty();
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGCHLD] {
@@ -274,6 +265,7 @@ fn waited_for() -> SigSet {
 
 impl Keeper {
     fn keep(mut self, happened: &Receiver<Happening>) -> anyhow::Result<()> {
+        let log = Layout(self.options.directory.clone()).log();
         loop {
             if self.is_over() {
                 return Ok(());
@@ -288,11 +280,12 @@ impl Keeper {
                 Err(RecvTimeoutError::Disconnected) => anyhow::bail!("the keeper's threads are gone"),
             }
             reap();
+            own_log::keep_small(&log);
             if self.ending.is_none() && self.start_at.is_some_and(|at| at <= Instant::now()) {
                 self.start_at = None;
                 let program = self.options.program.clone();
                 if let Err(error) = self.start(program) {
-                    eprintln!("gennaker host: cannot start a worker: {error:#}");
+                    tracing::error!("cannot start a worker: {error:#}");
                     self.start_later();
                 }
             }
@@ -315,7 +308,7 @@ impl Keeper {
                 Ok(quiet) => break quiet,
                 Err(_) if Instant::now() < give_up => std::thread::sleep(Duration::from_millis(5)),
                 Err(_) => {
-                    eprintln!("gennaker host: a worker does not end its message; the keeper stays the old one");
+                    tracing::warn!("a worker does not end its message; the keeper stays the old one");
                     return;
                 }
             }
@@ -334,7 +327,7 @@ impl Keeper {
         });
         let estate = EstateRef { lock: self.lock.as_fd(), held: &self.held, workers: workers.collect() };
         let error = succession::hand_over(&self.options, &self.options.program, &estate);
-        eprintln!("gennaker host: the keeper stays the old one: {error:#}");
+        tracing::warn!("the keeper stays the old one: {error:#}");
     }
 
     fn deal_with(&mut self, happening: Happening) {
@@ -447,7 +440,7 @@ impl Keeper {
                     let program = binary.unwrap_or_else(|| self.options.program.clone());
                     match self.start(program) {
                         Ok(id) => self.upgrading = Some(Upgrading::To(id)),
-                        Err(error) => eprintln!("gennaker host: cannot upgrade: {error:#}"),
+                        Err(error) => tracing::error!("cannot upgrade: {error:#}"),
                     }
                 }
             }
@@ -472,7 +465,7 @@ impl Keeper {
         if lost.stage == Stage::Serving && lost.started.elapsed() >= SETTLED {
             self.delay = FIRST_DELAY;
         }
-        eprintln!("gennaker host: the worker has ended; another one is started");
+        tracing::warn!("the worker has ended; another one is started");
         self.start_later();
     }
 

@@ -21,6 +21,7 @@ mod instance;
 pub mod keeper;
 pub mod limits;
 pub mod logs;
+mod own_log;
 mod ports;
 mod probe;
 pub mod records;
@@ -46,6 +47,13 @@ pub const MAX_INSTANCE_LOG_BYTES: u64 = 30 << 20;
 /// How long an unused artifact stays where nothing else is asked for.
 pub const ARTIFACT_KEEP_SECONDS: u64 = 10 * 60;
 
+/// How a host's log is written, in the words of the flags; whoever runs the processes sets it up.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LogOptions {
+    pub format: Option<String>,
+    pub filter: Option<String>,
+}
+
 /// What a host is started with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
@@ -67,6 +75,7 @@ pub struct Options {
     pub max_instance_log_bytes: u64,
     /// For so long an artifact stays that no server group uses.
     pub artifact_keep_seconds: u64,
+    pub log: LogOptions,
     /// The binary that workers and shims are started from.
     pub program: PathBuf,
 }
@@ -88,6 +97,7 @@ impl Options {
             max_artifact_bytes: MAX_ARTIFACT_BYTES,
             max_instance_log_bytes: MAX_INSTANCE_LOG_BYTES,
             artifact_keep_seconds: ARTIFACT_KEEP_SECONDS,
+            log: LogOptions::default(),
             program: std::env::current_exe()?,
         })
     }
@@ -113,6 +123,11 @@ impl Options {
         option("--max-artifact-bytes", self.max_artifact_bytes.to_string().into());
         option("--max-instance-log-bytes", self.max_instance_log_bytes.to_string().into());
         option("--artifact-keep-seconds", self.artifact_keep_seconds.to_string().into());
+        for (name, value) in [("--log", &self.log.format), ("--log-filter", &self.log.filter)] {
+            if let Some(value) = value {
+                option(name, value.clone().into());
+            }
+        }
         arguments
     }
 }

@@ -54,7 +54,6 @@ const CALLS: Duration = Duration::from_secs(2);
 pub fn run(options: Options) -> anyhow::Result<()> {
     // The keeper blocks signals to wait for them, and its children inherit that.
     SigSet::all().thread_unblock().context("cannot unblock signals")?;
-    let _ = tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).try_init();
     // An error means that it is installed already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let keeper = UnixStream::from(io::stdin().as_fd().try_clone_to_owned().context("no socket to a keeper")?);
