@@ -27,7 +27,7 @@ const RETENTION_BATCH: u64 = 100;
 /// For how long what is kept; None: for good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Keep {
-    /// Finished executions, and messages to people.
+    /// Finished executions, messages to people, and revisions of pipelines that none of those names.
     executions: Option<Duration>,
     /// Entries of the audit log.
     audit: Option<Duration>,
@@ -90,6 +90,10 @@ async fn prune(store: &Store, clock: &Clock, keep: Keep) -> Result<(), store::Er
             }
         }
         let messages = store.prune_notifications(before).await?;
+        let revisions = store.prune_revisions(before).await?;
+        if revisions > 0 {
+            info!("{revisions} old revisions of pipelines were deleted, which no kept execution names");
+        }
         if deleted + messages > 0 {
             info!("{deleted} finished executions and {messages} messages were deleted, their time being over");
         }

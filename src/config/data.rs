@@ -26,7 +26,7 @@ pub struct DataArgs {
     /// What a power cut may take from SQLite: nothing (full), or the last commits (normal)
     #[arg(long, env = "GENNAKER_DURABILITY", value_enum, default_value_t = Durability::Full)]
     pub durability: Durability,
-    /// Finished executions, and messages to people, are deleted after this many days; 0 keeps them for good
+    /// Finished executions, messages to people, and old revisions of pipelines that no kept execution names are deleted after this many days; 0 keeps them for good
     #[arg(long, env = "GENNAKER_RETENTION_DAYS", value_name = "DAYS", default_value_t = DataArgs::RETENTION_DAYS)]
     pub retention_days: u32,
     /// Entries of the audit log are deleted after this many days; 0 keeps them for good

@@ -1,8 +1,13 @@
 //! How much is taken and worked on at the most. Every limit is refused outside the range in which
 //! the server can keep it.
 
+use std::time::Duration;
+
 use super::Error;
 use crate::{api, engine};
+
+/// Seconds.
+const HOUR: u64 = 3_600;
 
 /// Flags.
 #[derive(Debug, Clone, clap::Args)]
@@ -29,6 +34,9 @@ pub struct LimitsArgs {
     /// Steps of stages under way at once
     #[arg(long, env = "GENNAKER_MAX_CONCURRENT_STEPS", value_name = "COUNT", default_value_t = 1_000)]
     pub max_concurrent_steps: usize,
+    /// Hours that an execution may take; more where the timeouts of its stages, one after the other, come to more
+    #[arg(long, env = "GENNAKER_MAX_EXECUTION_HOURS", value_name = "HOURS", default_value_t = 72)]
+    pub max_execution_hours: u64,
 }
 
 impl Default for LimitsArgs {
@@ -42,6 +50,7 @@ impl Default for LimitsArgs {
             max_body_bytes: api.body_max,
             max_page: api.page_max,
             max_concurrent_steps: engine.concurrency,
+            max_execution_hours: engine.deadline_default.as_secs() / HOUR,
         }
     }
 }
@@ -67,6 +76,11 @@ impl LimitsArgs {
             return Err(Error::new("--max-page", format!("{} is not within 1 to 1000", self.max_page)));
         }
         within("--max-concurrent-steps", self.max_concurrent_steps, 1, 100_000)?;
+        let hours_max = engine::DEADLINE_MAX.as_secs() / HOUR;
+        if !(1..=hours_max).contains(&self.max_execution_hours) {
+            let message = format!("{} is not within 1 to {hours_max}", self.max_execution_hours);
+            return Err(Error::new("--max-execution-hours", message));
+        }
         Ok(LimitsConfig(self))
     }
 }
@@ -85,6 +99,7 @@ impl LimitsConfig {
             execution_outputs_max: self.0.max_execution_outputs_bytes,
             event_max: self.0.max_event_bytes,
             concurrency: self.0.max_concurrent_steps,
+            deadline_default: Duration::from_secs(self.0.max_execution_hours * HOUR),
             ..options
         }
     }
@@ -120,6 +135,7 @@ mod tests {
         let with = given.engine(engine::Options { config_max: 1, event_max: 1, ..engine::Options::default() });
         assert_eq!((with.config_max, with.event_max), (engine.config_max, engine.event_max));
         assert_eq!((with.outputs_max, with.concurrency), (engine.outputs_max, engine.concurrency));
+        assert_eq!(with.deadline_default, engine.deadline_default);
         assert_eq!(with.execution_outputs_max, engine.execution_outputs_max);
         assert_eq!(given.api(api::Live { body_max: 1, page_max: 1, origins: Vec::new() }), api);
     }
@@ -130,6 +146,7 @@ mod tests {
         for (flag, value) in [
             ("--max-event-bytes", "1"),
             ("--max-concurrent-steps", "0"),
+            ("--max-execution-hours", "9601"),
             ("--max-page", "0"),
             ("--max-execution-outputs-bytes", "2048"),
             ("--max-body-bytes", "99999999999"),

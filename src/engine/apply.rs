@@ -6,7 +6,7 @@ mod decision;
 mod step;
 mod tasks;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -16,7 +16,7 @@ pub(super) use decision::decision;
 pub(super) use step::{Later, Report, Seen, StepEnd, outcome};
 
 use super::contract::Registry;
-use super::{Options, notices};
+use super::{DEADLINE_MAX, Options, notices};
 use crate::model::{Failure, IntentId, Stage, StageId};
 use crate::store::IntentOutcome;
 
@@ -26,6 +26,9 @@ pub(super) const JUDGE: &str = "judge";
 const STAGES_MAX: usize = 2_000;
 /// Bytes of a failure's message, hint or cause.
 const TEXT_MAX: usize = 4 * 1024;
+
+/// Between the stages of a chain: until it is taken up, and until each next one begins.
+const BETWEEN: Duration = Duration::from_secs(3600);
 
 /// What a turn changed, for its commit.
 #[derive(Debug, Default)]
@@ -59,6 +62,26 @@ pub(super) struct Setting<'a> {
     pub registry: &'a Registry,
     pub options: &'a Options,
     pub now: DateTime<Utc>,
+}
+
+/// Until when an execution with these stages may take: for as long as any does, or until the longest
+/// chain of them has used up the timeout of each.
+pub(super) fn deadline(created_at: DateTime<Utc>, stages: &[Stage], options: &Options) -> DateTime<Utc> {
+    let mut ends: HashMap<&str, i64> = HashMap::new();
+    // Each round sees through one more requirement; a graph without a cycle has no longer chain.
+    for _ in stages {
+        let before = ends.clone();
+        for stage in stages {
+            let starts = stage.requires.iter().filter_map(|key| ends.get(key.as_str())).max().copied().unwrap_or(0);
+            ends.insert(&stage.key, starts.saturating_add(stage.timeout_seconds));
+        }
+        if ends == before {
+            break;
+        }
+    }
+    let chain = ends.into_values().max().and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or(0);
+    let span = options.deadline_default.max(Duration::from_secs(chain).saturating_add(BETWEEN));
+    created_at + delta(span.min(DEADLINE_MAX))
 }
 
 fn fail(stage: &mut Stage, failure: Failure, index: usize, changes: &mut Changes) {

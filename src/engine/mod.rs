@@ -42,6 +42,10 @@ use crate::model::{ExecutionId, OwnerId};
 use crate::store::Store;
 use runner::Shared;
 
+/// No execution takes longer than this, whatever the timeouts of its stages are: a stage of a year,
+/// and what comes before and after it.
+pub const DEADLINE_MAX: Duration = Duration::from_secs(400 * 86_400);
+
 /// How the engine runs. Times in their names' units where they are not durations.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -61,7 +65,8 @@ pub struct Options {
     pub idle_after: Duration,
     /// How often the database is asked for due work; signals only shorten this.
     pub scan_every: Duration,
-    /// From start to failure by timeout of a whole execution.
+    /// From start to failure by timeout of a whole execution; longer where the timeouts of its
+    /// stages come to more, up to [`DEADLINE_MAX`].
     pub deadline_default: Duration,
     /// How long a stage's unwind may take.
     pub unwind_timeout: Duration,

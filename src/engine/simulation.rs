@@ -525,11 +525,62 @@ fn a_stage_past_its_deadline_unwinds_and_fails() {
 
 #[test]
 fn an_execution_past_its_deadline_fails() {
-    let mut sim = Sim::new(&[ChildSpec { timeout_seconds: Some(30 * 86_400), ..waits("a", &[]) }, ok("b", &["a"])]);
+    // As if it had been waiting for a year: what is left of the most that any may take is 35 days.
+    let mut sim = Sim::new(&[ChildSpec { timeout_seconds: Some(60 * 86_400), ..waits("a", &[]) }, ok("b", &["a"])]);
+    sim.execution.created_at -= TimeDelta::days(365);
     sim.run();
-    sim.now += TimeDelta::days(3);
+    sim.now += TimeDelta::days(35) - TimeDelta::seconds(1);
+    sim.run();
+    assert_eq!(sim.status("a"), Running);
+    sim.now += TimeDelta::seconds(1);
     sim.over(Failed, &[("a", Canceled), ("b", NotStarted)]);
     assert_eq!(sim.execution.failure.as_ref().unwrap().code, "TIMEOUT");
+}
+
+#[test]
+fn an_execution_that_could_not_begin_in_time_fails() {
+    let mut sim = Sim::new(&[ok("a", &[])]);
+    sim.now = sim.execution.deadline;
+    sim.over(Failed, &[("a", NotStarted)]);
+    assert_eq!(sim.execution.failure.as_ref().unwrap().code, "TIMEOUT");
+}
+
+#[test]
+fn a_running_stage_has_its_whole_timeout_however_late_it_began() {
+    let long = ChildSpec { timeout_seconds: Some(7 * 86_400), ..waits("b", &["a"]) };
+    let first = ChildSpec {
+        timeout_seconds: Some(250_000),
+        ..spec("a", &[], json!({"steps": [{"wait": {"seconds": 200_000}}]}))
+    };
+    let mut sim = Sim::new(&[first, long]);
+    sim.run();
+    sim.now += TimeDelta::seconds(200_000);
+    sim.run();
+    assert_eq!((sim.status("a"), sim.status("b")), (Succeeded, Running));
+    assert_eq!(Some(sim.execution.deadline), sim.stage("b").deadline);
+    sim.now += TimeDelta::days(7);
+    sim.over(Failed, &[("a", Succeeded), ("b", Failed)]);
+}
+
+#[test]
+fn the_deadline_is_the_longest_chains_and_has_its_own_bounds() {
+    let days = |days: u64, key: &str, requires: &[&str]| ChildSpec {
+        timeout_seconds: Some(days * 86_400),
+        ..ok(key, requires)
+    };
+    for (specs, wanted) in [
+        (vec![days(1, "a", &[]), days(1, "b", &["a"])], TimeDelta::days(3)),
+        (
+            // Out of order, and beside a shorter branch.
+            vec![days(4, "d", &["b", "c"]), days(2, "b", &["a"]), days(5, "c", &["a"]), days(1, "a", &[])],
+            TimeDelta::days(10) + TimeDelta::hours(1),
+        ),
+        (vec![days(365, "a", &[]), days(365, "b", &["a"])], TimeDelta::days(400)),
+    ] {
+        let sim = Sim::new(&specs);
+        let deadline = apply::deadline(sim.now, &sim.execution.stages, &sim.options);
+        assert_eq!(deadline - sim.now, wanted);
+    }
 }
 
 #[test]

@@ -13,8 +13,8 @@ pub(super) struct ManualJudgment;
 
 /// The signal by which the word comes.
 const SIGNAL: &str = "judge";
-/// Where the pipeline says nothing.
-const PATIENCE: Duration = Duration::from_secs(3 * 24 * 60 * 60);
+/// Where the pipeline says nothing: three days, and the minute by which the wait ends before.
+const TIMEOUT: Duration = Duration::from_secs(3 * 24 * 60 * 60 + 60);
 
 #[derive(Deserialize)]
 pub(super) struct Config {
@@ -77,8 +77,7 @@ impl Stage for ManualJudgment {
     const TITLE: &'static str = "Manual judgment";
     const DESCRIPTION: &'static str =
         "Waits until a person says whether to go on or to stop, for three days unless the stage has another timeout.";
-    // A little longer than the wait itself, whose end says more.
-    const TIMEOUT: Duration = Duration::from_secs(3 * 24 * 60 * 60 + 60);
+    const TIMEOUT: Duration = TIMEOUT;
     const SIGNALS: &'static [&'static str] = &[SIGNAL];
     type Config = Config;
     type Cursor = Cursor;
@@ -150,11 +149,13 @@ impl Stage for ManualJudgment {
     }
 }
 
-/// Until when a person's word is waited for: a moment before the stage's own deadline at the latest,
-/// since this end says more than that one.
+/// Until when a person's word is waited for: a moment before the stage's own deadline, since this
+/// end says more than that one. A hundredth of the time, from a second to a minute.
 fn patience_until(cx: &StepContext) -> DateTime<Utc> {
-    let until = cx.now() + TimeDelta::from_std(PATIENCE).unwrap_or(TimeDelta::MAX);
-    cx.stage().deadline.map_or(until, |deadline| until.min(deadline - TimeDelta::seconds(1)))
+    let now = cx.now();
+    let deadline = cx.stage().deadline.unwrap_or_else(|| now + TimeDelta::from_std(TIMEOUT).unwrap_or(TimeDelta::MAX));
+    let moment = ((deadline - now) / 100).clamp(TimeDelta::seconds(1), TimeDelta::minutes(1));
+    deadline - moment
 }
 
 fn wait(cx: &StepContext, until: DateTime<Utc>) -> Next<Cursor> {

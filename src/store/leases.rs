@@ -2,6 +2,7 @@
 //! and retention.
 
 use chrono::{DateTime, TimeDelta, Utc};
+use futures_util::future::join_all;
 use sea_orm::{DbBackend, Value};
 use uuid::Uuid;
 
@@ -13,6 +14,9 @@ use crate::model::{Execution, ExecutionId, OwnerId, Place, StageId, StreamId};
 
 /// Executions deleted in one transaction, so that nobody waits long behind it.
 const PRUNE_AT_ONCE: u64 = 50;
+
+/// Revisions looked for, and deleted, in one go.
+const REVISIONS_AT_ONCE: usize = 50;
 
 /// How long the key of a start is remembered at the least.
 const KEYS_KEPT: TimeDelta = TimeDelta::hours(24);
@@ -212,6 +216,39 @@ impl Store {
             self.write_op(Op::Run { sql, values: Vec::new() }, None).await?;
         }
         Ok(pruned)
+    }
+
+    /// Deletes revisions of pipelines that were saved before the instant, are not the newest, and
+    /// that no execution names any more; returns how many. None of them can be named again, since
+    /// only the newest is started.
+    ///
+    /// # Errors
+    /// When the database cannot do it; what was deleted until then stays deleted.
+    pub async fn prune_revisions(&self, before: DateTime<Utc>) -> Result<u64, Error> {
+        // Found by a reader, so that the writer is not held up by the look through the executions.
+        let find = "SELECT r.pipeline_id, r.number FROM revision r JOIN pipeline p ON p.id = r.pipeline_id \
+                    WHERE r.created_at < ? AND r.number < p.revision AND (r.pipeline_id, r.number) NOT IN \
+                    (SELECT e.pipeline_id, e.revision FROM execution e WHERE e.pipeline_id IS NOT NULL) LIMIT ?";
+        let delete = "DELETE FROM revision WHERE pipeline_id = ? AND number = ?";
+        let limit = i64::try_from(REVISIONS_AT_ONCE).unwrap_or(i64::MAX);
+        let mut deleted = 0;
+        loop {
+            let found = all(&self.inner.read, find, vec![rows::time(before), rows::int(limit)]).await?;
+            let mut ops = Vec::with_capacity(found.len());
+            for row in &found {
+                let (pipeline, number): (Uuid, i64) = (row.try_get_by_index(0)?, row.try_get_by_index(1)?);
+                ops.push(Op::Count { sql: delete, values: vec![rows::id(pipeline), rows::int(number)] });
+            }
+            // Side by side they are one transaction, or a few.
+            for written in join_all(ops.into_iter().map(|op| self.write_op(op, None))).await {
+                if let Answer::Count(count) = written?.answer {
+                    deleted += count;
+                }
+            }
+            if found.len() < REVISIONS_AT_ONCE {
+                return Ok(deleted);
+            }
+        }
     }
 
     /// Deletes messages, with their events, that were written before the instant; returns how many

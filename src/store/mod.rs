@@ -126,7 +126,7 @@ pub struct PageRequest {
     pub after: Option<String>,
     /// The key of the first item the reader has, exclusive.
     pub before: Option<String>,
-    /// 1 to 100.
+    /// 1 to 1,000.
     pub limit: u64,
     /// Take from the end of the range instead of its beginning; items stay in list order.
     pub backward: bool,

@@ -7,7 +7,7 @@ use super::sql::{all, one};
 use super::{Error, Page, PageRequest, rows};
 
 /// The most items in a slice.
-const LIMIT_MAX: u64 = 100;
+const LIMIT_MAX: u64 = 1000;
 
 /// A list: what is in it and how it is ordered.
 pub(super) struct List<'a> {

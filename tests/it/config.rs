@@ -10,6 +10,7 @@ use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
+use crate::harness::documents::CREATE;
 use crate::harness::{Options, Outcome, Server, gennaker, trial, wait_for};
 
 pub fn trials() -> Vec<Trial> {
@@ -24,6 +25,7 @@ pub fn trials() -> Vec<Trial> {
         trial("config", "a_server_and_the_other_commands_take_their_settings_from_the_file", from_the_file),
         trial("config", "a_host_by_itself_takes_its_settings_from_the_servers_file", host),
         trial("config", "sighup_takes_over_what_can_change_and_names_what_cannot", reload),
+        trial("config", "a_page_holds_as_many_items_as_the_setting_says", large_page),
         trial("config", "sighup_has_less_kept_at_once", less_kept),
         trial("config", "the_readme_lists_every_limit_with_its_default", readme),
     ]
@@ -435,6 +437,25 @@ async fn reload() -> Outcome {
     anyhow::ensure!(restarts == 1, "{}", server.log());
     let status = server.stop().await?;
     anyhow::ensure!(status.success(), "{status}");
+    Ok(())
+}
+
+async fn large_page() -> Outcome {
+    const FIELDS: &str = "{ nodes { name } pageInfo { hasNextPage } }";
+
+    let flags = vec!["--max-page=150".to_owned()];
+    let server = Server::start_with(Options { flags, ..Options::default() }).await?;
+    let client = server.client();
+    for n in 0..101 {
+        client.mutate(CREATE, json!({ "name": format!("app{n}") })).await?;
+    }
+    let data = client.query(&format!("{{ applications(first: 150) {FIELDS} }}"), json!({})).await?;
+    let page = &data["applications"];
+    anyhow::ensure!(page["nodes"].as_array().map(Vec::len) == Some(101), "{page}");
+    anyhow::ensure!(page["pageInfo"]["hasNextPage"] == false, "{page}");
+    let error = client.query(&format!("{{ applications(first: 151) {FIELDS} }}"), json!({})).await;
+    let error = error.err().map(|error| error.to_string()).unwrap_or_default();
+    anyhow::ensure!(error.contains("at most 150"), "{error}");
     Ok(())
 }
 

@@ -15,6 +15,7 @@ pub fn trials() -> Vec<Trial> {
         trial("cors", "a_page_of_an_allowed_origin_may_ask_and_read", allowed),
         trial("cors", "pages_of_other_origins_are_refused_and_without_a_setting_all_are", refused),
         trial("cors", "a_websockets_origin_is_judged_by_the_same_list", sockets),
+        trial("cors", "pages_at_the_public_url_are_the_servers_own", public_url),
         trial("cors", "every_page_is_under_a_strict_policy_and_asks_for_nothing_from_elsewhere", policy),
     ]
 }
@@ -99,10 +100,26 @@ async fn refused() -> Outcome {
     Ok(())
 }
 
+/// As behind a proxy that ends TLS and asks under the server's own address.
+async fn public_url() -> Outcome {
+    let flags = vec!["--public-url=https://cd.example/gennaker".to_owned()];
+    let server = Server::start_with(Options { flags, ..Options::default() }).await?;
+    for (origin, status) in [("https://cd.example", 200), ("http://cd.example", 403), ("https://cd.example:8443", 403)]
+    {
+        let answer = ask(&server, origin, "application/json").await?;
+        anyhow::ensure!(answer.status() == status, "{origin}: {answer:?}");
+    }
+    connects(&server, &[("https://cd.example", 101), ("https://evil.example", 403)]).await
+}
+
 async fn sockets() -> Outcome {
     let server = server().await?;
-    for (origin, status) in [(CONSOLE, 101), (server.url().as_str(), 101), ("https://evil.example", 403), ("null", 403)]
-    {
+    let own = server.url();
+    connects(&server, &[(CONSOLE, 101), (&own, 101), ("https://evil.example", 403), ("null", 403)]).await
+}
+
+async fn connects(server: &Server, origins: &[(&str, u16)]) -> Outcome {
+    for &(origin, status) in origins {
         let mut request = format!("{}/graphql/ws", server.url().replacen("http", "ws", 1)).into_client_request()?;
         request.headers_mut().insert("sec-websocket-protocol", "graphql-transport-ws".parse()?);
         request.headers_mut().insert("origin", origin.parse()?);

@@ -32,6 +32,7 @@ pub fn trials() -> Vec<Trial> {
             mail_server(),
             beside_silence,
         ),
+        trial_with("shutdown", "a_test_mail_under_way_is_answered_before_the_end", mail_server(), test_mail),
     ]
 }
 
@@ -216,15 +217,42 @@ async fn refused() -> Outcome {
     Ok(())
 }
 
-async fn beside_silence() -> Outcome {
-    let mut mail = MailServer::prepared()?;
-    // Takes connections on its port and never says a word.
-    let silent = std::net::TcpListener::bind(("127.0.0.1", mail.port()))?;
+/// A server that ends within two seconds and sends its mails there.
+async fn server_with(mail: &MailServer) -> anyhow::Result<Server> {
     let mut flags = mail.flags();
     flags
         .extend(["--smtp-password=secret://env/GENNAKER_SECRET_MAIL", "--shutdown-grace-seconds=2"].map(str::to_owned));
     let environment = vec![("GENNAKER_SECRET_MAIL".to_owned(), PASSWORD.to_owned())];
-    let mut server = Server::start_with(Options { flags, environment, ..Options::default() }).await?;
+    Server::start_with(Options { flags, environment, ..Options::default() }).await
+}
+
+async fn test_mail() -> Outcome {
+    let mail = MailServer::prepared()?;
+    let silent = TcpListener::bind(("127.0.0.1", mail.port())).await?;
+    let mut server = server_with(&mail).await?;
+    let client = server.client();
+    let asking = tokio::spawn(async move {
+        let send = "mutation($input: SendTestEmailInput!) {
+            sendTestEmail(input: $input) { isSent userErrors { code message field } } }";
+        client.mutate(send, json!({ "to": "ann@example.org" })).await
+    });
+    let (connection, _) = tokio::time::timeout(MAX, silent.accept()).await??;
+    server.signal(Signal::SIGTERM)?;
+    let answer = tokio::time::timeout(MAX, asking).await??;
+    let error = answer.err().context("a silent server takes no mail")?;
+    anyhow::ensure!(error.code() == Some("UNAVAILABLE"), "{error}");
+    anyhow::ensure!(error.to_string().contains("whether the mail was sent is not known"), "{error}");
+    drop(connection);
+    let status = server.ended(Duration::from_secs(20)).await?;
+    anyhow::ensure!(status.code() == Some(0), "{status}\n{}", server.log());
+    Ok(())
+}
+
+async fn beside_silence() -> Outcome {
+    let mut mail = MailServer::prepared()?;
+    // Takes connections on its port and never says a word.
+    let silent = std::net::TcpListener::bind(("127.0.0.1", mail.port()))?;
+    let mut server = server_with(&mail).await?;
     let client = server.client();
     setup::create_application(&client).await?;
     let definition = |triggers: Value| json!({ "stages": [{ "key": "a", "kind": "wait", "config": { "seconds": 0 } }], "triggers": triggers });

@@ -211,9 +211,16 @@ impl DeliveryMutation {
                 return Err(unavailable(not_configured(EMAIL)));
             };
             // Before the request itself is given up.
-            match tokio::time::timeout(std::time::Duration::from_secs(25), channel.send_test(&input.to)).await {
-                Ok(sent) => sent.map_err(|fault| unavailable(fault.message)),
-                Err(_) => Err(unavailable("the mail server did not take the mail within 25 s".to_owned())),
+            let sent = tokio::time::timeout(std::time::Duration::from_secs(25), channel.send_test(&input.to));
+            tokio::select! {
+                sent = sent => match sent {
+                    Ok(sent) => sent.map_err(|fault| unavailable(fault.message)),
+                    Err(_) => Err(unavailable("the mail server did not take the mail within 25 s".to_owned())),
+                },
+                // The answer would come when nobody can give it any more.
+                () = session.api.config.lifecycle.draining.cancelled() => {
+                    Err(unavailable("the server is stopping; whether the mail was sent is not known".to_owned()))
+                }
             }
         };
         settle(send.await)

@@ -1,9 +1,13 @@
-//! Scalars beyond GraphQL's own: JSON, Duration and URL. `DateTime` is async-graphql's.
+//! Scalars beyond GraphQL's own: JSON, Duration and URL. `DateTime` is async-graphql's, with words of ours.
 
 use async_graphql::{InputValueError, InputValueResult, Scalar, ScalarType, Value};
 use chrono::TimeDelta;
 
 use crate::model::duration;
+
+/// What a `DateTime` is.
+pub const DATE_TIME: &str = "An instant as RFC 3339 writes it, to the microsecond: `2026-11-22T10:00:00.5+00:00`. \
+                             Any offset is read; what is answered is in UTC.";
 
 /// Any JSON value: object, list, text, number, boolean or null.
 #[derive(Debug, Clone, PartialEq)]

@@ -62,6 +62,15 @@ impl FromStr for Origin {
     }
 }
 
+impl Origin {
+    /// That of the pages at an address.
+    fn of(url: &str) -> Option<Self> {
+        let (scheme, rest) = url.split_once("://")?;
+        let authority = rest.split(['/', '?', '#']).next()?;
+        format!("{scheme}://{authority}").parse().ok()
+    }
+}
+
 /// What is thought of a request's origin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Judged {
@@ -76,18 +85,25 @@ pub enum Judged {
 impl App {
     /// Whether the page that sends the request may.
     pub fn judge_origin(&self, headers: &HeaderMap) -> Judged {
-        judge(headers, &self.options.base_url, &self.options.live.borrow().origins)
+        let options = &self.options;
+        judge(headers, &options.base_url, options.public_url.as_deref(), &options.live.borrow().origins)
     }
 }
 
-fn judge(headers: &HeaderMap, base_url: &str, allowed: &[Origin]) -> Judged {
+fn judge(headers: &HeaderMap, base_url: &str, public_url: Option<&str>, allowed: &[Origin]) -> Judged {
     let Some(value) = headers.get(header::ORIGIN) else { return Judged::Own };
     let text = value.to_str().unwrap_or_default();
     if is_own(text, headers, base_url) {
         return Judged::Own;
     }
-    if text.parse::<Origin>().is_ok_and(|origin| allowed.contains(&origin)) {
-        return Judged::Allowed(value.clone());
+    if let Ok(origin) = text.parse::<Origin>() {
+        // A proxy may reach the server by another name than its pages have.
+        if public_url.and_then(Origin::of).is_some_and(|own| own == origin) {
+            return Judged::Own;
+        }
+        if allowed.contains(&origin) {
+            return Judged::Allowed(value.clone());
+        }
     }
     Judged::Refused(format!(
         "pages of `{}` may not use this server; it can be allowed by the setting cors-allowed-origins",
@@ -149,7 +165,7 @@ mod tests {
         headers.insert(header::ORIGIN, origin.parse().expect("a value"));
         headers.insert(header::HOST, host.parse().expect("a value"));
         let allowed: Vec<_> = allowed.iter().map(|text| text.parse().expect("an origin")).collect();
-        judge(&headers, "https://gennaker.example:8443", &allowed)
+        judge(&headers, "https://gennaker.example:8443", Some("https://cd.example/gennaker/"), &allowed)
     }
 
     #[test]
@@ -158,11 +174,13 @@ mod tests {
         assert!(own("http://127.0.0.1:8080", "127.0.0.1:8080"));
         assert!(own("http://LOCALHOST:8080", "localhost:8080"));
         assert!(own("https://gennaker.example:8443", "10.0.0.1"), "behind a proxy");
+        assert!(own("https://cd.example", "10.0.0.1") && own("https://cd.example:443", "10.0.0.1"));
+        assert!(!own("http://cd.example", "10.0.0.1"), "another scheme");
         assert!(!own("http://127.0.0.1:8081", "127.0.0.1:8080"));
         assert!(!own("http://evil.example", "127.0.0.1:8080"));
         assert!(!own("null", "127.0.0.1:8080"));
         assert!(!own("é", "127.0.0.1:8080"));
-        assert_eq!(judge(&HeaderMap::new(), "", &[]), Judged::Own, "no page");
+        assert_eq!(judge(&HeaderMap::new(), "", None, &[]), Judged::Own, "no page");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::children::{add_children, boxed, plan, unknown_kind};
 use super::tasks::sync_tasks;
 use super::{Changes, Setting, cut, delta, fail};
+use crate::engine::DEADLINE_MAX;
 use crate::engine::contract::DynStage;
 use crate::engine::decide::{Decision, failure};
 use crate::engine::notices;
@@ -93,6 +94,14 @@ fn start_stage(
     stage.deadline = Some(setting.now + TimeDelta::seconds(stage.timeout_seconds.clamp(1, 365 * 86_400)));
     stage.wake = Wake::Now;
     changes.seen(index);
+    if stage.parent.is_none() {
+        // It began later than was reckoned with: it has its whole time nevertheless.
+        let until = stage.deadline.unwrap_or(setting.now).min(execution.created_at + delta(DEADLINE_MAX));
+        if until > execution.deadline {
+            execution.deadline = until;
+            changes.execution = true;
+        }
+    }
     changes.notifications.extend(notices::stage(execution, &execution.stages[index], Occasion::Started, setting.now));
     let stage = &mut execution.stages[index];
     let kind = setting.registry.get(&stage.kind);

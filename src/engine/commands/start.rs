@@ -5,7 +5,6 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::{Code, Commands, Error, StartOperation, StartPipeline, Started, TRIES, about, allow};
-use crate::engine::contract::Registry;
 use crate::engine::{apply, notices, validate};
 use crate::model::{
     Action, Actor, Application, ChildSpec, Execution, ExecutionId, ExecutionKind, ExecutionRule, Parameter, Pipeline,
@@ -246,7 +245,7 @@ pub(super) fn of_pipeline(
         parameters,
         ..blank(commands, actor, rules(&pipeline.definition))
     };
-    with_stages(execution, &pipeline.definition.stages, &commands.registry)
+    with_stages(execution, &pipeline.definition.stages, commands)
 }
 
 fn of_operation(
@@ -263,7 +262,7 @@ fn of_operation(
         name: title.to_owned(),
         ..blank(commands, actor, Vec::new())
     };
-    with_stages(execution, stages, &commands.registry)
+    with_stages(execution, stages, commands)
 }
 
 /// What the execution carries of the definition's rules.
@@ -299,14 +298,15 @@ fn blank(commands: &Commands, actor: &Actor, notifications: Vec<ExecutionRule>) 
         created_at: now,
         started_at: None,
         ended_at: None,
-        deadline: now + apply::delta(commands.options.deadline_default),
+        deadline: now,
         stages: Vec::new(),
     }
 }
 
-fn with_stages(mut execution: Execution, stages: &[StageSpec], registry: &Registry) -> Result<Execution, Error> {
+/// With its stages, and with a deadline, which follows from them.
+fn with_stages(mut execution: Execution, stages: &[StageSpec], commands: &Commands) -> Result<Execution, Error> {
     for (index, spec) in (0i64..).zip(stages) {
-        let Some(kind) = registry.get(&spec.kind) else {
+        let Some(kind) = commands.registry.get(&spec.kind) else {
             let field = ["stages".to_owned(), index.to_string(), "kind".to_owned()];
             let message = format!("stage kind `{}` is not known to this server", spec.kind);
             return Err(Error { code: Code::Invalid, message, field: field.to_vec() });
@@ -323,6 +323,7 @@ fn with_stages(mut execution: Execution, stages: &[StageSpec], registry: &Regist
         let stage = apply::new_stage(&execution, &spec, kind.as_ref(), None, index, 1);
         execution.stages.push(stage);
     }
+    execution.deadline = apply::deadline(execution.created_at, &execution.stages, &commands.options);
     Ok(execution)
 }
 

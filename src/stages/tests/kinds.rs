@@ -1,9 +1,12 @@
 //! What every kind says of itself holds, and what the kinds without server groups do.
 
+use std::time::Duration;
+
 use serde_json::json;
 
 use super::{World, shape, stage, waiting};
-use crate::model::{CancelMode, Status};
+use crate::clock::Clock;
+use crate::model::{CancelMode, Status, Wake};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_kind_is_listed_and_its_example_passes() {
@@ -134,6 +137,27 @@ async fn a_wait_ends_when_its_time_has_come() {
     assert!(started.elapsed().as_millis() >= 1000);
     let progress = execution.stages[0].progress.as_ref().expect("it says how far it is");
     assert_eq!((progress.completed, progress.total, progress.unit.as_str()), (1, 1, "seconds"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_takes_longer_than_an_execution_does_by_default_is_not_cut() {
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    let world = World::at(Clock::manual("2026-11-22T10:00:00Z".parse().expect("an instant"))).await;
+    let server = world.serve();
+    let mut judgment = stage("manualJudgment", json!({}));
+    judgment.timeout_seconds = Some(10 * DAY.as_secs());
+    judgment.requires = vec!["wait".to_owned()];
+    let id = world.start(&server, vec![stage("wait", json!({"seconds": 7 * DAY.as_secs()})), judgment]).await;
+    world.until(id, |execution| matches!(execution.stages[0].wake, Wake::At { .. })).await;
+    world.clock.advance(7 * DAY);
+    let asked = world.until(id, |execution| waiting(execution).is_some() || execution.status.is_complete()).await;
+    assert_eq!(shape(&asked), ["RUNNING", "wait SUCCEEDED", "manualJudgment RUNNING"]);
+    // Nobody comes within three days, but the stage has another timeout.
+    world.clock.advance(9 * DAY);
+    world.judge(&server, &asked.stages[1], true, None).await;
+    let ended = world.finished(id).await;
+    server.stop().await;
+    assert_eq!(shape(&ended), ["SUCCEEDED", "wait SUCCEEDED", "manualJudgment SUCCEEDED"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

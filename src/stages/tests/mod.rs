@@ -40,7 +40,7 @@ pub struct World {
     pub inventory: Inventory,
     pub actor: Actor,
     pub application: Application,
-    clock: Clock,
+    pub clock: Clock,
     stop: CancellationToken,
 }
 
@@ -55,7 +55,10 @@ pub struct Server {
 
 impl World {
     pub async fn new() -> Self {
-        let clock = Clock::system();
+        Self::at(Clock::system()).await
+    }
+
+    pub async fn at(clock: Clock) -> Self {
         let directory = std::env::temp_dir().join(format!("gennaker-stages-{}", uuid::Uuid::new_v4().simple()));
         let options = store::Options {
             database_url: None,

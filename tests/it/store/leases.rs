@@ -9,7 +9,8 @@ cases!(
     a_cluster_is_held_in_order_of_arrival,
     a_name_is_reserved_once,
     intents_are_kept_and_closed,
-    pruning_takes_what_has_ended_and_leaves_the_rest
+    pruning_takes_what_has_ended_and_leaves_the_rest,
+    a_revision_goes_when_it_is_old_and_nothing_names_it
 );
 
 async fn a_lease_is_taken_over_when_its_owner_is_forgotten(at: &Home) {
@@ -275,6 +276,46 @@ async fn pruning_takes_what_has_ended_and_leaves_the_rest(at: &Home) {
     // Neither numbers nor positions are used twice.
     assert_eq!(insert(&at.store, &execution(&hello, Some(&pipeline), 1)).await.number, 121);
     assert!(highest(at).await > before);
+}
+
+async fn a_revision_goes_when_it_is_old_and_nothing_names_it(at: &Home) {
+    let (hello, first) = ground(&at.store, "hello").await;
+    let (_, other) = ground(&at.store, "other").await;
+    // The second of five is run; the last two are saved later than the rest.
+    let mut executions = Vec::new();
+    for number in 2..=5 {
+        let created_at = start() + TimeDelta::hours(if number < 4 { 0 } else { 2 });
+        let pipeline = Pipeline { revision: number, updated_at: created_at, ..first.clone() };
+        let revision = Revision {
+            pipeline: first.id,
+            number,
+            definition: first.definition.clone(),
+            created_at,
+            created_by: PrincipalId::new(),
+            created_by_name: "ann".to_owned(),
+        };
+        let add = Write::AddRevision { pipeline: Box::new(pipeline.clone()), revision: Box::new(revision) };
+        at.store.commit(write(vec![add])).await.expect("committed");
+        if number == 2 {
+            executions.push(insert(&at.store, &execution(&hello, Some(&pipeline), 1)).await);
+        }
+    }
+    let kept = async |pipeline: &Pipeline| {
+        let page = at.store.revisions(pipeline.id, &self::first(100)).await.expect("read");
+        page.items.into_iter().map(|(_, revision)| revision.number).collect::<Vec<_>>()
+    };
+    assert_eq!(at.store.prune_revisions(start() + TimeDelta::hours(1)).await.expect("pruned"), 2);
+    assert_eq!((kept(&first).await, kept(&other).await), (vec![5, 4, 2], vec![1]));
+    assert_eq!(at.store.prune_revisions(start() + TimeDelta::hours(1)).await.expect("pruned"), 0);
+    // With its execution goes what it named.
+    let (commit, _) = next(&executions[0], |execution| {
+        execution.status = Status::Succeeded;
+        execution.ended_at = Some(start());
+    });
+    at.store.commit(commit).await.expect("committed");
+    assert_eq!(at.store.prune_executions(start() + TimeDelta::hours(1), 10).await.expect("pruned"), 1);
+    assert_eq!(at.store.prune_revisions(start() + TimeDelta::hours(3)).await.expect("pruned"), 2);
+    assert_eq!((kept(&first).await, kept(&other).await), (vec![5], vec![1]));
 }
 
 async fn highest(at: &Home) -> i64 {
