@@ -23,7 +23,8 @@ Examples:
   gennaker restore /var/backups/gennaker-2026-11-21.db \\
       --data-dir /var/lib/gennaker
   gennaker restore yesterday.db --force
-  DATABASE_URL=postgres://… gennaker restore --in-place    after pg_restore
+  GENNAKER_DATABASE_URL=postgres://… gennaker restore --in-place
+                                  after pg_restore
 
 No server may run on the data. What was under way when the backup was made
 goes on at the next start, and looks before it acts: it finds server groups

@@ -23,7 +23,8 @@ Examples:
   gennaker serve --artifact-root /srv/builds
   gennaker serve --listen 127.0.0.1:0 --data-dir /tmp/try
   gennaker serve --listen 0.0.0.0:7777 --tls-cert cert.pem --tls-key key.pem
-  DATABASE_URL=postgres://gennaker@db/gennaker gennaker serve --log json
+  GENNAKER_DATABASE_URL=postgres://gennaker@db/gennaker \\
+    gennaker serve --log json
 
 The first start makes the principal `admin` and prints a token for it, once.
 Instances and load balancers belong to the host daemon, which is started if

@@ -74,7 +74,10 @@ pub fn parse<C: CommandFactory + FromArgMatches>(
     arguments: &[OsString],
     tolerant: impl Fn(&[String]) -> bool,
 ) -> Result<(C, Settings), Error> {
-    let fresh = |left_out: &[String]| config::variables::without(super::documented(C::command()), left_out);
+    let fresh = |left_out: &[String]| {
+        let command = config::variables::as_named(super::documented(C::command()));
+        config::variables::without(command, left_out)
+    };
     let (command, matches, left_out, mut faults) = first_look(fresh, arguments)?;
     let path = chosen(&matches);
     let (leaf, inner) = leaf(&command, &matches);

@@ -20,8 +20,8 @@ pub struct DataArgs {
     #[arg(long, env = "GENNAKER_DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
     /// PostgreSQL instead of SQLite: postgres://user@host/database, or secret://file/… or
-    /// secret://env/… where that is written
-    #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
+    /// secret://env/… where that is written. Where GENNAKER_DATABASE_URL is not set, DATABASE_URL is read
+    #[arg(long, env = super::variables::DATABASE_URL, value_name = "URL", hide_env_values = true)]
     pub database_url: Option<String>,
     /// What a power cut may take from SQLite: nothing (full), or the last commits (normal)
     #[arg(long, env = "GENNAKER_DURABILITY", value_enum, default_value_t = Durability::Full)]
@@ -49,7 +49,7 @@ impl DataArgs {
         {
             return Err(Error::new(
                 "--database-url",
-                "is not a postgres:// URL; leave it (and DATABASE_URL) out for SQLite in the data directory",
+                "is not a postgres:// URL; leave it (and GENNAKER_DATABASE_URL, DATABASE_URL) out for SQLite in the data directory",
             ));
         }
         let dir = match self.data_dir {

@@ -20,6 +20,25 @@ const PREFIX: &str = "GENNAKER_";
 const TRIALS: &str = "GENNAKER_TEST_";
 const CONTAINER: &str = "GENNAKER_HEALTH_URL";
 
+/// The variable of the database, and the name by which other programs know it too.
+pub(super) const DATABASE_URL: &str = "GENNAKER_DATABASE_URL";
+const DATABASE_URL_OF_ALL: &str = "DATABASE_URL";
+
+/// The command as this environment names its variables: `DATABASE_URL` where ours is not set.
+#[must_use]
+pub fn as_named(command: Command) -> Command {
+    if std::env::var_os(DATABASE_URL).is_some() || std::env::var_os(DATABASE_URL_OF_ALL).is_none() {
+        return command;
+    }
+    each_database(command)
+}
+
+fn each_database(command: Command) -> Command {
+    let is_database = |arg: &Arg| arg.get_env().is_some_and(|name| name == DATABASE_URL);
+    let command = command.mut_args(|arg| if is_database(&arg) { arg.env(DATABASE_URL_OF_ALL) } else { arg });
+    command.mut_subcommands(each_database)
+}
+
 /// Variables that are set and that neither a command reads nor anything else of ours.
 #[must_use]
 pub fn unknown(command: &Command, set: impl IntoIterator<Item = (OsString, OsString)>) -> Vec<Fault> {

@@ -18,6 +18,7 @@ pub fn trials() -> Vec<Trial> {
         trial("config", "the_file_is_found_in_its_usual_place", usual_place),
         trial("config", "check_tells_every_fault_with_its_line_and_touches_nothing", check),
         trial("config", "a_variable_that_does_not_hold_is_told_by_its_name", variables),
+        trial("config", "the_databases_own_variable_stands_above_the_one_of_all_programs", database_variables),
         trial("config", "a_variable_that_nothing_reads_is_told", misspelt),
         trial("config", "a_reference_to_a_secret_that_is_not_there_is_a_fault", dangling),
         trial("config", "secrets_are_masked_and_a_readable_file_with_one_is_refused", secrets),
@@ -234,6 +235,35 @@ async fn variables() -> Outcome {
     let output = bare(&dir).args(["host", "status"]).env("GENNAKER_MAX_INSTANCES", "x").output()?;
     anyhow::ensure!(output.status.code() == Some(2), "{output:?}");
     anyhow::ensure!(stderr(&output).contains("GENNAKER_MAX_INSTANCES: does not hold"), "{output:?}");
+    Ok(())
+}
+
+async fn database_variables() -> Outcome {
+    let dir = Dir::new()?;
+    let (own, all) = ("GENNAKER_DATABASE_URL", "DATABASE_URL");
+    let (a, b) = ("postgres://a@db/g", "postgres://b@db/g");
+    for (set, value, by) in [
+        (&[(own, a)][..], a, json!({ "kind": "variable", "name": own })),
+        (&[(all, b)], b, json!({ "kind": "variable", "name": all })),
+        (&[(own, a), (all, b)], a, json!({ "kind": "variable", "name": own })),
+    ] {
+        let mut command = config(&dir);
+        command.args(["show", "--json"]).envs(set.iter().copied());
+        let shown = shown(command)?;
+        let url = setting(&shown, "database-url");
+        anyhow::ensure!(url["value"] == value && url["source"] == by, "{set:?}: {url}");
+    }
+    // A server takes it for its database, and one that does not hold is told by its name.
+    let bad = "mysql://g:hidden@db/g";
+    for command in [&["serve"][..], &["config", "check"], &["token", "list"], &["migrate"]] {
+        let output = bare(&dir).args(command).env(own, bad).env(all, b).output()?;
+        let text = stderr(&output);
+        anyhow::ensure!(output.status.code() == Some(2) && !text.contains("hidden"), "{command:?}: {text}");
+        anyhow::ensure!(text.contains("GENNAKER_DATABASE_URL: is not a postgres:// URL"), "{command:?}: {text}");
+    }
+    let help = bare(&dir).args(["serve", "--help"]).env("COLUMNS", "500").output()?;
+    let help = String::from_utf8(help.stdout)?;
+    anyhow::ensure!(help.contains("Where GENNAKER_DATABASE_URL is not set, DATABASE_URL is read"), "{help}");
     Ok(())
 }
 

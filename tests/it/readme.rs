@@ -136,6 +136,7 @@ async fn run(blocks: &[Block], ports: &Ports, mail: &MailServer, dir: &Path) -> 
         .env("MAIL_TO", "ann@example.org")
         .env_remove("GENNAKER_HOST_DIR")
         .env_remove("DATABASE_URL")
+        .env_remove("GENNAKER_DATABASE_URL")
         .stdin(std::process::Stdio::null())
         .kill_on_drop(true);
     let ended = tokio::time::timeout(Duration::from_secs(240), command.output()).await??;
