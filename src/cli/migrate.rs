@@ -47,7 +47,7 @@ pub struct Args {
 /// When the database cannot be opened, is in use, or is newer than this binary.
 pub fn run(args: Args, settings: &Settings) -> Outcome {
     telemetry::start(args.log.format, telemetry::Target::Stderr);
-    let data = args.data.validate().map_err(|error| settings.refusal(error))?;
+    let data = args.data.validate().map_err(|errors| settings.failure(&errors))?;
     if let Some(to) = args.to {
         return transfer(data, to, args.verify);
     }

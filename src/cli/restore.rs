@@ -67,7 +67,7 @@ pub struct Args {
 /// When the directory is in use, there is a database, or the file is no usable backup.
 pub fn run(args: Args, settings: &Settings) -> Outcome {
     telemetry::start(args.log.format, telemetry::Target::Stderr);
-    let data = args.data.validate().map_err(|error| settings.refusal(error))?;
+    let data = args.data.validate().map_err(|errors| settings.failure(&errors))?;
     block_on(async move {
         let (options, now) = (data.store_options(), Clock::system().now());
         let restored = match &args.file {

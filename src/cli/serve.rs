@@ -7,7 +7,7 @@ use std::time::Duration;
 use tracing::{error, info, warn};
 
 use super::settings::Settings;
-use super::{Asked, Outcome, Signals, block_on};
+use super::{Asked, Failure, Outcome, Signals, block_on};
 use crate::app::{self, App};
 use crate::clock::Clock;
 use crate::config::{self, Setting};
@@ -56,7 +56,8 @@ pub struct Args {
 pub fn run(args: Args, settings: Settings) -> Outcome {
     telemetry::start(args.config.log.format, telemetry::Target::Stderr);
     telemetry::set_filter(args.config.log.filter()).map_err(anyhow::Error::msg)?;
-    let config = args.config.validate().map_err(|errors| settings.failure(&errors))?;
+    let config =
+        settings.validate(args.config).map_err(|faults| Failure::Input(anyhow::Error::msg(faults.join("\n"))))?;
     // Whoever else shares the environment may have set them, so they do not keep the server from its start.
     super::unknown_variables().iter().for_each(|fault| warn!("{fault}"));
     block_on(async move {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::Error;
+use super::{Error, Errors};
 use crate::store::{Durability, Options};
 
 /// Flags.
@@ -41,29 +41,35 @@ impl DataArgs {
     const QUEUE_MAX: usize = 4096;
 
     /// # Errors
-    /// When no directory is given and none can be derived, or the URL is of no database we know.
-    pub fn validate(self) -> Result<DataConfig, Error> {
-        let database_url = self.database_url.map(|url| super::revealed("--database-url", url)).transpose()?;
+    /// When no directory is given and none can be derived, and when the URL is of no database we know.
+    pub fn validate(self) -> Result<DataConfig, Errors> {
+        let mut errors = Errors::none();
+        let database_url = self.database_url.and_then(|url| errors.keep(super::revealed("--database-url", url)));
         if let Some(url) = &database_url
             && !["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme))
         {
-            return Err(Error::new(
+            errors.add(
                 "--database-url",
                 "is not a postgres:// URL; leave it (and GENNAKER_DATABASE_URL, DATABASE_URL) out for SQLite in the data directory",
-            ));
+            );
         }
-        let dir = match self.data_dir {
-            Some(dir) => std::path::absolute(&dir)
-                .map_err(|error| Error::new("--data-dir", format!("{}: {error}", dir.display())))?,
-            None => default_dir(|name| std::env::var_os(name).map(PathBuf::from))?,
-        };
-        Ok(DataConfig {
+        let dir = errors.keep(directory(self.data_dir)).unwrap_or_default();
+        errors.or(|| DataConfig {
             dir,
             database_url,
             durability: self.durability,
             retention: days(self.retention_days),
             audit_retention: days(self.audit_retention_days),
         })
+    }
+}
+
+fn directory(given: Option<PathBuf>) -> Result<PathBuf, Error> {
+    match given {
+        Some(dir) => {
+            std::path::absolute(&dir).map_err(|error| Error::new("--data-dir", format!("{}: {error}", dir.display())))
+        }
+        None => default_dir(|name| std::env::var_os(name).map(PathBuf::from)),
     }
 }
 
@@ -89,7 +95,7 @@ fn days(days: u32) -> Option<Duration> {
 pub(super) fn of_environment(file: Option<&super::File>) -> Result<PathBuf, Error> {
     let data_dir = std::env::var_os("GENNAKER_DATA_DIR").map(PathBuf::from);
     let data_dir = data_dir.or_else(|| file.and_then(|file| file.text("data-dir")).map(PathBuf::from));
-    Ok(DataArgs { data_dir, ..DataArgs::default() }.validate()?.dir)
+    directory(data_dir)
 }
 
 fn default_dir(variable: impl Fn(&str) -> Option<PathBuf>) -> Result<PathBuf, Error> {

@@ -182,6 +182,55 @@ async fn check() -> Outcome {
         .output()?;
     anyhow::ensure!(output.status.code() == Some(2) && stderr(&output).contains("did you mean `listen`"));
 
+    // Nor does the first fault of a section or of a list hide the next one.
+    let file = dir.write(
+        "many.toml",
+        "max-page = 5000\nmax-event-bytes = 1\ntrusted-proxies = [\n  \"x\",\n  \"10.0.0.0/8\",\n  \"y\",\n]\n\
+         outbound-allow = [\"one\", \"::1\", \"two\"]\nartifact-root = [\"/not/here\", \"/nor/here\"]\n\
+         secret-dir = [\"/not/there\", \"/nor/there\"]\nmax-artifact-bytes = 1\n[smtp]\nhost = \"mail.example.org\"\n\
+         from = \"nobody\"\ntimeout-seconds = 0\n[otlp]\nendpoint = \"x\"\ntimeout-seconds = 0\n",
+    )?;
+    let run = |command: &mut Command| {
+        command
+            .arg("--config")
+            .arg(&file)
+            .env("GENNAKER_CORS_ALLOWED_ORIGINS", "*,https://a.example,nothing")
+            .env("GENNAKER_SHUTDOWN_GRACE_SECONDS", "99999")
+            .env("DATABASE_URL", "mysql://g@db/g")
+            .output()
+    };
+    let told = |line: usize, words: &str| format!("{}:{line}: {words}", file.display());
+    let all = [
+        told(1, "`max-page`: 5000 is not within"),
+        told(2, "`max-event-bytes`: 1 is not within"),
+        told(4, "`trusted-proxies` does not hold: invalid value 'x'"),
+        told(6, "`trusted-proxies` does not hold: invalid value 'y'"),
+        told(8, "`outbound-allow`: `one`"),
+        told(8, "`outbound-allow`: `two`"),
+        told(9, "`artifact-root`: /not/here"),
+        told(9, "`artifact-root`: /nor/here"),
+        told(10, "`secret-dir`: /not/there"),
+        told(10, "`secret-dir`: /nor/there"),
+        told(11, "`max-artifact-bytes`: 1 is less"),
+        told(14, "`smtp-from`: `nobody`"),
+        told(15, "`smtp-timeout-seconds`: 0 is not within"),
+        told(17, "`otlp-endpoint`: "),
+        told(18, "`otlp-timeout-seconds`: 0 is not within"),
+        "GENNAKER_CORS_ALLOWED_ORIGINS: does not hold: invalid value '*'".to_owned(),
+        "GENNAKER_CORS_ALLOWED_ORIGINS: does not hold: invalid value 'nothing'".to_owned(),
+        "GENNAKER_SHUTDOWN_GRACE_SECONDS: 99999 is more than 3600".to_owned(),
+        "DATABASE_URL: is not a postgres:// URL".to_owned(),
+    ];
+    for command in [&["config", "check"][..], &["serve"]] {
+        let output = run(bare(&dir).args(command))?;
+        let text = stderr(&output);
+        anyhow::ensure!(output.status.code() == Some(2), "{command:?}: {}: {text}", output.status);
+        for words in &all {
+            anyhow::ensure!(text.contains(words), "{command:?}: {words} is not in {text}");
+        }
+        anyhow::ensure!(text.lines().count() == all.len(), "{command:?}: {text}");
+    }
+
     let good = dir.write("good.toml", "listen = \"127.0.0.1:0\"\n")?;
     let output =
         config(&dir).args(["check", "--config"]).arg(good).arg("--data-dir").arg(dir.0.join("data")).output()?;
