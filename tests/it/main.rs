@@ -2,7 +2,8 @@
 //! per feature; `harness` has what they share.
 //!
 //! A trial that needs something this machine has not is reported as ignored, never as passed; with
-//! `GENNAKER_TEST_REQUIRE_ALL=1`, which CI sets, it fails instead.
+//! `GENNAKER_TEST_REQUIRE_ALL=1` it fails instead. CI sets `except-machine`: what can be installed has
+//! to be there, and what lies in the machine is left out, and named.
 
 mod access;
 mod api_errors;
@@ -26,6 +27,7 @@ mod move_database;
 mod notify;
 mod observe;
 mod packaging;
+mod pages;
 mod postgres;
 mod quota;
 mod readme;
@@ -72,6 +74,7 @@ fn main() {
         notify::trials(),
         observe::trials(),
         packaging::trials(),
+        pages::trials(),
         postgres::trials(),
         quota::trials(),
         readme::trials(),
