@@ -1,6 +1,8 @@
 //! Settings: the file below variables below flags, what is told of faults, what a signal changes in
 //! a running server, and that no secret is shown.
 
+mod effects;
+
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -26,6 +28,7 @@ pub fn trials() -> Vec<Trial> {
         trial("config", "a_host_by_itself_takes_its_settings_from_the_servers_file", host),
         trial("config", "sighup_takes_over_what_can_change_and_names_what_cannot", reload),
         trial("config", "sighup_has_less_kept_at_once", less_kept),
+        trial("config", "sighup_takes_effect_on_what_the_server_takes_keeps_and_logs", effects::take_effect),
         trial("config", "the_readme_lists_every_limit_with_its_default", readme),
     ]
 }

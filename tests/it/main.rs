@@ -23,6 +23,7 @@ mod harness;
 mod host;
 mod idempotency;
 mod layers;
+mod limits;
 mod move_database;
 mod notify;
 mod observe;
@@ -70,6 +71,7 @@ fn main() {
         host::trials(),
         idempotency::trials(),
         layers::trials(),
+        limits::trials(),
         move_database::trials(),
         notify::trials(),
         observe::trials(),
