@@ -32,6 +32,7 @@ mod pages;
 mod postgres;
 mod quota;
 mod readme;
+mod required;
 mod run;
 mod schema;
 mod shim;
@@ -80,6 +81,7 @@ fn main() {
         postgres::trials(),
         quota::trials(),
         readme::trials(),
+        required::trials(),
         run::trials(),
         schema::trials(),
         store::trials(),
@@ -92,5 +94,7 @@ fn main() {
     .into_iter()
     .flatten()
     .collect();
-    libtest_mimic::run(&arguments, trials).exit();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    harness::times::tell();
+    conclusion.exit();
 }
