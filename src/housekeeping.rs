@@ -169,7 +169,20 @@ mod tests {
         // Also the one that would be at work for ever is given up.
         tokio::time::timeout(Duration::from_secs(5), running).await.expect("ends when told").expect("no panic");
         let count = quick.load(Ordering::SeqCst);
-        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        // Others that come as often, to see that the time for it has come.
+        let witness = Arc::<AtomicUsize>::default();
+        let others = vec![Job::new("witness", Duration::from_secs(1), {
+            let witness = Arc::clone(&witness);
+            move || {
+                witness.fetch_add(1, Ordering::SeqCst);
+                async { Ok(()) }
+            }
+        })];
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(run(others, stop.clone()));
+        wait_for("two runs of another", || witness.load(Ordering::SeqCst) >= 2).await;
+        stop.cancel();
+        running.await.expect("no panic");
         assert_eq!(quick.load(Ordering::SeqCst), count, "nothing runs after the end");
     }
 }

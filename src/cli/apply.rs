@@ -1,6 +1,8 @@
 //! `gennaker apply`: brings what files say to a server. Everything is checked before anything is
 //! changed; what is so already is left alone; running it again goes on where it broke off.
 
+mod ports;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,7 +11,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use similar::TextDiff;
 
-use super::files::{self, Document, Identity, Kind, Server};
+use super::client::Error as ClientError;
+use super::files::{self, By, Document, Identity, Kind, Server};
 use super::remote::{RemoteArgs, answer, fault, print, span, warn};
 use super::screen::Screen;
 use super::view::{Paint, visible};
@@ -24,14 +27,17 @@ Examples:
   gennaker apply -f deploy/ --prune     deletes what no file mentions any more
   gennaker export --application shop | gennaker apply -f -
 
-A file holds YAML documents, or JSON. A document has `kind` (Application,
+A file holds YAML documents, or JSON; also what `gennaker export --json`
+writes. A document has `kind` (Application,
 SecurityGroup, LoadBalancer, Pipeline), `name`, and the fields of the API's
 input for that kind; a pipeline names its `application`.
 
 Every document that changes something is checked first, also by the server,
 and all that is wrong is told at once; then they are brought over in the order
-in which one may need the other. A pipeline that somebody else has changed
-meanwhile is not overwritten.
+in which one may need the other; with --prune a load balancer goes before
+another that wants its port. A pipeline that somebody else has changed
+meanwhile is not overwritten. What somebody else makes at the same time, just
+as a document says, counts as unchanged.
 
 --prune looks at the applications that the files name, and at the kinds that
 the files have; server groups and applications are never deleted. If something
@@ -60,6 +66,8 @@ pub struct Args {
     remote: RemoteArgs,
 }
 
+/// The code of a refusal because of what is there.
+const CONFLICT: &str = "CONFLICT";
 /// Lines around a change.
 const CONTEXT: usize = 3;
 
@@ -116,8 +124,10 @@ async fn apply(args: Args) -> Outcome {
     }
     let documents = ordered(documents);
     let extra = if args.prune { unmentioned(&documents, &present) } else { Vec::new() };
-    check(&server, &documents, &present, &extra.iter().map(|found| &found.identity).collect()).await?;
-    let steps = plan(documents, &present, extra)?;
+    let doomed = extra.iter().map(|found| &found.identity).collect();
+    let held = check(&server, &documents, &present, &doomed).await?;
+    let mut steps = plan(documents, &present, extra)?;
+    ports::free_first(&mut steps, &held);
     carry_out(&args, &server, steps).await
 }
 
@@ -157,13 +167,13 @@ fn started_by(fields: &serde_json::Map<String, Value>) -> impl Iterator<Item = (
 }
 
 /// That what documents refer to is there or in the documents, and stays; that nothing else uses what
-/// goes; and that the server would take each that changes something.
+/// goes; and that the server would take each that changes something. What load balancers there have.
 async fn check(
     server: &Server,
     documents: &[Document],
     present: &BTreeMap<Identity, files::Found>,
     doomed: &BTreeSet<&Identity>,
-) -> Result<(), Failure> {
+) -> Result<ports::Held, Failure> {
     let there = |identity: &Identity| {
         present.contains_key(identity) || documents.iter().any(|document| document.identity == *identity)
     };
@@ -189,7 +199,10 @@ async fn check(
             }
         }
     }
-    faults.extend(taken_twice(documents));
+    let changing: Vec<&Document> =
+        documents.iter().filter(|it| !present.get(&it.identity).is_some_and(|before| is_so(before, it))).collect();
+    let held = ports::held(server, &changing).await.map_err(fault)?;
+    faults.extend(ports::faults(documents, &changing, &held, doomed));
     for identity in doomed {
         let users = server.users(identity).await.map_err(fault)?;
         // It goes before this one, or its document decides: see `needs` above.
@@ -206,47 +219,21 @@ async fn check(
             ));
         }
     }
-    let changing: Vec<&Document> =
-        documents.iter().filter(|it| !present.get(&it.identity).is_some_and(|before| is_so(before, it))).collect();
     for document in &changing {
         let identity = &document.identity;
         let with = beside(document, &changing);
         let checked = server.check(identity, &document.fields, present.get(identity), with).await;
         let errors = checked.map_err(|error| fault(error).context(format!("nothing was done: {identity}")))?;
+        let taken = |error: &Value| error["code"] == CONFLICT || error["extensions"]["code"] == CONFLICT;
+        if !present.contains_key(identity)
+            && errors.iter().any(taken)
+            && made_meanwhile(server, document).await.map_err(fault)?
+        {
+            continue;
+        }
         faults.extend(errors.iter().map(|error| document.refusal(error)));
     }
-    if faults.is_empty() { Ok(()) } else { Err(refuse(&faults)) }
-}
-
-/// Ports that more than one load balancer at the same place is to have, and only there.
-fn taken_twice(documents: &[Document]) -> Vec<String> {
-    let mut taken: BTreeMap<_, &Document> = BTreeMap::new();
-    let mut faults = Vec::new();
-    for document in documents.iter().filter(|document| document.identity.kind == Kind::LoadBalancer) {
-        let listeners = document.fields.get("listeners").and_then(Value::as_array).into_iter().flatten();
-        for (index, listener) in listeners.enumerate() {
-            let (port, last) = (&listener["port"], &listener["portTo"]);
-            // The server takes another port of a range.
-            let Some(port) = port.as_u64().filter(|port| last.is_null() || last.as_u64() == Some(*port)) else {
-                continue;
-            };
-            // The API's default is left out of canonical form.
-            let address = listener["address"].as_str().unwrap_or("127.0.0.1");
-            let key = (&document.identity.place, address, port);
-            let first = *taken.entry(key).or_insert(document);
-            if first.identity != document.identity {
-                let port =
-                    if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") };
-                let message = format!(
-                    "{} in {} is to listen at {port} too; give one of them another port",
-                    first.identity,
-                    first.file.display()
-                );
-                faults.push(document.fault(&["listeners", &index.to_string(), "port"], message));
-            }
-        }
-    }
-    faults
+    if faults.is_empty() { Ok(held) } else { Err(refuse(&faults)) }
 }
 
 /// What a document refers to, each with its path.
@@ -372,17 +359,20 @@ async fn carry_out(args: &Args, server: &Server, steps: Vec<Step>) -> Outcome {
     for step in &steps {
         let outcome = match &step.work {
             _ if broken.is_some() && !matches!(step.work, Work::Keep) => None,
-            Work::Keep => Some(Ok(())),
-            _ if args.dry_run => Some(Ok(())),
-            Work::Save { document, before } => {
-                let saved = server.save(&step.identity, &document.fields, before.as_deref(), args.timeout, &mut screen);
+            Work::Keep => Some(Ok(By::Us)),
+            _ if args.dry_run => Some(Ok(By::Us)),
+            Work::Save { document, before: Some(before) } => {
+                let saved =
+                    server.save(&step.identity, &document.fields, Some(before), None, args.timeout, &mut screen);
                 Some(saved.await)
             }
-            Work::Delete(found) => Some(server.delete(found, args.timeout, &mut screen).await),
+            Work::Save { document, before: None } => Some(create(server, document, args.timeout, &mut screen).await),
+            Work::Delete(found) => Some(server.delete(found, args.timeout, &mut screen).await.map(|()| By::Us)),
         };
         let (action, error) = match outcome {
             None => ("skipped", None),
-            Some(Ok(())) => (step.action(), None),
+            Some(Ok(By::Us)) => (step.action(), None),
+            Some(Ok(By::Another)) => ("unchanged", None),
             Some(Err(error)) => ("failed", Some(error)),
         };
         let said = error.as_ref().map(told);
@@ -401,8 +391,44 @@ async fn carry_out(args: &Args, server: &Server, steps: Vec<Step>) -> Outcome {
         warn(&format!("not everything was done: {}", told(&error)));
         warn("what is done stays; run the same again to go on");
     }
-    let away = error.downcast_ref::<super::client::Error>().is_some_and(super::client::Error::is_no_answer);
+    let away = error.downcast_ref::<ClientError>().is_some_and(ClientError::is_no_answer);
     Ok(if away { ExitCode::from(super::NO_ANSWER) } else { ExitCode::FAILURE })
+}
+
+/// Makes what was not there. Somebody else may do the same at this moment: what is there then as the
+/// document says is well, and anything else stays as it is.
+async fn create(server: &Server, document: &Document, timeout: Duration, screen: &mut Screen) -> anyhow::Result<By> {
+    let identity = &document.identity;
+    let key = creation_key(document);
+    match server.save(identity, &document.fields, None, Some(&key), timeout, screen).await {
+        Ok(By::Us) => Ok(By::Us),
+        Ok(By::Another) if made_meanwhile(server, document).await? => Ok(By::Another),
+        // That one failed, or what it made was deleted since.
+        Ok(By::Another) => server.save(identity, &document.fields, None, None, timeout, screen).await,
+        Err(error) => {
+            let refused = error.downcast_ref::<ClientError>().is_some_and(|error| error.code() == Some(CONFLICT));
+            // Where that cannot be told, the refusal says more.
+            match refused && made_meanwhile(server, document).await.unwrap_or(false) {
+                true => Ok(By::Another),
+                false => Err(error),
+            }
+        }
+    }
+}
+
+/// The same for all who make the same object of the same document.
+fn creation_key(document: &Document) -> String {
+    use sha2::{Digest as _, Sha256};
+    let mut hash = Sha256::new();
+    hash.update(document.identity.to_string());
+    hash.update(Value::Object(document.fields.clone()).to_string());
+    format!("apply-{}", hex::encode(hash.finalize()))
+}
+
+/// Whether the server has what it had not when it was asked first, just as the document says.
+async fn made_meanwhile(server: &Server, document: &Document) -> Result<bool, ClientError> {
+    let found = server.application(&document.identity.application).await?;
+    Ok(found.iter().any(|found| found.identity == document.identity && is_so(found, document)))
 }
 
 fn shown(step: &Step, action: &str, error: Option<&str>) -> Value {

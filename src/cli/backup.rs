@@ -40,7 +40,7 @@ pub struct Args {
 /// When there is no database, the file is there, or the copy does not come about.
 pub fn run(args: Args, settings: &Settings) -> Outcome {
     telemetry::start(args.log.format, telemetry::Target::Stderr);
-    let data = args.data.validate().map_err(|error| settings.refusal(error))?;
+    let data = args.data.validate().map_err(|errors| settings.failure(&errors))?;
     block_on(async move {
         let made = store::backup(&data.store_options(), &args.file, args.force).await?;
         println!(

@@ -46,6 +46,9 @@ pub enum Error {
     /// The WebSocket was closed before the subscription was over.
     #[error("the subscription broke off: {0}")]
     Broken(String),
+    /// A list that has to be taken whole has more than that.
+    #[error("`{list}` has {count} items, and a command takes {most} of a list; name a part of it")]
+    TooMany { list: String, count: u64, most: usize },
 }
 
 impl Error {
@@ -105,6 +108,7 @@ impl Error {
             Self::Status { status: 502..=504, .. } => Some("UNAVAILABLE"),
             Self::Certificates { .. } => Some("INVALID"),
             Self::Unreachable { .. } | Self::Broken(_) | Self::Status { .. } => Some("UNREACHABLE"),
+            Self::TooMany { .. } => None,
         }
     }
 }

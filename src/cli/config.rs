@@ -72,10 +72,10 @@ struct Show {
     config: config::Args,
 }
 
-/// Commands that are run although the file has faults, since they are there to tell them.
+/// Commands that are run although the file has faults, since they tell them with all others.
 #[must_use]
 pub fn tolerates(path: &[String]) -> bool {
-    path.len() == 2 && path[0] == "config" && path[1] == "check"
+    path == ["config", "check"] || path == ["serve"]
 }
 
 /// Looks.
@@ -101,10 +101,9 @@ pub fn run(args: Args, mut settings: Settings) -> Outcome {
 }
 
 fn check(args: config::Args, settings: &Settings) -> Outcome {
-    let mut faults: Vec<_> = settings.faults.iter().map(ToString::to_string).collect();
-    faults.extend(super::unknown_variables().iter().map(ToString::to_string));
-    if let Err(errors) = args.validate() {
-        faults.extend(settings.explain(&errors));
+    let mut faults: Vec<_> = super::unknown_variables().iter().map(ToString::to_string).collect();
+    if let Err(others) = settings.validate(args) {
+        faults.extend(others);
     }
     if faults.is_empty() {
         match settings.path() {

@@ -24,7 +24,7 @@ itself. No server may run on the data.
 --to moves a stopped SQLite server to an empty PostgreSQL database, in one
 transaction: the same ids, numbers and cursors, so that runs go on and
 subscribers resume. The SQLite file stays as it is. Afterwards start `serve`
-with DATABASE_URL and the same --data-dir or --host-dir.
+with GENNAKER_DATABASE_URL and the same --data-dir or --host-dir.
 
 Exit status: 0 it is up to date, or moved; 1 it is in use, cannot be opened,
 or is newer than this binary, 2 a setting does not hold.")]
@@ -47,7 +47,7 @@ pub struct Args {
 /// When the database cannot be opened, is in use, or is newer than this binary.
 pub fn run(args: Args, settings: &Settings) -> Outcome {
     telemetry::start(args.log.format, telemetry::Target::Stderr);
-    let data = args.data.validate().map_err(|error| settings.refusal(error))?;
+    let data = args.data.validate().map_err(|errors| settings.failure(&errors))?;
     if let Some(to) = args.to {
         return transfer(data, to, args.verify);
     }
@@ -61,7 +61,8 @@ pub fn run(args: Args, settings: &Settings) -> Outcome {
 
 fn transfer(data: DataConfig, to: String, verify: bool) -> Outcome {
     if data.database_url.is_some() {
-        let message = "--to moves the SQLite database of the data directory; unset DATABASE_URL and --database-url";
+        let message = "--to moves the SQLite database of the data directory; unset GENNAKER_DATABASE_URL and DATABASE_URL, \
+                       and leave --database-url out";
         return Err(Failure::input(anyhow::anyhow!(message)));
     }
     if !["postgres://", "postgresql://"].iter().any(|scheme| to.starts_with(scheme)) {
@@ -73,7 +74,7 @@ fn transfer(data: DataConfig, to: String, verify: bool) -> Outcome {
         let rows: u64 = moved.tables.iter().map(|table| table.rows).sum();
         let verified = if verify { ", compared row by row" } else { "" };
         println!("moved {rows} rows of {} tables{verified}; {} was only read", moved.tables.len(), data.dir.display());
-        println!("start `gennaker serve` with DATABASE_URL set to that database and the same --data-dir");
+        println!("start `gennaker serve` with GENNAKER_DATABASE_URL set to that database and the same --data-dir");
         Ok(ExitCode::SUCCESS)
     })
 }

@@ -132,25 +132,62 @@ pub(super) fn fault(error: Error) -> Failure {
     }
 }
 
-/// All items of a connection at `path` in the data, page by page. The document takes `after` and
-/// selects `pageInfo { hasNextPage endCursor }` and `nodes`.
+/// Items of a list that a command takes, at the most.
+pub(super) const ITEMS_MAX: usize = 10_000;
+/// What the document of [`pages`] selects of a connection beside its nodes.
+pub(super) const PAGE: &str = "totalCount pageInfo { hasNextPage endCursor }";
+
+/// Items of a list.
+#[derive(Debug, Default)]
+pub(super) struct Items {
+    pub nodes: Vec<Value>,
+    /// How many there are behind them.
+    pub beyond: u64,
+}
+
+/// The first items of a connection at `path` in the data, page by page, `most` of them. The document
+/// takes `after` and selects [`PAGE`] and `nodes`; it says no `first`, since the server knows how many it
+/// gives at a time.
 pub(super) async fn pages(
     client: &Client,
     document: &str,
     mut variables: Value,
     path: &str,
-) -> Result<Vec<Value>, Error> {
-    let mut items = Vec::new();
+    most: usize,
+) -> Result<Items, Error> {
+    let mut items = Items::default();
     loop {
         let mut data = client.query(document, variables.clone()).await?;
         let Some(page) = data.pointer_mut(path) else { return Ok(items) };
-        if let Value::Array(nodes) = page["nodes"].take() {
-            items.extend(nodes);
-        }
-        if page["pageInfo"]["hasNextPage"] != true {
+        let nodes = page["nodes"].take();
+        let nodes = nodes.as_array().map(Vec::as_slice).unwrap_or_default();
+        let room = most - items.nodes.len();
+        items.nodes.extend(nodes.iter().take(room).cloned());
+        let goes_on = page["pageInfo"]["hasNextPage"] == true;
+        if !goes_on || nodes.is_empty() || items.nodes.len() == most {
+            let total = page["totalCount"].as_u64().unwrap_or_default();
+            let left = total.saturating_sub(items.nodes.len() as u64);
+            items.beyond = if goes_on || nodes.len() > room { left.max(1) } else { 0 };
             return Ok(items);
         }
         variables["after"] = page["pageInfo"]["endCursor"].take();
+    }
+}
+
+/// All items of such a list.
+pub(super) async fn all_pages(
+    client: &Client,
+    document: &str,
+    variables: Value,
+    path: &str,
+) -> Result<Vec<Value>, Error> {
+    let items = pages(client, document, variables, path, ITEMS_MAX).await?;
+    match items.beyond {
+        0 => Ok(items.nodes),
+        beyond => {
+            let list = path.rsplit('/').next().unwrap_or_default().to_owned();
+            Err(Error::TooMany { list, count: items.nodes.len() as u64 + beyond, most: ITEMS_MAX })
+        }
     }
 }
 

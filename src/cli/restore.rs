@@ -23,7 +23,8 @@ Examples:
   gennaker restore /var/backups/gennaker-2026-11-21.db \\
       --data-dir /var/lib/gennaker
   gennaker restore yesterday.db --force
-  DATABASE_URL=postgres://… gennaker restore --in-place    after pg_restore
+  GENNAKER_DATABASE_URL=postgres://… gennaker restore --in-place
+                                  after pg_restore
 
 No server may run on the data. What was under way when the backup was made
 goes on at the next start, and looks before it acts: it finds server groups
@@ -66,7 +67,7 @@ pub struct Args {
 /// When the directory is in use, there is a database, or the file is no usable backup.
 pub fn run(args: Args, settings: &Settings) -> Outcome {
     telemetry::start(args.log.format, telemetry::Target::Stderr);
-    let data = args.data.validate().map_err(|error| settings.refusal(error))?;
+    let data = args.data.validate().map_err(|errors| settings.failure(&errors))?;
     block_on(async move {
         let (options, now) = (data.store_options(), Clock::system().now());
         let restored = match &args.file {

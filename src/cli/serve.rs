@@ -7,7 +7,7 @@ use std::time::Duration;
 use tracing::{error, info, warn};
 
 use super::settings::Settings;
-use super::{Asked, Outcome, Signals, block_on};
+use super::{Asked, Failure, Outcome, Signals, block_on};
 use crate::app::{self, App};
 use crate::clock::Clock;
 use crate::config::{self, Setting};
@@ -23,7 +23,8 @@ Examples:
   gennaker serve --artifact-root /srv/builds
   gennaker serve --listen 127.0.0.1:0 --data-dir /tmp/try
   gennaker serve --listen 0.0.0.0:7777 --tls-cert cert.pem --tls-key key.pem
-  DATABASE_URL=postgres://gennaker@db/gennaker gennaker serve --log json
+  GENNAKER_DATABASE_URL=postgres://gennaker@db/gennaker \\
+    gennaker serve --log json
 
 The first start makes the principal `admin` and prints a token for it, once.
 Instances and load balancers belong to the host daemon, which is started if
@@ -55,7 +56,8 @@ pub struct Args {
 pub fn run(args: Args, settings: Settings) -> Outcome {
     telemetry::start(args.config.log.format, telemetry::Target::Stderr);
     telemetry::set_filter(args.config.log.filter()).map_err(anyhow::Error::msg)?;
-    let config = args.config.validate().map_err(|errors| settings.failure(&errors))?;
+    let config =
+        settings.validate(args.config).map_err(|faults| Failure::Input(anyhow::Error::msg(faults.join("\n"))))?;
     // Whoever else shares the environment may have set them, so they do not keep the server from its start.
     super::unknown_variables().iter().for_each(|fault| warn!("{fault}"));
     block_on(async move {

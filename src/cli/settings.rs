@@ -36,16 +36,23 @@ impl Settings {
         errors.0.iter().map(explain).collect()
     }
 
-    /// The same as a reason to end.
+    /// What a server is to have.
+    ///
+    /// # Errors
+    /// Everything that does not hold, in the file, in variables and in flags.
+    pub fn validate(&self, args: config::Args) -> Result<config::Config, Vec<String>> {
+        let read = self.faults.iter().map(ToString::to_string);
+        match args.validate() {
+            Ok(config) if self.faults.is_empty() => Ok(config),
+            Ok(_) => Err(read.collect()),
+            Err(errors) => Err(read.chain(self.explain(&errors)).collect()),
+        }
+    }
+
+    /// What does not hold as a reason to end.
     #[must_use]
     pub fn failure(&self, errors: &Errors) -> Failure {
         Failure::Input(anyhow::anyhow!(self.explain(errors).join("\n")))
-    }
-
-    /// The same of one.
-    #[must_use]
-    pub fn refusal(&self, error: config::Error) -> Failure {
-        self.failure(&Errors(vec![error]))
     }
 
     /// The file's path, if one is read.
@@ -74,7 +81,10 @@ pub fn parse<C: CommandFactory + FromArgMatches>(
     arguments: &[OsString],
     tolerant: impl Fn(&[String]) -> bool,
 ) -> Result<(C, Settings), Error> {
-    let fresh = |left_out: &[String]| config::variables::without(super::documented(C::command()), left_out);
+    let fresh = |left_out: &[String]| {
+        let command = config::variables::as_named(super::documented(C::command()));
+        config::variables::without(command, left_out)
+    };
     let (command, matches, left_out, mut faults) = first_look(fresh, arguments)?;
     let path = chosen(&matches);
     let (leaf, inner) = leaf(&command, &matches);
@@ -113,11 +123,11 @@ fn first_look(
             Ok(matches) => return Ok((command, matches, left_out, faults)),
             Err(error) => error,
         };
-        let Some((flag, fault)) = config::variables::at_fault(fresh(&left_out), arguments, &error) else {
+        let Some((flag, its)) = config::variables::at_fault(fresh(&left_out), arguments, &error) else {
             return Err(error);
         };
         left_out.push(flag);
-        faults.push(fault);
+        faults.extend(its);
     }
 }
 

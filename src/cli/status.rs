@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use serde_json::{Value, json};
 
 use super::client::Client;
-use super::remote::{RemoteArgs, Target, answer, fault, print};
+use super::remote::{PAGE, RemoteArgs, Target, answer, fault, pages, print};
 use super::screen::Screen;
 use super::view::{Tree, all_visible};
 use super::{Failure, Outcome, block_on};
@@ -25,9 +25,10 @@ Exit status: 0 when it could be asked, whatever the answer says; 1 failed; 2
 no such thing, or the token does not hold; 5 the server cannot be reached, or
 cannot work now.
 
-JSON: {\"applications\", \"executions\"}, {\"application\"}, {\"pipeline\"} or
-{\"execution\"}, as the API has them (see the queries in
-client-examples/operations)")]
+JSON: {\"applications\", \"running\", \"executions\"}, {\"application\"},
+{\"pipeline\"} or {\"execution\"}, as the API has them (see the queries in
+client-examples/operations); of a list with more than 1000 items, `beyond` says
+how many are left out")]
 pub struct Args {
     /// What to look at
     #[arg(value_name = "APP[/PIPELINE[#N]]")]
@@ -45,41 +46,28 @@ fragment execution on Execution {
   failure { code message hint }
 }";
 
-const OVERVIEW: &str = "
-query Overview($last: Int!) {
-  applications(first: 100) {
-    nodes {
-      name description
-      pipelines(first: 100) { totalCount }
-      serverGroups(first: 50) { nodes { name isEnabled healthyCount instanceCount } }
-    }
-  }
-  running: executions(filter: { statuses: [NOT_STARTED, RUNNING, PAUSED] }, first: 100) { nodes { ...execution } }
-  executions(first: $last) { nodes { ...execution } }
-}";
+/// The lists that are shown, each with what is selected of its items. They are asked for by themselves,
+/// page by page.
+const APPLICATIONS: &str = "name description pipelines(first: 1) { totalCount }";
+const GROUPS_IN_SHORT: &str = "name isEnabled healthyCount instanceCount";
+const PIPELINES: &str = "name revision updatedAt";
+const LOAD_BALANCERS: &str = "name account location urls problem";
+const GROUPS: &str = "
+  name account location isEnabled healthyCount instanceCount labels problem
+  capacity { min desired max }";
+/// Items of a list that are shown, at the most.
+const LIST_MAX: usize = 1_000;
 
 const APPLICATION: &str = "
-query Application($name: String!, $last: Int!) {
-  application(name: $name) {
-    name description email
-    pipelines(first: 100) { nodes { name revision updatedAt } }
-    executions(first: $last) { nodes { ...execution } }
-    loadBalancers(first: 50) { nodes { name account location urls problem } }
-    serverGroups(first: 50) {
-      nodes {
-        name account location isEnabled healthyCount instanceCount labels problem
-        capacity { min desired max }
-      }
-    }
-  }
+query Application($name: String!) {
+  application(name: $name) { name description email }
 }";
 
 const PIPELINE: &str = "
-query Pipeline($application: String!, $name: String!, $last: Int!) {
+query Pipeline($application: String!, $name: String!) {
   pipeline(application: $application, name: $name) {
     name revision updatedAt
     definition { description parameters { name description default } stages { key kind name } }
-    executions(first: $last) { nodes { ...execution } }
   }
 }";
 
@@ -111,13 +99,21 @@ pub fn run(args: Args) -> Outcome {
             None => overview(&client, &args, &screen).await?,
             Some(Target { pipeline: _, number: Some(_), .. }) => one(&client, &args, &screen).await?,
             Some(Target { pipeline: Some(pipeline), application, .. }) => {
-                let variables = json!({ "application": application, "name": pipeline, "last": args.last });
-                let data = ask(&client, &args, PIPELINE, variables, "pipeline").await?;
+                let variables = json!({ "application": application, "name": pipeline });
+                let mut data = ask(&client, &args, PIPELINE, variables, "pipeline").await?;
+                let executions = Of::Pipeline(application, pipeline).last(&client, &args).await?;
+                data["executions"] = executions.connection();
                 (json!({ "pipeline": data }), of_pipeline(&data, application, &screen))
             }
             Some(Target { application, .. }) => {
-                let variables = json!({ "name": application, "last": args.last });
-                let data = ask(&client, &args, APPLICATION, variables, "application").await?;
+                let mut data = ask(&client, &args, APPLICATION, json!({ "name": application }), "application").await?;
+                let of = Of::Application(application);
+                for (list, selection) in
+                    [("pipelines", PIPELINES), ("loadBalancers", LOAD_BALANCERS), ("serverGroups", GROUPS)]
+                {
+                    data[list] = of.list(&client, &args, list, selection, LIST_MAX).await?.connection();
+                }
+                data["executions"] = of.last(&client, &args).await?.connection();
                 (json!({ "application": data }), of_application(&data, &screen))
             }
         };
@@ -130,9 +126,83 @@ pub fn run(args: Args) -> Outcome {
     })
 }
 
+/// Whose list.
+#[derive(Clone, Copy)]
+enum Of<'a> {
+    Server,
+    Application(&'a str),
+    Pipeline(&'a str, &'a str),
+}
+
+impl Of<'_> {
+    /// Its last executions, as many as are wanted.
+    async fn last(self, client: &Client, args: &Args) -> Result<Shown, Failure> {
+        let last = self.list(client, args, "executions", "...execution", args.last.into()).await?;
+        // That there are more is no surprise.
+        Ok(Shown { beyond: 0, ..last })
+    }
+
+    /// A list of it: a name, perhaps with a filter.
+    async fn list(
+        self,
+        client: &Client,
+        args: &Args,
+        list: &str,
+        selection: &str,
+        most: usize,
+    ) -> Result<Shown, Failure> {
+        let (field, filter) = list.split_once(' ').map_or((list, ""), |(field, filter)| (field, filter));
+        let wanted = format!("{field}({filter} after: $after) {{ {PAGE} nodes {{ {selection} }} }}");
+        let fragment = if selection.contains("...execution") { EXECUTION } else { "" };
+        let (document, variables, path) = match self {
+            Self::Server => (format!("query List($after: String) {{ {wanted} }}"), json!({}), format!("/{field}")),
+            Self::Application(name) => (
+                format!("query List($name: String!, $after: String) {{ application(name: $name) {{ {wanted} }} }}"),
+                json!({ "name": name }),
+                format!("/application/{field}"),
+            ),
+            Self::Pipeline(application, name) => (
+                format!(
+                    "query List($application: String!, $name: String!, $after: String) {{
+                       pipeline(application: $application, name: $name) {{ {wanted} }}
+                     }}"
+                ),
+                json!({ "application": application, "name": name }),
+                format!("/pipeline/{field}"),
+            ),
+        };
+        let items = pages(client, &format!("{document}{fragment}"), variables, &path, most).await.map_err(fault)?;
+        let shown = |node: &Value| if args.remote.json { node.clone() } else { all_visible(node) };
+        Ok(Shown { nodes: items.nodes.iter().map(shown).collect(), beyond: items.beyond })
+    }
+}
+
+/// A list as it is shown.
+struct Shown {
+    nodes: Vec<Value>,
+    /// How many there are behind them.
+    beyond: u64,
+}
+
+impl Shown {
+    /// As the API has it, with `beyond` where it is not the whole list.
+    fn connection(self) -> Value {
+        match self.beyond {
+            0 => json!({ "nodes": self.nodes }),
+            beyond => json!({ "nodes": self.nodes, "beyond": beyond }),
+        }
+    }
+}
+
+/// A line for what is not shown.
+fn more(beyond: Option<u64>) -> Option<String> {
+    beyond.filter(|beyond| *beyond > 0).map(|beyond| format!("  … and {beyond} more"))
+}
+
 /// The answer as it is with --json, and else as a terminal may have it.
 async fn query(client: &Client, args: &Args, document: &str, variables: Value) -> Result<Value, Failure> {
-    let data = client.query(&format!("{document}{EXECUTION}"), variables).await.map_err(fault)?;
+    let fragment = if document.contains("...execution") { EXECUTION } else { "" };
+    let data = client.query(&format!("{document}{fragment}"), variables).await.map_err(fault)?;
     Ok(if args.remote.json { data } else { all_visible(&data) })
 }
 
@@ -145,30 +215,49 @@ async fn ask(client: &Client, args: &Args, document: &str, variables: Value, fie
 }
 
 async fn overview(client: &Client, args: &Args, screen: &Screen) -> Result<(Value, Vec<String>), Failure> {
-    let data = query(client, args, OVERVIEW, json!({ "last": args.last })).await?;
-    let applications = nodes(&data, "/applications/nodes");
+    const RUNNING: &str = "executions filter: { statuses: [NOT_STARTED, RUNNING, PAUSED] },";
+    let selection = format!("{APPLICATIONS} serverGroups {{ {PAGE} nodes {{ {GROUPS_IN_SHORT} }} }}");
+    let mut applications = Of::Server.list(client, args, "applications", &selection, LIST_MAX).await?;
     let mut lines = vec![screen.paint().bold("Applications")];
-    for application in &applications {
-        let groups = nodes(application, "/serverGroups/nodes");
-        let enabled: Vec<_> = groups.iter().filter(|group| group["isEnabled"] == true).collect();
+    for application in &mut applications.nodes {
+        let name = text(application, "name");
+        let mut groups = Shown { nodes: nodes(application, "/serverGroups/nodes"), beyond: 0 };
+        if application["serverGroups"]["pageInfo"]["hasNextPage"] == true {
+            groups = Of::Application(&name).list(client, args, "serverGroups", GROUPS_IN_SHORT, LIST_MAX).await?;
+        }
+        let enabled: Vec<_> = groups.nodes.iter().filter(|group| group["isEnabled"] == true).collect();
         let sum = |field: &str| enabled.iter().filter_map(|group| group[field].as_i64()).sum::<i64>();
         lines.push(format!(
-            "  {:<24} {:>2} pipelines   {:>2} server groups, {} of {} instances in traffic healthy",
-            text(application, "name"),
+            "  {name:<24} {:>2} pipelines   {:>2} server groups, {}{} of {} instances in traffic healthy",
             application["pipelines"]["totalCount"],
-            groups.len(),
+            groups.nodes.len() as u64 + groups.beyond,
+            if groups.beyond > 0 { "at least " } else { "" },
             sum("healthyCount"),
             sum("instanceCount"),
         ));
+        application["serverGroups"] = groups.connection();
     }
-    if applications.is_empty() {
+    if applications.nodes.is_empty() {
         lines.push("  none; `gennaker apply -f FILE` makes one".to_owned());
     }
-    let running = nodes(&data, "/running/nodes");
-    lines.extend(executions("Running", &running, screen));
-    let last = nodes(&data, "/executions/nodes");
-    lines.extend(executions("Last", &last, screen));
-    Ok((json!({ "applications": applications, "running": running, "executions": last }), lines))
+    lines.extend(more(Some(applications.beyond)));
+    let running = Of::Server.list(client, args, RUNNING, "...execution", LIST_MAX).await?;
+    lines.extend(executions("Running", &running.nodes, screen));
+    lines.extend(more(Some(running.beyond)));
+    let last = Of::Server.last(client, args).await?;
+    lines.extend(executions("Last", &last.nodes, screen));
+    let mut beyond = serde_json::Map::new();
+    for (list, count) in [("applications", applications.beyond), ("running", running.beyond)] {
+        if count > 0 {
+            beyond.insert(list.to_owned(), count.into());
+        }
+    }
+    let mut document =
+        json!({ "applications": applications.nodes, "running": running.nodes, "executions": last.nodes });
+    if !beyond.is_empty() {
+        document["beyond"] = beyond.into();
+    }
+    Ok((document, lines))
 }
 
 fn of_application(data: &Value, screen: &Screen) -> Vec<String> {
@@ -182,6 +271,7 @@ fn of_application(data: &Value, screen: &Screen) -> Vec<String> {
         let problem = balancer["problem"].as_str().map(|problem| format!("  {problem}")).unwrap_or_default();
         lines.push(format!("  {:<24} {}{problem}", text(balancer, "name"), urls.join(" ")));
     }
+    lines.extend(more(data["loadBalancers"]["beyond"].as_u64()));
     let groups = nodes(data, "/serverGroups/nodes");
     if !groups.is_empty() {
         lines.push(screen.paint().bold("Server groups"));
@@ -198,10 +288,12 @@ fn of_application(data: &Value, screen: &Screen) -> Vec<String> {
             labels.join(" "),
         ));
     }
+    lines.extend(more(data["serverGroups"]["beyond"].as_u64()));
     lines.push(screen.paint().bold("Pipelines"));
     for pipeline in nodes(data, "/pipelines/nodes") {
         lines.push(format!("  {:<24} revision {}", text(&pipeline, "name"), pipeline["revision"]));
     }
+    lines.extend(more(data["pipelines"]["beyond"].as_u64()));
     lines.extend(executions("Last", &nodes(data, "/executions/nodes"), screen));
     lines
 }

@@ -131,7 +131,7 @@ pub fn run(args: Args, settings: &Settings) -> Outcome {
 }
 
 async fn open(data: DataArgs, settings: &Settings, clock: &Clock) -> Result<Store, Failure> {
-    let data = data.validate().map_err(|error| settings.refusal(error))?;
+    let data = data.validate().map_err(|errors| settings.failure(&errors))?;
     Ok(Store::open_beside(&data.store_options(), clock.clone()).await?)
 }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::Error;
+use super::{Error, Errors};
 use crate::store::{Durability, Options};
 
 /// Flags.
@@ -20,8 +20,8 @@ pub struct DataArgs {
     #[arg(long, env = "GENNAKER_DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
     /// PostgreSQL instead of SQLite: postgres://user@host/database, or secret://file/… or
-    /// secret://env/… where that is written
-    #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
+    /// secret://env/… where that is written. Where GENNAKER_DATABASE_URL is not set, DATABASE_URL is read
+    #[arg(long, env = super::variables::DATABASE_URL, value_name = "URL", hide_env_values = true)]
     pub database_url: Option<String>,
     /// What a power cut may take from SQLite: nothing (full), or the last commits (normal)
     #[arg(long, env = "GENNAKER_DURABILITY", value_enum, default_value_t = Durability::Full)]
@@ -41,29 +41,35 @@ impl DataArgs {
     const QUEUE_MAX: usize = 4096;
 
     /// # Errors
-    /// When no directory is given and none can be derived, or the URL is of no database we know.
-    pub fn validate(self) -> Result<DataConfig, Error> {
-        let database_url = self.database_url.map(|url| super::revealed("--database-url", url)).transpose()?;
+    /// When no directory is given and none can be derived, and when the URL is of no database we know.
+    pub fn validate(self) -> Result<DataConfig, Errors> {
+        let mut errors = Errors::none();
+        let database_url = self.database_url.and_then(|url| errors.keep(super::revealed("--database-url", url)));
         if let Some(url) = &database_url
             && !["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme))
         {
-            return Err(Error::new(
+            errors.add(
                 "--database-url",
-                "is not a postgres:// URL; leave it (and DATABASE_URL) out for SQLite in the data directory",
-            ));
+                "is not a postgres:// URL; leave it (and GENNAKER_DATABASE_URL, DATABASE_URL) out for SQLite in the data directory",
+            );
         }
-        let dir = match self.data_dir {
-            Some(dir) => std::path::absolute(&dir)
-                .map_err(|error| Error::new("--data-dir", format!("{}: {error}", dir.display())))?,
-            None => default_dir(|name| std::env::var_os(name).map(PathBuf::from))?,
-        };
-        Ok(DataConfig {
+        let dir = errors.keep(directory(self.data_dir)).unwrap_or_default();
+        errors.or(|| DataConfig {
             dir,
             database_url,
             durability: self.durability,
             retention: days(self.retention_days),
             audit_retention: days(self.audit_retention_days),
         })
+    }
+}
+
+fn directory(given: Option<PathBuf>) -> Result<PathBuf, Error> {
+    match given {
+        Some(dir) => {
+            std::path::absolute(&dir).map_err(|error| Error::new("--data-dir", format!("{}: {error}", dir.display())))
+        }
+        None => default_dir(|name| std::env::var_os(name).map(PathBuf::from)),
     }
 }
 
@@ -89,7 +95,7 @@ fn days(days: u32) -> Option<Duration> {
 pub(super) fn of_environment(file: Option<&super::File>) -> Result<PathBuf, Error> {
     let data_dir = std::env::var_os("GENNAKER_DATA_DIR").map(PathBuf::from);
     let data_dir = data_dir.or_else(|| file.and_then(|file| file.text("data-dir")).map(PathBuf::from));
-    Ok(DataArgs { data_dir, ..DataArgs::default() }.validate()?.dir)
+    directory(data_dir)
 }
 
 fn default_dir(variable: impl Fn(&str) -> Option<PathBuf>) -> Result<PathBuf, Error> {

@@ -243,16 +243,13 @@ impl Reader<'_> {
         if let Some(first) = self.file.line(name) {
             return self.fault(at, format!("`{name}` is set a second time; line {first} has it already"));
         }
-        let outcome = values(arg, value.get_ref()).and_then(|values| {
-            let arg = arg.clone();
-            values.iter().try_for_each(|value| holds(self.command, &arg, value)).map(|()| values)
-        });
-        match outcome {
-            Ok(values) => {
-                let line = self.line(at);
-                self.file.entries.insert(name.to_owned(), Entry { line, values });
-            }
-            Err(message) => self.fault(at, format!("`{name}` {message}")),
+        let (values, wrong) = values(arg, at, value);
+        if wrong.is_empty() {
+            let line = self.line(at);
+            self.file.entries.insert(name.to_owned(), Entry { line, values });
+        }
+        for (at, message) in wrong {
+            self.fault(at, format!("`{name}` {message}"));
         }
     }
 
@@ -360,32 +357,43 @@ const fn kind(value: &DeValue<'_>) -> &'static str {
     }
 }
 
-/// The value as a flag would be given it; several for a list.
-fn values(arg: &Arg, value: &DeValue<'_>) -> Result<Vec<String>, String> {
+/// The value as a flag would be given it, several for a list; and all that is wrong, each with its
+/// place in the text. `at` is the key's.
+fn values(arg: &Arg, at: usize, value: &Spanned<DeValue<'_>>) -> (Vec<String>, Vec<(usize, String)>) {
     let expected = Expected::of(arg);
-    let DeValue::Array(items) = value else { return Ok(vec![expected.read(value)?]) };
-    if !matches!(arg.get_action(), ArgAction::Append) {
-        return Err(format!("has to be {}, and this is a list", expected.words()));
-    }
-    let delimiter = arg.get_value_delimiter();
-    let mut values = Vec::new();
-    for item in items {
-        let value = expected.read(item.get_ref())?;
-        if let Some(delimiter) = delimiter.filter(|delimiter| value.contains(*delimiter)) {
-            return Err(format!("is a list whose items may not contain `{delimiter}`"));
+    let (mut values, mut wrong) = (Vec::new(), Vec::new());
+    let mut keep = |at: usize, read: Result<String, String>| match read {
+        Ok(value) => values.push(value),
+        Err(message) => wrong.push((at, message)),
+    };
+    let read = |value: &DeValue<'_>| expected.read(value).and_then(|value| holds(arg, &value).map(|()| value));
+    match value.get_ref() {
+        DeValue::Array(_) if !matches!(arg.get_action(), ArgAction::Append) => {
+            keep(at, Err(format!("has to be {}, and this is a list", expected.words())));
         }
-        values.push(value);
+        DeValue::Array(items) => {
+            for item in items {
+                let read = expected.read(item.get_ref()).and_then(|value| {
+                    match arg.get_value_delimiter().filter(|delimiter| value.contains(*delimiter)) {
+                        Some(delimiter) => Err(format!("is a list whose items may not contain `{delimiter}`")),
+                        None => holds(arg, &value).map(|()| value),
+                    }
+                });
+                keep(item.span().start, read);
+            }
+        }
+        value => keep(at, read(value)),
     }
-    Ok(values)
+    (values, wrong)
 }
 
 /// Whether the flag would take the value.
-fn holds(command: &Command, arg: &Arg, value: &str) -> Result<(), String> {
+pub(super) fn holds(arg: &Arg, value: &str) -> Result<(), String> {
     if Expected::of(arg) == Expected::Truth {
         return Ok(());
     }
     let name = arg.get_long().unwrap_or_default();
-    let command = command.clone().mut_args(|arg| arg.env(Resettable::Reset)).no_binary_name(true);
+    let command = Command::new("gennaker").no_binary_name(true).arg(arg.clone().env(Resettable::Reset));
     let Err(error) = command.try_get_matches_from([format!("--{name}={value}")]) else { return Ok(()) };
     Err(does_not_hold(&error, is_secret(arg)))
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use super::Error;
+use super::{Error, Errors};
 
 /// Flags.
 #[derive(Debug, Clone, clap::Args)]
@@ -152,32 +152,44 @@ impl HostArgs {
     pub const MIN_INSTANCE_LOG_BYTES: u64 = 192 << 10;
 
     /// # Errors
-    /// When an artifact root is no absolute directory, or no port is left for instances.
-    pub fn validate(self, data_dir: &Path) -> Result<HostConfig, Error> {
-        self.port_range.check()?;
-        let mut artifact_roots = Vec::new();
-        for root in self.artifact_root {
-            let found = root.canonicalize().map_err(|error| {
-                Error::new("--artifact-root", format!("{}: {error}; name an existing directory", root.display()))
-            })?;
-            if !found.is_dir() {
-                return Err(Error::new("--artifact-root", format!("{} is not a directory", root.display())));
-            }
-            artifact_roots.push(found);
-        }
+    /// Artifact roots that are no directory, no port left for instances, and all else that does not hold.
+    pub fn validate(self, data_dir: &Path) -> Result<HostConfig, Errors> {
+        let mut errors = Errors::none();
+        errors.keep(self.port_range.check());
+        let roots = self.artifact_root.iter().filter_map(|root| errors.keep(artifact_root(root)));
+        let artifact_roots = roots.collect();
+        let absolute = |dir: PathBuf| {
+            std::path::absolute(&dir).map_err(|error| Error::new("--host-dir", format!("{}: {error}", dir.display())))
+        };
         let dir = match self.host_dir {
-            Some(dir) => std::path::absolute(&dir)
-                .map_err(|error| Error::new("--host-dir", format!("{}: {error}", dir.display())))?,
+            Some(dir) => errors.keep(absolute(dir)).unwrap_or_default(),
             None => data_dir.join("host"),
         };
         if self.max_artifact_bytes < 1 << 20 {
             let message = format!("{} is less than 1 MiB, in which no artifact has room", self.max_artifact_bytes);
-            return Err(Error::new("--max-artifact-bytes", message));
+            errors.add("--max-artifact-bytes", message);
         }
         let (port_range, max_artifact_bytes) = (self.port_range, self.max_artifact_bytes);
         let max_instances = self.max_instances as usize;
         let max_instance_log_bytes = self.max_instance_log_bytes;
-        Ok(HostConfig { dir, artifact_roots, port_range, max_artifact_bytes, max_instance_log_bytes, max_instances })
+        errors.or(|| HostConfig {
+            dir,
+            artifact_roots,
+            port_range,
+            max_artifact_bytes,
+            max_instance_log_bytes,
+            max_instances,
+        })
+    }
+}
+
+fn artifact_root(root: &Path) -> Result<PathBuf, Error> {
+    let found = root.canonicalize().map_err(|error| {
+        Error::new("--artifact-root", format!("{}: {error}; name an existing directory", root.display()))
+    })?;
+    match found.is_dir() {
+        true => Ok(found),
+        false => Err(Error::new("--artifact-root", format!("{} is not a directory", root.display()))),
     }
 }
 
@@ -244,8 +256,10 @@ mod tests {
 
     #[test]
     fn an_artifact_root_has_to_exist() {
-        let args = HostArgs { artifact_root: vec!["/does/not/exist".into()], ..HostArgs::default() };
-        let error = args.validate(Path::new("/data")).expect_err("no such directory");
-        assert_eq!(error.setting, "--artifact-root");
+        let artifact_root = vec!["/does/not/exist".into(), "/dev/null".into(), "/".into()];
+        let args = HostArgs { artifact_root, max_artifact_bytes: 1, ..HostArgs::default() };
+        let errors = args.validate(Path::new("/data")).expect_err("no such directory").0;
+        let settings: Vec<_> = errors.iter().map(|error| error.setting).collect();
+        assert_eq!(settings, ["--artifact-root", "--artifact-root", "--max-artifact-bytes"]);
     }
 }

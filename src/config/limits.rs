@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::Error;
+use super::Errors;
 use crate::{api, engine};
 
 /// Seconds.
@@ -57,31 +57,27 @@ impl Default for LimitsArgs {
 
 impl LimitsArgs {
     /// # Errors
-    /// The first limit outside its range.
-    pub fn validate(self) -> Result<LimitsConfig, Error> {
+    /// Every limit outside its range.
+    pub fn validate(self) -> Result<LimitsConfig, Errors> {
         const KIB: usize = 1024;
         const MIB: usize = 1024 * KIB;
-        let within = |setting: &'static str, value: usize, least: usize, most: usize| {
-            if (least..=most).contains(&value) {
-                return Ok(());
-            }
-            Err(Error::new(setting, format!("{value} is not within {least} to {most}")))
+        // What another limit has to have room for is at most what that one may be.
+        const CONFIG_MAX: usize = 4 * MIB;
+        const OUTPUTS_MAX: usize = 16 * MIB;
+        let mut errors = Errors::none();
+        let mut within = |setting: &'static str, value: usize, least: usize, most: usize| {
+            errors.within(setting, value as u64, least as u64, most as u64);
         };
-        within("--max-config-bytes", self.max_config_bytes, KIB, 4 * MIB)?;
-        within("--max-outputs-bytes", self.max_outputs_bytes, KIB, 16 * MIB)?;
-        within("--max-execution-outputs-bytes", self.max_execution_outputs_bytes, self.max_outputs_bytes, 256 * MIB)?;
-        within("--max-event-bytes", self.max_event_bytes, 4 * KIB, MIB)?;
-        within("--max-body-bytes", self.max_body_bytes, self.max_config_bytes, 64 * MIB)?;
-        if !(1..=1_000).contains(&self.max_page) {
-            return Err(Error::new("--max-page", format!("{} is not within 1 to 1000", self.max_page)));
-        }
-        within("--max-concurrent-steps", self.max_concurrent_steps, 1, 100_000)?;
-        let hours_max = engine::DEADLINE_MAX.as_secs() / HOUR;
-        if !(1..=hours_max).contains(&self.max_execution_hours) {
-            let message = format!("{} is not within 1 to {hours_max}", self.max_execution_hours);
-            return Err(Error::new("--max-execution-hours", message));
-        }
-        Ok(LimitsConfig(self))
+        within("--max-config-bytes", self.max_config_bytes, KIB, CONFIG_MAX);
+        within("--max-outputs-bytes", self.max_outputs_bytes, KIB, OUTPUTS_MAX);
+        let outputs = self.max_outputs_bytes.min(OUTPUTS_MAX);
+        within("--max-execution-outputs-bytes", self.max_execution_outputs_bytes, outputs, 256 * MIB);
+        within("--max-event-bytes", self.max_event_bytes, 4 * KIB, MIB);
+        within("--max-body-bytes", self.max_body_bytes, self.max_config_bytes.min(CONFIG_MAX), 64 * MIB);
+        within("--max-concurrent-steps", self.max_concurrent_steps, 1, 100_000);
+        errors.within("--max-execution-hours", self.max_execution_hours, 1, engine::DEADLINE_MAX.as_secs() / HOUR);
+        errors.within("--max-page", self.max_page, 1, 1_000);
+        errors.or(|| LimitsConfig(self))
     }
 }
 
@@ -123,7 +119,7 @@ mod tests {
         limits: LimitsArgs,
     }
 
-    fn limits(line: &[&str]) -> Result<LimitsConfig, Error> {
+    fn limits(line: &[&str]) -> Result<LimitsConfig, Errors> {
         let line = Line::try_parse_from(std::iter::once(&"gennaker").chain(line)).expect("flags");
         line.limits.validate()
     }
@@ -151,7 +147,10 @@ mod tests {
             ("--max-execution-outputs-bytes", "2048"),
             ("--max-body-bytes", "99999999999"),
         ] {
-            assert_eq!(limits(&[flag, value]).expect_err(flag).setting, flag);
+            let errors = limits(&[flag, value]).expect_err(flag).0;
+            assert_eq!(errors.iter().map(|error| error.setting).collect::<Vec<_>>(), [flag]);
         }
+        let both = limits(&["--max-outputs-bytes", "999999999", "--max-page", "0"]).expect_err("two").0;
+        assert_eq!(both.iter().map(|error| error.setting).collect::<Vec<_>>(), ["--max-outputs-bytes", "--max-page"]);
     }
 }

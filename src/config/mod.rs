@@ -127,9 +127,35 @@ impl std::fmt::Display for Errors {
 impl std::error::Error for Errors {}
 
 impl Errors {
+    const fn none() -> Self {
+        Self(Vec::new())
+    }
+
+    fn add(&mut self, setting: &'static str, message: impl Into<String>) {
+        self.0.push(Error::new(setting, message));
+    }
+
     /// What holds; what does not is kept for later.
-    fn keep<T>(&mut self, outcome: Result<T, Error>) -> Option<T> {
-        outcome.map_err(|error| self.0.push(error)).ok()
+    fn keep<T>(&mut self, outcome: Result<T, impl Into<Self>>) -> Option<T> {
+        outcome.map_err(|errors| self.0.extend(errors.into().0)).ok()
+    }
+
+    /// A number has to lie in its range, ends included.
+    fn within(&mut self, setting: &'static str, value: u64, least: u64, most: u64) {
+        if !(least..=most).contains(&value) {
+            self.add(setting, format!("{value} is not within {least} to {most}"));
+        }
+    }
+
+    /// The value, if nothing was wrong.
+    fn or<T>(self, value: impl FnOnce() -> T) -> Result<T, Self> {
+        if self.0.is_empty() { Ok(value()) } else { Err(self) }
+    }
+}
+
+impl From<Error> for Errors {
+    fn from(error: Error) -> Self {
+        Self(vec![error])
     }
 }
 
@@ -139,24 +165,19 @@ impl Args {
     /// # Errors
     /// All settings that do not hold.
     pub fn validate(self) -> Result<Config, Errors> {
-        let mut errors = Errors(Vec::new());
+        let mut errors = Errors::none();
         let data = errors.keep(self.data.validate());
         let dir = data.as_ref().map(|data| data.dir.clone()).unwrap_or_default();
         let host = errors.keep(self.host.validate(&dir));
-        let unreadable = self.server.tls.unreadable();
         let server = errors.keep(self.server.validate());
-        for error in unreadable {
-            if !errors.0.contains(&error) {
-                errors.0.push(error);
-            }
-        }
         let security = errors.keep(self.security.validate());
         let limits = errors.keep(self.limits.validate());
         let observe = errors.keep(self.observe.validate());
-        let smtp = errors.keep(self.smtp.validate());
-        if let (Some(smtp), Some(security)) = (&smtp, &security) {
-            errors.keep(smtp.resolves(&Secrets::new(security.secret_dirs.clone())));
+        // Where the directories of secrets do not hold, what they lack says nothing.
+        if let Some(security) = &security {
+            errors.keep(self.smtp.resolves(&Secrets::new(security.secret_dirs.clone())));
         }
+        let smtp = errors.keep(self.smtp.validate());
         if !errors.0.is_empty() {
             return Err(errors);
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Error;
+use super::Errors;
 
 /// Flags.
 #[derive(Debug, Clone, clap::Args)]
@@ -31,12 +31,10 @@ impl ObserveArgs {
     const OTLP_TIMEOUT_SECONDS: u64 = 10;
 
     /// # Errors
-    /// When the collector's address is none.
-    pub fn validate(self) -> Result<ObserveConfig, Error> {
-        let seconds = self.otlp_timeout_seconds;
-        if !(1..=60).contains(&seconds) {
-            return Err(Error::new("--otlp-timeout-seconds", format!("{seconds} is not within 1 to 60")));
-        }
+    /// When the collector's address is none, and when it may take too long.
+    pub fn validate(self) -> Result<ObserveConfig, Errors> {
+        let mut errors = Errors::none();
+        errors.within("--otlp-timeout-seconds", self.otlp_timeout_seconds, 1, 60);
         if let Some(endpoint) = &self.otlp_endpoint {
             let known = ["http://", "https://"].iter().find_map(|scheme| endpoint.strip_prefix(scheme));
             let host = known.and_then(|rest| rest.split('/').next()).unwrap_or_default();
@@ -44,13 +42,13 @@ impl ObserveArgs {
                 // Not repeated: there may be a password in it.
                 let message = "this is no address of a collector; write one such as http://127.0.0.1:4318/v1/traces, and \
                                put credentials into OTEL_EXPORTER_OTLP_HEADERS";
-                return Err(Error::new("--otlp-endpoint", message));
+                errors.add("--otlp-endpoint", message);
             }
         }
-        Ok(ObserveConfig {
+        errors.or(|| ObserveConfig {
             metrics_public: self.metrics_public,
             otlp_endpoint: self.otlp_endpoint,
-            otlp_timeout: Duration::from_secs(seconds),
+            otlp_timeout: Duration::from_secs(self.otlp_timeout_seconds),
         })
     }
 }
@@ -70,7 +68,7 @@ pub struct ObserveConfig {
 mod tests {
     use super::*;
 
-    fn endpoint(text: &str) -> Result<ObserveConfig, Error> {
+    fn endpoint(text: &str) -> Result<ObserveConfig, Errors> {
         ObserveArgs { otlp_endpoint: Some(text.to_owned()), ..ObserveArgs::default() }.validate()
     }
 
@@ -81,11 +79,11 @@ mod tests {
             assert_eq!(endpoint(good).expect(good).otlp_endpoint.as_deref(), Some(good));
         }
         for bad in ["", "127.0.0.1:4318", "grpc://x", "http://", "http:///v1", "http://user:secret@host/v1/traces"] {
-            let error = endpoint(bad).expect_err(bad);
+            let error = &endpoint(bad).expect_err(bad).0[0];
             assert_eq!(error.setting, "--otlp-endpoint");
             assert!(!error.message.contains("secret"), "{error}");
         }
         let args = ObserveArgs { otlp_timeout_seconds: 0, ..ObserveArgs::default() };
-        assert_eq!(args.validate().expect_err("none").setting, "--otlp-timeout-seconds");
+        assert_eq!(args.validate().expect_err("none").0[0].setting, "--otlp-timeout-seconds");
     }
 }

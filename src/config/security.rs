@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::Error;
+use super::{Error, Errors};
 use crate::outbound::Allow;
 
 /// Flags.
@@ -28,23 +28,18 @@ pub struct SecurityConfig {
 
 impl SecurityArgs {
     /// # Errors
-    /// When a directory does not exist or a network is none.
-    pub fn validate(self) -> Result<SecurityConfig, Error> {
-        let secret_dirs = self
-            .secret_dir
-            .into_iter()
-            .map(|dir| {
-                dir.canonicalize().map_err(|error| {
-                    Error::new("--secret-dir", format!("{}: {error}; name an existing directory", dir.display()))
-                })
+    /// Directories that do not exist, and networks that are none.
+    pub fn validate(self) -> Result<SecurityConfig, Errors> {
+        let mut errors = Errors::none();
+        let found = |dir: &PathBuf| {
+            dir.canonicalize().map_err(|error| {
+                Error::new("--secret-dir", format!("{}: {error}; name an existing directory", dir.display()))
             })
-            .collect::<Result<_, _>>()?;
-        let outbound_allow = self
-            .outbound_allow
-            .iter()
-            .map(|text| text.parse().map_err(|error| Error::new("--outbound-allow", format!("{error}"))))
-            .collect::<Result<_, _>>()?;
-        Ok(SecurityConfig { secret_dirs, outbound_allow })
+        };
+        let secret_dirs = self.secret_dir.iter().filter_map(|dir| errors.keep(found(dir))).collect();
+        let read = |text: &String| text.parse().map_err(|error| Error::new("--outbound-allow", format!("{error}")));
+        let outbound_allow = self.outbound_allow.iter().filter_map(|text| errors.keep(read(text))).collect();
+        errors.or(|| SecurityConfig { secret_dirs, outbound_allow })
     }
 }
 
@@ -52,7 +47,7 @@ impl SecurityArgs {
 mod tests {
     use super::*;
 
-    fn allow(entries: &[&str]) -> Result<SecurityConfig, Error> {
+    fn allow(entries: &[&str]) -> Result<SecurityConfig, Errors> {
         let outbound_allow = entries.iter().map(ToString::to_string).collect();
         SecurityArgs { secret_dir: Vec::new(), outbound_allow }.validate()
     }
@@ -61,12 +56,15 @@ mod tests {
     fn networks_addresses_and_hosts_with_a_port_are_taken() {
         let config = allow(&["10.0.0.0/8", "::1", "hooks.internal:8443"]).expect("all three are entries");
         assert_eq!(config.outbound_allow.len(), 3);
-        assert_eq!(allow(&["example.org"]).expect_err("a name alone is none").setting, "--outbound-allow");
+        assert_eq!(allow(&["example.org"]).expect_err("a name alone is none").0[0].setting, "--outbound-allow");
     }
 
     #[test]
     fn a_secret_directory_has_to_exist() {
-        let args = SecurityArgs { secret_dir: vec!["/does/not/exist".into()], outbound_allow: Vec::new() };
-        assert_eq!(args.validate().expect_err("no such directory").setting, "--secret-dir");
+        let secret_dir = vec!["/does/not/exist".into(), "/nor/does/this".into()];
+        let args = SecurityArgs { secret_dir, outbound_allow: vec!["example.org".into()] };
+        let errors = args.validate().expect_err("no such directory").0;
+        let settings: Vec<_> = errors.iter().map(|error| error.setting).collect();
+        assert_eq!(settings, ["--secret-dir", "--secret-dir", "--outbound-allow"]);
     }
 }

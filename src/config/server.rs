@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::Error;
+use super::Errors;
 use super::tls::{TlsArgs, TlsConfig};
 use crate::api::Origin;
 
@@ -49,26 +49,28 @@ impl ServerArgs {
     const GRACE_SECONDS_MAX: u64 = 3_600;
 
     /// # Errors
-    /// When the address is beyond loopback and nothing protects it, the certificate is none, or the
+    /// When the address is beyond loopback and nothing protects it, the certificate is none, and when the
     /// grace is too long.
-    pub fn validate(self) -> Result<ServerConfig, Error> {
-        let tls = self.tls.validate()?;
-        let protected = tls.is_some() || !self.trusted_proxies.is_empty() || self.insecure;
+    pub fn validate(self) -> Result<ServerConfig, Errors> {
+        let mut errors = Errors::none();
+        // Also where that does not hold: one fault is not told as two.
+        let protected = self.tls.is_given() || !self.trusted_proxies.is_empty() || self.insecure;
+        let tls = errors.keep(self.tls.validate()).flatten();
         if !self.listen.ip().is_loopback() && !protected {
-            return Err(Error::new(
+            errors.add(
                 "--listen",
                 format!(
                     "{} is reachable from other machines; give a certificate (--tls-cert, --tls-key), name the TLS \
                      proxies in front (--trusted-proxies), listen on 127.0.0.1 or [::1], or say --insecure",
                     self.listen
                 ),
-            ));
+            );
         }
         if self.shutdown_grace_seconds > Self::GRACE_SECONDS_MAX {
             let message = format!("{} is more than {}", self.shutdown_grace_seconds, Self::GRACE_SECONDS_MAX);
-            return Err(Error::new("--shutdown-grace-seconds", message));
+            errors.add("--shutdown-grace-seconds", message);
         }
-        Ok(ServerConfig {
+        errors.or(|| ServerConfig {
             listen: self.listen,
             tls,
             trusted_proxies: self.trusted_proxies,
@@ -110,7 +112,7 @@ pub struct ServerConfig {
 mod tests {
     use super::*;
 
-    fn listen(address: &str, change: impl FnOnce(&mut ServerArgs)) -> Result<ServerConfig, Error> {
+    fn listen(address: &str, change: impl FnOnce(&mut ServerArgs)) -> Result<ServerConfig, Errors> {
         let mut args = ServerArgs { listen: address.parse().expect("an address"), ..ServerArgs::default() };
         change(&mut args);
         args.validate()
@@ -130,7 +132,7 @@ mod tests {
     #[test]
     fn beyond_loopback_is_refused_unless_something_protects_it_or_it_is_wanted() {
         for address in ["0.0.0.0:7777", "[::]:7777", "192.168.1.5:7777"] {
-            let error = listen(address, |_| ()).expect_err(address);
+            let error = &listen(address, |_| ()).expect_err(address).0[0];
             assert_eq!(error.setting, "--listen");
             for way in ["--insecure", "--tls-cert", "--trusted-proxies"] {
                 assert!(error.message.contains(way), "{error}");
@@ -147,9 +149,9 @@ mod tests {
     #[test]
     fn a_certificate_needs_its_key() {
         let tls = TlsArgs { tls_cert: fixture("tls-first.pem"), ..TlsArgs::default() };
-        assert_eq!(listen("127.0.0.1:0", |args| args.tls = tls).expect_err("no key").setting, "--tls-key");
+        assert_eq!(listen("127.0.0.1:0", |args| args.tls = tls).expect_err("no key").0[0].setting, "--tls-key");
         let tls =
             TlsArgs { tls_cert: fixture("tls-first.pem"), tls_key: fixture("tls-second.key"), ..TlsArgs::default() };
-        assert_eq!(listen("127.0.0.1:0", |args| args.tls = tls).expect_err("another's key").setting, "--tls-key");
+        assert_eq!(listen("127.0.0.1:0", |args| args.tls = tls).expect_err("another's key").0[0].setting, "--tls-key");
     }
 }

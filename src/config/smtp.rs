@@ -1,10 +1,10 @@
 //! The mail server that messages go out through, and how often they are tried.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::Error;
+use super::{Error, Errors};
 use crate::notifiers::deliver;
 use crate::notifiers::email::{Options, Password, Security};
 use crate::secrets::{self, Secrets};
@@ -90,14 +90,20 @@ pub struct SmtpConfig {
     pub public_url: Option<String>,
 }
 
-impl SmtpConfig {
+impl SmtpArgs {
+    const TIMEOUT: u64 = 60;
+    const RETRY: u64 = 30;
+    const RETRY_FIRST_MAX: u64 = 3_600;
+    const RETRY_MAX: u64 = 3_600;
+    const ATTEMPTS: u16 = 20;
+
     /// That there is a password where a reference to one is given; it is read again for each mail.
     ///
     /// # Errors
     /// Why it is not there.
     pub(super) fn resolves(&self, secrets: &Secrets) -> Result<(), Error> {
-        let login = self.email.as_ref().and_then(|email| email.login.as_ref());
-        match login.map(|(_, password)| password.expose()).filter(|password| secrets::is_reference(password)) {
+        let given = self.smtp_password.as_ref().map(Password::expose);
+        match given.filter(|password| secrets::is_reference(password)) {
             Some(reference) => secrets.resolve(reference).map(drop).map_err(|error| {
                 let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
                 Error::new("--smtp-password", format!("{error}{cause}"))
@@ -105,101 +111,101 @@ impl SmtpConfig {
             None => Ok(()),
         }
     }
-}
-
-impl SmtpArgs {
-    const TIMEOUT: u64 = 60;
-    const RETRY: u64 = 30;
-    const RETRY_MAX: u64 = 3_600;
-    const ATTEMPTS: u16 = 20;
 
     /// # Errors
-    /// The first setting that does not hold, or that is missing beside another.
-    pub fn validate(self) -> Result<SmtpConfig, Error> {
+    /// Every setting that does not hold, or that is missing beside another.
+    pub fn validate(self) -> Result<SmtpConfig, Errors> {
         self.validate_with(|name| std::env::var(name).ok())
     }
 
-    fn validate_with(self, variable: impl Fn(&str) -> Option<String>) -> Result<SmtpConfig, Error> {
-        let within = |setting: &'static str, value: u64, least: u64, most: u64| {
-            if (least..=most).contains(&value) {
-                return Ok(());
-            }
-            Err(Error::new(setting, format!("{value} is not within {least} to {most}")))
-        };
-        within("--smtp-timeout-seconds", self.smtp_timeout_seconds, 1, 600)?;
-        within("--delivery-retry-seconds", self.delivery_retry_seconds, 1, 3_600)?;
-        within("--delivery-retry-max-seconds", self.delivery_retry_max_seconds, self.delivery_retry_seconds, 86_400)?;
-        within("--delivery-attempts", self.delivery_attempts.into(), 1, 1_000)?;
+    fn validate_with(self, variable: impl Fn(&str) -> Option<String>) -> Result<SmtpConfig, Errors> {
+        let mut errors = Errors::none();
+        errors.within("--smtp-timeout-seconds", self.smtp_timeout_seconds, 1, 600);
+        errors.within("--delivery-retry-seconds", self.delivery_retry_seconds, 1, Self::RETRY_FIRST_MAX);
+        let first = self.delivery_retry_seconds.min(Self::RETRY_FIRST_MAX);
+        errors.within("--delivery-retry-max-seconds", self.delivery_retry_max_seconds, first, 86_400);
+        errors.within("--delivery-attempts", self.delivery_attempts.into(), 1, 1_000);
         let deliveries = deliver::Options {
             retry_first: Duration::from_secs(self.delivery_retry_seconds),
             retry_max: Duration::from_secs(self.delivery_retry_max_seconds),
             attempts_max: self.delivery_attempts.into(),
             ..deliver::Options::default()
         };
-        let public_url = self.public_url.as_deref().map(public_url).transpose()?;
-        let email = self.email(public_url.clone(), variable)?;
-        Ok(SmtpConfig { email, deliveries, public_url })
+        let public_url = self.public_url.as_deref().and_then(|text| errors.keep(public_url(text)));
+        let email = errors.keep(self.email(public_url.clone(), variable)).flatten();
+        errors.or(|| SmtpConfig { email, deliveries, public_url })
     }
 
     fn email(
         self,
         public_url: Option<String>,
         variable: impl Fn(&str) -> Option<String>,
-    ) -> Result<Option<Options>, Error> {
+    ) -> Result<Option<Options>, Errors> {
+        let mut errors = Errors::none();
         let Some(host) = self.smtp_host.filter(|host| !host.is_empty()) else {
             let given = self.smtp_username.is_some() || self.smtp_password.is_some() || self.smtp_from.is_some();
             if given {
-                return Err(Error::new("--smtp-host", "other settings of mail are given, but not the server"));
+                errors.add("--smtp-host", "other settings of mail are given, but not the server");
             }
-            return Ok(None);
+            return errors.or(|| None);
         };
-        let Some(from) = self.smtp_from else {
-            return Err(Error::new("--smtp-from", "mail needs a sender: gennaker@your.domain"));
-        };
-        if let Err(error) = from.parse::<lettre::message::Mailbox>() {
-            return Err(Error::new(
-                "--smtp-from",
-                format!("`{}` is not an address ({error}); write gennaker@example.org", from.escape_debug()),
-            ));
+        match &self.smtp_from {
+            None => errors.add("--smtp-from", "mail needs a sender: gennaker@your.domain"),
+            Some(from) => {
+                if let Err(error) = from.parse::<lettre::message::Mailbox>() {
+                    errors.add(
+                        "--smtp-from",
+                        format!("`{}` is not an address ({error}); write gennaker@example.org", from.escape_debug()),
+                    );
+                }
+            }
         }
+        let has_login = self.smtp_username.is_some() || self.smtp_password.is_some();
         let login = match (self.smtp_username, self.smtp_password) {
-            (Some(name), Some(password)) => Some((name, held(password, variable)?)),
+            (Some(name), Some(password)) => errors.keep(held(password, variable)).map(|password| (name, password)),
             (None, None) => None,
-            (Some(_), None) => return Err(Error::new("--smtp-password", "--smtp-username is given without it")),
-            (None, Some(_)) => return Err(Error::new("--smtp-username", "--smtp-password is given without it")),
+            (Some(_), None) => {
+                errors.add("--smtp-password", "--smtp-username is given without it");
+                None
+            }
+            (None, Some(_)) => {
+                errors.add("--smtp-username", "--smtp-password is given without it");
+                None
+            }
         };
-        if login.is_some() && self.smtp_security == Security::None && !is_loopback(&host) {
-            return Err(Error::new(
+        if has_login && self.smtp_security == Security::None && !is_loopback(&host) {
+            errors.add(
                 "--smtp-security",
                 format!("the password would cross the network to {host} in the clear; use starttls or tls"),
-            ));
+            );
         }
-        let roots = match self.smtp_ca_file {
-            Some(path) => {
-                let fault = |what: String| Error::new("--smtp-ca-file", format!("{}: {what}", path.display()));
-                let pem = std::fs::read(&path).map_err(|error| fault(error.to_string()))?;
-                if !String::from_utf8_lossy(&pem).contains("-----BEGIN CERTIFICATE-----") {
-                    return Err(fault("there is no certificate in PEM form in it".to_owned()));
-                }
-                Some(pem)
-            }
-            None => None,
-        };
+        let roots = self.smtp_ca_file.and_then(|path| errors.keep(roots(&path)));
         let port = self.smtp_port.unwrap_or(match self.smtp_security {
             Security::None => 25,
             Security::Starttls => 587,
             Security::Tls => 465,
         });
-        Ok(Some(Options {
-            host,
-            port,
-            security: self.smtp_security,
-            login,
-            from,
-            roots,
-            timeout: Duration::from_secs(self.smtp_timeout_seconds),
-            public_url,
-        }))
+        errors.or(|| {
+            Some(Options {
+                host,
+                port,
+                security: self.smtp_security,
+                login,
+                from: self.smtp_from.unwrap_or_default(),
+                roots,
+                timeout: Duration::from_secs(self.smtp_timeout_seconds),
+                public_url,
+            })
+        })
+    }
+}
+
+fn roots(path: &Path) -> Result<Vec<u8>, Error> {
+    let fault = |what: String| Error::new("--smtp-ca-file", format!("{}: {what}", path.display()));
+    let pem = std::fs::read(path).map_err(|error| fault(error.to_string()))?;
+    match String::from_utf8_lossy(&pem).contains("-----BEGIN CERTIFICATE-----") {
+        true => Ok(pem),
+        false => Err(fault("there is no certificate in PEM form in it".to_owned())),
     }
 }
 
@@ -262,7 +268,7 @@ mod tests {
     }
 
     fn setting(args: SmtpArgs) -> &'static str {
-        args.validate_with(|_| None).expect_err("refused").setting
+        args.validate_with(|_| None).expect_err("refused").0[0].setting
     }
 
     #[test]
@@ -294,19 +300,17 @@ mod tests {
 
     #[test]
     fn a_reference_has_to_lead_to_a_password() {
-        let config = |password: &str| login(password).validate_with(|_| None).expect("holds by itself");
         let secrets = Secrets::with_environment([], |name| (name == "GENNAKER_SECRET_SMTP").then(|| "pw".into()));
-        assert_eq!(config("secret://env/GENNAKER_SECRET_SMTP").resolves(&secrets), Ok(()));
+        assert_eq!(login("secret://env/GENNAKER_SECRET_SMTP").resolves(&secrets), Ok(()));
         for (reference, word) in [
             ("secret://env/GENNAKER_SECRET_OTHER", "`GENNAKER_SECRET_OTHER` is not set"),
             ("secret://env/HOME", "GENNAKER_SECRET_"),
             ("secret://file/etc/hostname", "setting for secret directories"),
         ] {
-            let error = config(reference).resolves(&secrets).expect_err(reference);
+            let error = login(reference).resolves(&secrets).expect_err(reference);
             assert!(error.setting == "--smtp-password" && error.message.contains(word), "{error}");
         }
-        let none = SmtpArgs::default().validate_with(|_| None).expect("holds");
-        assert_eq!(none.resolves(&secrets), Ok(()));
+        assert_eq!(SmtpArgs::default().resolves(&secrets), Ok(()));
     }
 
     #[test]
@@ -329,7 +333,7 @@ mod tests {
         }
         for bad in ["https://cd@x", "https://cd:s3cret@x", "https://:s3cret@x/?a=b"] {
             let args = SmtpArgs { public_url: Some(bad.into()), ..args() };
-            let error = args.validate_with(|_| None).expect_err(bad);
+            let error = &args.validate_with(|_| None).expect_err(bad).0[0];
             assert!(error.setting == "--public-url" && error.message.contains("a user or a password"), "{error}");
             assert!(!error.message.contains("s3cret"), "{error}");
         }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::Error;
+use super::{Error, Errors};
 use crate::listener::tls::{self, Certificates, Error as Unusable, Files};
 
 /// Flags.
@@ -30,35 +30,44 @@ impl Default for TlsArgs {
 impl TlsArgs {
     const CHECK_SECONDS: u64 = 60;
 
-    /// Files that are named and cannot be read, each by itself.
-    pub(super) fn unreadable(&self) -> Vec<Error> {
-        let files = [("--tls-cert", &self.tls_cert), ("--tls-key", &self.tls_key)];
-        let unreadable = files.into_iter().filter_map(|(setting, path)| {
-            let path = path.as_deref()?;
-            let message = tls::read(path).err()?;
-            Some(Error::new(setting, format!("{}: {message}", path.display())))
-        });
-        unreadable.collect()
+    /// Whether TLS is wanted, as far as one can tell.
+    pub(super) const fn is_given(&self) -> bool {
+        self.tls_cert.is_some() || self.tls_key.is_some()
     }
 
     /// # Errors
     /// When one of the two files is missing, or they are no certificate with its key.
-    pub fn validate(self) -> Result<Option<TlsConfig>, Error> {
-        let seconds = self.tls_check_seconds;
-        if !(1..=86_400).contains(&seconds) {
-            return Err(Error::new("--tls-check-seconds", format!("{seconds} is not within 1 to 86400")));
+    pub fn validate(self) -> Result<Option<TlsConfig>, Errors> {
+        let mut errors = Errors::none();
+        errors.within("--tls-check-seconds", self.tls_check_seconds, 1, 86_400);
+        // Each by itself: a pair that is read stops at the first.
+        for (setting, path) in [("--tls-cert", &self.tls_cert), ("--tls-key", &self.tls_key)] {
+            if let Some(path) = path
+                && let Err(message) = tls::read(path)
+            {
+                errors.add(setting, format!("{}: {message}", path.display()));
+            }
         }
-        let files = match (self.tls_cert, self.tls_key) {
-            (None, None) => return Ok(None),
-            (Some(certificate), Some(key)) => Files { certificate, key },
-            (Some(_), None) => return Err(Error::new("--tls-key", "is missing; --tls-cert needs its private key")),
-            (None, Some(_)) => return Err(Error::new("--tls-cert", "is missing; --tls-key needs its certificate")),
+        let certificates = match (self.tls_cert, self.tls_key) {
+            (Some(certificate), Some(key)) if errors.0.iter().all(|error| error.setting == "--tls-check-seconds") => {
+                let unusable = |error: Unusable| match error {
+                    Unusable::Certificate { .. } => Error::new("--tls-cert", error.to_string()),
+                    Unusable::Key { .. } => Error::new("--tls-key", error.to_string()),
+                };
+                errors.keep(Certificates::load(Files { certificate, key }).map_err(unusable))
+            }
+            (Some(_), None) => {
+                errors.add("--tls-key", "is missing; --tls-cert needs its private key");
+                None
+            }
+            (None, Some(_)) => {
+                errors.add("--tls-cert", "is missing; --tls-key needs its certificate");
+                None
+            }
+            _ => None,
         };
-        let certificates = Certificates::load(files).map_err(|error| match error {
-            Unusable::Certificate { .. } => Error::new("--tls-cert", error.to_string()),
-            Unusable::Key { .. } => Error::new("--tls-key", error.to_string()),
-        })?;
-        Ok(Some(TlsConfig { certificates, check_every: Duration::from_secs(seconds) }))
+        let check_every = Duration::from_secs(self.tls_check_seconds);
+        errors.or(|| certificates.map(|certificates| TlsConfig { certificates, check_every }))
     }
 }
 

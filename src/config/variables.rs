@@ -10,7 +10,7 @@ use clap::{Arg, Command};
 
 use super::Fault;
 use super::effective::is_secret;
-use super::file::does_not_hold;
+use super::file::{does_not_hold, holds};
 use crate::near::nearest;
 use crate::secrets::ENVIRONMENT_PREFIX;
 
@@ -19,6 +19,25 @@ const PREFIX: &str = "GENNAKER_";
 /// What is not read by any command: by the trials, and by the container's look at its health.
 const TRIALS: &str = "GENNAKER_TEST_";
 const CONTAINER: &str = "GENNAKER_HEALTH_URL";
+
+/// The variable of the database, and the name by which other programs know it too.
+pub(super) const DATABASE_URL: &str = "GENNAKER_DATABASE_URL";
+const DATABASE_URL_OF_ALL: &str = "DATABASE_URL";
+
+/// The command as this environment names its variables: `DATABASE_URL` where ours is not set.
+#[must_use]
+pub fn as_named(command: Command) -> Command {
+    if std::env::var_os(DATABASE_URL).is_some() || std::env::var_os(DATABASE_URL_OF_ALL).is_none() {
+        return command;
+    }
+    each_database(command)
+}
+
+fn each_database(command: Command) -> Command {
+    let is_database = |arg: &Arg| arg.get_env().is_some_and(|name| name == DATABASE_URL);
+    let command = command.mut_args(|arg| if is_database(&arg) { arg.env(DATABASE_URL_OF_ALL) } else { arg });
+    command.mut_subcommands(each_database)
+}
 
 /// Variables that are set and that neither a command reads nor anything else of ours.
 #[must_use]
@@ -59,25 +78,36 @@ fn of_a_service(name: &str, value: &str) -> bool {
         || name.split_once("_PORT_").is_some_and(|(_, rest)| port(rest))
 }
 
-/// Where a command line does not hold because of a variable: the flag that has it, and the fault.
+/// Where a command line does not hold because of a variable: the flag that has it, and what is wrong
+/// with it.
 #[must_use]
-pub fn at_fault(command: Command, arguments: &[OsString], error: &clap::Error) -> Option<(String, Fault)> {
+pub fn at_fault(command: Command, arguments: &[OsString], error: &clap::Error) -> Option<(String, Vec<Fault>)> {
     let Some(ContextValue::String(shown)) = error.get(ContextKind::InvalidArg) else { return None };
     // `--max-page <COUNT>`
     let flag = shown.strip_prefix("--")?.split([' ', '=', '[']).next()?;
     let mut found = None;
     each_arg(&command, &mut |arg| {
         if arg.get_long() == Some(flag) && arg.get_env().is_some_and(|name| std::env::var_os(name).is_some()) {
-            found = variable(arg).map(|name| (name, is_secret(arg)));
+            found = variable(arg).map(|name| (name, arg.clone()));
         }
     });
-    let (place, secret) = found?;
+    let (place, arg) = found?;
     // A flag stands above its variable: then the fault is the flag's, and stays.
     let again = without(command, &[flag.to_owned()]).try_get_matches_from(arguments);
     if again.is_err_and(|again| again.to_string() == error.to_string()) {
         return None;
     }
-    Some((flag.to_owned(), Fault { place, line: None, message: does_not_hold(error, secret) }))
+    // The line says the first item of a list that does not hold.
+    let items = std::env::var(&place).ok().zip(arg.get_value_delimiter());
+    let mut messages: Vec<_> = match items {
+        Some((text, delimiter)) => text.split(delimiter).filter_map(|item| holds(&arg, item).err()).collect(),
+        None => Vec::new(),
+    };
+    if messages.is_empty() {
+        messages.push(does_not_hold(error, is_secret(&arg)));
+    }
+    let fault = |message| Fault { place: place.clone(), line: None, message };
+    Some((flag.to_owned(), messages.into_iter().map(fault).collect()))
 }
 
 /// The command with these flags as if they had no variables.

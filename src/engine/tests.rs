@@ -125,6 +125,25 @@ impl Home {
         }
     }
 
+    /// Waits for so many more signs of life of a server.
+    async fn beats(&self, server: &Server, more: i64) {
+        let beat = async || {
+            let owners = self.store.owners().await.unwrap();
+            owners.iter().find(|(owner, _)| *owner == server.engine.owner()).map_or(0, |(_, beat)| *beat)
+        };
+        let (begin, first) = (Instant::now(), beat().await);
+        while beat().await < first + more {
+            assert!(begin.elapsed() < Duration::from_secs(20), "the server does not beat");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Another execution from begin to end: by then this server has looked at all there is to do.
+    async fn another_ends(&self, server: &Server) {
+        let id = self.begin(&server.commands, vec![stage("a", &[], json!({"steps": ["goto"]}))]).await;
+        assert_eq!(self.over(id).await.status, Status::Succeeded);
+    }
+
     async fn over(&self, id: ExecutionId) -> Execution {
         let execution = self.until(id, "the end", |execution| execution.status.is_complete()).await;
         self.log_holds(&execution).await;
@@ -494,7 +513,7 @@ engine_test! {
         let id = home.begin(&server.commands, vec![stage("a", &[], config)]).await;
         home.world.calls_reach(1).await;
         server.commands.cancel(&home.actor, id, "", CancelMode::Leave).await.unwrap();
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        home.another_ends(&server).await;
         assert!(!home.read(id).await.status.is_complete());
         home.world.open("g");
         let execution = home.over(id).await;
@@ -521,9 +540,13 @@ engine_test! {
         let server = home.start(Home::options());
         let spec = StageSpec { timeout_seconds: Some(90), ..stage("a", &[], json!({"steps": [{"wait": {"seconds": 10_000}}]})) };
         let id = home.begin(&server.commands, vec![spec]).await;
-        home.until(id, "the wait", |execution| matches!(row(execution, "a").wake, Wake::Signal { .. })).await;
+        let sooner = StageSpec { timeout_seconds: Some(89), ..stage("a", &[], json!({"steps": [{"wait": {"seconds": 10_000}}]})) };
+        let other = home.begin(&server.commands, vec![sooner]).await;
+        for id in [id, other] {
+            home.until(id, "the wait", |execution| matches!(row(execution, "a").wake, Wake::Signal { .. })).await;
+        }
         home.clock.advance(Duration::from_secs(89));
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(home.over(other).await.failure.unwrap().code, "TIMEOUT");
         assert_eq!(status(&home.read(id).await, "a"), Status::Running);
         home.clock.advance(Duration::from_secs(1));
         let execution = home.over(id).await;
@@ -828,7 +851,8 @@ async fn crash_at(point: usize, stages: Vec<StageSpec>) -> Option<(Home, Executi
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     let before = home.read(id).await;
-    tokio::time::sleep(Duration::from_millis(20)).await;
+    // Behind all that the dead may have handed to the store's writer.
+    home.store.owner_forget(server.engine.owner()).await.unwrap();
     assert_eq!(home.read(id).await, before, "the dead write nothing");
 
     let second = home.start(Home::options());
@@ -940,7 +964,8 @@ engine_test! {
         let id = home.begin(&first.commands, vec![stage("a", &[], steps)]).await;
         home.world.calls_reach(1).await;
         let second = home.start(options());
-        tokio::time::sleep(Duration::from_millis(1_000)).await;
+        // There are at most three in a lease.
+        home.beats(&first, 4).await;
         assert_eq!(home.world.calls().len(), 1, "while the first beats, nothing is taken over");
 
         // The first loses its place as if it had been frozen for a lease: its row is gone, and again
@@ -982,7 +1007,9 @@ engine_test! {
         let id = home.begin(&first.commands, vec![stage("a", &[], steps)]).await;
         home.world.calls_reach(1).await;
         first.stop.cancel();
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        let witness = home.start(options());
+        home.another_ends(&witness).await;
+        witness.stop().await;
         assert!(!first.task.is_finished(), "it waits for the step under way");
         home.world.open("g");
         first.task.await.unwrap();

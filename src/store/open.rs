@@ -203,7 +203,7 @@ async fn reach_postgres(url: &str) -> Result<(), Error> {
         Err(_) => "no answer within 10 s".to_owned(),
     };
     Err(Error::Database(format!(
-        "no connection to PostgreSQL at {at}: {why}; check DATABASE_URL and that it runs there"
+        "no connection to PostgreSQL at {at}: {why}; check GENNAKER_DATABASE_URL (or DATABASE_URL) and that it runs there"
     )))
 }
 

@@ -138,6 +138,7 @@ def main():
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GENNAKER_")}
     environment["GENNAKER_DATA_DIR"] = str(scratch / "data")
     environment.pop("DATABASE_URL", None)
+    environment.pop("GENNAKER_DATABASE_URL", None)
     server = subprocess.Popen(
         [binary, "serve", "--listen", "127.0.0.1:0"],
         stdout=subprocess.PIPE, stderr=open(scratch / "server.log", "wb"), env=environment, text=True,

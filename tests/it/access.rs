@@ -48,7 +48,7 @@ async fn viewer() -> Outcome {
     let data = viewer.query("{ viewer { name roles } applications(first: 5) { nodes { name } } }", json!({})).await?;
     anyhow::ensure!(data["viewer"]["name"] == "vera", "{data}");
     anyhow::ensure!(data["applications"]["nodes"] == json!([{ "name": "hello" }]), "{data}");
-    let vera = Hello { client: viewer, load_balancer: hello.load_balancer };
+    let vera = hello.asked_by(viewer);
     let refusals = [
         vera.start(setup::PIPELINE, json!({ "version": "1.0.0" })).await.err(),
         vera.save("mine", &json!({ "stages": [] })).await.err(),
@@ -91,7 +91,7 @@ async fn audit() -> Outcome {
     let hello = Hello::create(&server).await?;
     let definition = json!({ "stages": [{ "key": "w", "kind": "wait", "config": { "seconds": 0 } }] });
     hello.save("short", &definition).await?;
-    let olga = Hello { client: as_principal(&server, "olga", "operator")?, load_balancer: hello.load_balancer };
+    let olga = hello.asked_by(as_principal(&server, "olga", "operator")?);
     let execution = olga.start("short", Value::Null).await?;
     follow(&olga.client, &execution, Duration::from_secs(60)).await?.succeeded()?;
     let data = olga

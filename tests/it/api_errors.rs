@@ -380,7 +380,11 @@ async fn bad_flags() -> Outcome {
         &["server"],
     ];
     for case in cases {
-        let ended = std::process::Command::new(gennaker()).args(case).env_remove("DATABASE_URL").output()?;
+        let ended = std::process::Command::new(gennaker())
+            .args(case)
+            .env_remove("DATABASE_URL")
+            .env_remove("GENNAKER_DATABASE_URL")
+            .output()?;
         anyhow::ensure!(ended.status.code() == Some(2), "{case:?} ended with {}", ended.status);
         let text = String::from_utf8_lossy(&ended.stderr);
         anyhow::ensure!(!text.is_empty(), "{case:?} says why");

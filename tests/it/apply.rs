@@ -1,5 +1,8 @@
 //! `gennaker apply` and `export`, with the real binary against a real server.
 
+mod forms;
+mod together;
+
 use std::path::PathBuf;
 
 use gennaker::cli::demo::setup;
@@ -26,6 +29,11 @@ pub fn trials() -> Vec<Trial> {
         trial("apply", "prune_does_not_delete_what_a_file_needs", prune_keeps_needed),
         trial("apply", "prune_refuses_what_is_in_use_before_anything_is_done", prune_keeps_used),
         trial("apply", "two_load_balancers_with_one_port_are_refused_before_anything_is_done", one_port),
+        trial("apply", "five_at_once_make_each_object_once_and_none_fails", together::five_at_once),
+        trial("apply", "json_and_yaml_are_read_from_files_and_directories", forms::json_and_directories),
+        trial("apply", "what_is_exported_as_json_is_applied_back_unchanged", forms::exported_json),
+        trial("apply", "what_was_deleted_is_made_again", together::made_again),
+        trial("apply", "a_port_goes_from_one_load_balancer_to_another", together::one_port_from_one_to_another),
     ]
 }
 

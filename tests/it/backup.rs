@@ -74,7 +74,7 @@ async fn under_load() -> Outcome {
     let stop = tokio_util::sync::CancellationToken::new();
     let load: Vec<_> = (0..4)
         .map(|_| {
-            let hello = Hello { client: hello.client.clone(), load_balancer: hello.load_balancer };
+            let hello = hello.asked_by(hello.client.clone());
             let (stop, begun) = (stop.clone(), Arc::clone(&begun));
             tokio::spawn(async move {
                 let (mut longest, mut started) = (Duration::ZERO, 0);

@@ -56,7 +56,11 @@ async fn judged() -> Outcome {
 
     run(&["run", "hello/ask"]).await?.with_status(0)?;
     wait_for_stage(&hello, "ask", 2, 1).await?;
-    run(&["reject", "hello/ask#2", "--comment", "error rate"]).await?.with_status(0)?;
+    let done = run(&["reject", "hello/ask#2", "--comment", "error rate", "--json"]).await?.with_status(0)?.json()?;
+    anyhow::ensure!(done["stage"] == "go" && done["proceed"] == false, "{done}");
+    let rejected = &done["execution"];
+    anyhow::ensure!(rejected["id"].is_string() && rejected["status"].is_string(), "{done}");
+    anyhow::ensure!(done.as_object().map(serde_json::Map::len) == Some(3), "{done}");
     let ended = run(&["logs", "hello/ask#2", "--follow"]).await?.with_status(0)?;
     anyhow::ensure!(ended.out.contains("admin decided to stop: error rate"), "{}", ended.out);
 
@@ -266,6 +270,16 @@ async fn followed() -> Outcome {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGINT)?;
     let ended = tokio::time::timeout(Duration::from_secs(10), child.wait()).await??;
     anyhow::ensure!(ended.success(), "{ended}");
+    // For programs a document a line.
+    let mut command = server.remote_command();
+    command.args(["logs", "--server-group", "hello-v000", "--follow", "--json", "--tail", "15"]);
+    let mut child =
+        tokio::process::Command::from(command).stdout(std::process::Stdio::piped()).kill_on_drop(true).spawn()?;
+    let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+    let line = tokio::time::timeout(Duration::from_secs(60), lines.next_line()).await??.unwrap_or_default();
+    let wanted = json!({ "instance": name, "line": format!("line {}", LINES - 1) });
+    anyhow::ensure!(serde_json::from_str::<Value>(&line)? == wanted, "{line}");
+    child.kill().await?;
     let name = name.as_str().unwrap_or_default();
     let tail = server.gennaker(&["logs", "--instance", name, "--tail", "15"]).await?.with_status(0)?;
     anyhow::ensure!(tail.out == format!("line {}\n", LINES - 1), "whole lines only: {:?}", tail.out);

@@ -1,6 +1,8 @@
 //! Settings: the file below variables below flags, what is told of faults, what a signal changes in
 //! a running server, and that no secret is shown.
 
+mod effects;
+
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -19,6 +21,7 @@ pub fn trials() -> Vec<Trial> {
         trial("config", "the_file_is_found_in_its_usual_place", usual_place),
         trial("config", "check_tells_every_fault_with_its_line_and_touches_nothing", check),
         trial("config", "a_variable_that_does_not_hold_is_told_by_its_name", variables),
+        trial("config", "the_databases_own_variable_stands_above_the_one_of_all_programs", database_variables),
         trial("config", "a_variable_that_nothing_reads_is_told", misspelt),
         trial("config", "a_reference_to_a_secret_that_is_not_there_is_a_fault", dangling),
         trial("config", "secrets_are_masked_and_a_readable_file_with_one_is_refused", secrets),
@@ -27,6 +30,7 @@ pub fn trials() -> Vec<Trial> {
         trial("config", "sighup_takes_over_what_can_change_and_names_what_cannot", reload),
         trial("config", "a_page_holds_as_many_items_as_the_setting_says", large_page),
         trial("config", "sighup_has_less_kept_at_once", less_kept),
+        trial("config", "sighup_takes_effect_on_what_the_server_takes_keeps_and_logs", effects::take_effect),
         trial("config", "the_readme_lists_every_limit_with_its_default", readme),
     ]
 }
@@ -183,6 +187,55 @@ async fn check() -> Outcome {
         .output()?;
     anyhow::ensure!(output.status.code() == Some(2) && stderr(&output).contains("did you mean `listen`"));
 
+    // Nor does the first fault of a section or of a list hide the next one.
+    let file = dir.write(
+        "many.toml",
+        "max-page = 5000\nmax-event-bytes = 1\ntrusted-proxies = [\n  \"x\",\n  \"10.0.0.0/8\",\n  \"y\",\n]\n\
+         outbound-allow = [\"one\", \"::1\", \"two\"]\nartifact-root = [\"/not/here\", \"/nor/here\"]\n\
+         secret-dir = [\"/not/there\", \"/nor/there\"]\nmax-artifact-bytes = 1\n[smtp]\nhost = \"mail.example.org\"\n\
+         from = \"nobody\"\ntimeout-seconds = 0\n[otlp]\nendpoint = \"x\"\ntimeout-seconds = 0\n",
+    )?;
+    let run = |command: &mut Command| {
+        command
+            .arg("--config")
+            .arg(&file)
+            .env("GENNAKER_CORS_ALLOWED_ORIGINS", "*,https://a.example,nothing")
+            .env("GENNAKER_SHUTDOWN_GRACE_SECONDS", "99999")
+            .env("DATABASE_URL", "mysql://g@db/g")
+            .output()
+    };
+    let told = |line: usize, words: &str| format!("{}:{line}: {words}", file.display());
+    let all = [
+        told(1, "`max-page`: 5000 is not within"),
+        told(2, "`max-event-bytes`: 1 is not within"),
+        told(4, "`trusted-proxies` does not hold: invalid value 'x'"),
+        told(6, "`trusted-proxies` does not hold: invalid value 'y'"),
+        told(8, "`outbound-allow`: `one`"),
+        told(8, "`outbound-allow`: `two`"),
+        told(9, "`artifact-root`: /not/here"),
+        told(9, "`artifact-root`: /nor/here"),
+        told(10, "`secret-dir`: /not/there"),
+        told(10, "`secret-dir`: /nor/there"),
+        told(11, "`max-artifact-bytes`: 1 is less"),
+        told(14, "`smtp-from`: `nobody`"),
+        told(15, "`smtp-timeout-seconds`: 0 is not within"),
+        told(17, "`otlp-endpoint`: "),
+        told(18, "`otlp-timeout-seconds`: 0 is not within"),
+        "GENNAKER_CORS_ALLOWED_ORIGINS: does not hold: invalid value '*'".to_owned(),
+        "GENNAKER_CORS_ALLOWED_ORIGINS: does not hold: invalid value 'nothing'".to_owned(),
+        "GENNAKER_SHUTDOWN_GRACE_SECONDS: 99999 is more than 3600".to_owned(),
+        "DATABASE_URL: is not a postgres:// URL".to_owned(),
+    ];
+    for command in [&["config", "check"][..], &["serve"]] {
+        let output = run(bare(&dir).args(command))?;
+        let text = stderr(&output);
+        anyhow::ensure!(output.status.code() == Some(2), "{command:?}: {}: {text}", output.status);
+        for words in &all {
+            anyhow::ensure!(text.contains(words), "{command:?}: {words} is not in {text}");
+        }
+        anyhow::ensure!(text.lines().count() == all.len(), "{command:?}: {text}");
+    }
+
     let good = dir.write("good.toml", "listen = \"127.0.0.1:0\"\n")?;
     let output =
         config(&dir).args(["check", "--config"]).arg(good).arg("--data-dir").arg(dir.0.join("data")).output()?;
@@ -236,6 +289,35 @@ async fn variables() -> Outcome {
     let output = bare(&dir).args(["host", "status"]).env("GENNAKER_MAX_INSTANCES", "x").output()?;
     anyhow::ensure!(output.status.code() == Some(2), "{output:?}");
     anyhow::ensure!(stderr(&output).contains("GENNAKER_MAX_INSTANCES: does not hold"), "{output:?}");
+    Ok(())
+}
+
+async fn database_variables() -> Outcome {
+    let dir = Dir::new()?;
+    let (own, all) = ("GENNAKER_DATABASE_URL", "DATABASE_URL");
+    let (a, b) = ("postgres://a@db/g", "postgres://b@db/g");
+    for (set, value, by) in [
+        (&[(own, a)][..], a, json!({ "kind": "variable", "name": own })),
+        (&[(all, b)], b, json!({ "kind": "variable", "name": all })),
+        (&[(own, a), (all, b)], a, json!({ "kind": "variable", "name": own })),
+    ] {
+        let mut command = config(&dir);
+        command.args(["show", "--json"]).envs(set.iter().copied());
+        let shown = shown(command)?;
+        let url = setting(&shown, "database-url");
+        anyhow::ensure!(url["value"] == value && url["source"] == by, "{set:?}: {url}");
+    }
+    // A server takes it for its database, and one that does not hold is told by its name.
+    let bad = "mysql://g:hidden@db/g";
+    for command in [&["serve"][..], &["config", "check"], &["token", "list"], &["migrate"]] {
+        let output = bare(&dir).args(command).env(own, bad).env(all, b).output()?;
+        let text = stderr(&output);
+        anyhow::ensure!(output.status.code() == Some(2) && !text.contains("hidden"), "{command:?}: {text}");
+        anyhow::ensure!(text.contains("GENNAKER_DATABASE_URL: is not a postgres:// URL"), "{command:?}: {text}");
+    }
+    let help = bare(&dir).args(["serve", "--help"]).env("COLUMNS", "500").output()?;
+    let help = String::from_utf8(help.stdout)?;
+    anyhow::ensure!(help.contains("Where GENNAKER_DATABASE_URL is not set, DATABASE_URL is read"), "{help}");
     Ok(())
 }
 

@@ -18,6 +18,7 @@ pub fn trials() -> Vec<Trial> {
         trial("demo", "a_taken_port_is_replaced_and_keep_leaves_the_data", kept),
         trial("demo", "on_a_terminal_the_tree_is_drawn_again_in_its_place", on_a_terminal),
         trial("demo", "ctrl_c_ends_it_at_any_time_and_leaves_nothing", interrupted),
+        trial("demo", "failed_requests_end_it_with_status_1_and_their_number", failing),
     ]
 }
 
@@ -34,6 +35,15 @@ async fn exits() -> Outcome {
             let told =
                 |line: &str| line.contains("smoke hello #") && line.contains(" succeeded") && line.contains(&after);
             anyhow::ensure!(output.lines().any(told), "the run after deploy {deploy} is in the summary:\n{output}");
+        }
+        // Each message once, below the deploy that it is about.
+        let (first, second) = output.split_once("Version 2.0.0, under").context("the second deploy")?;
+        for (part, deploy) in [(first, 1), (second, 2)] {
+            for what in ["started", "succeeded"] {
+                let message = format!("  message: hello / deploy hello #{deploy} {what}");
+                let told = |text: &str| text.lines().filter(|line| *line == message).count();
+                anyhow::ensure!(told(part) == 1 && told(&output) == 1, "{message}:\n{output}");
+            }
         }
         anyhow::ensure!(output.contains(" sent, 0 failed"), "{output}");
         anyhow::ensure!(output.contains("of 3"), "progress is shown:\n{output}");
@@ -112,43 +122,93 @@ fn is_up(escape: &str) -> bool {
     escape.strip_suffix('A').is_some_and(|lines| lines.parse::<u16>().is_ok())
 }
 
-async fn interrupted() -> Outcome {
-    for (line, wait) in [("Look inside", 0), ("Version 2.0.0", 700), ("Still serving", 0)] {
+/// A demo under way, and what it has said.
+struct Running {
+    child: tokio::process::Child,
+    lines: tokio::io::Lines<BufReader<tokio::process::ChildStdout>>,
+    output: String,
+}
+
+impl Running {
+    fn start(flags: &[&str]) -> anyhow::Result<Self> {
         let mut command = tokio::process::Command::new(gennaker());
-        command.arg("demo").stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
+        command.arg("demo").args(flags).stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn()?;
-        let pid = i32::try_from(child.id().context("it runs")?)?;
-        let mut lines = BufReader::new(child.stdout.take().context("a pipe")?).lines();
-        let mut output = String::new();
-        tokio::time::timeout(MAX, async {
-            while let Some(next) = lines.next_line().await? {
-                output.push_str(&next);
-                output.push('\n');
-                if output.contains("Data ") && output.contains(line) {
+        let lines = BufReader::new(child.stdout.take().context("a pipe")?).lines();
+        Ok(Self { child, lines, output: String::new() })
+    }
+
+    /// Reads until a line with that text.
+    async fn says(&mut self, text: &str) -> Outcome {
+        let reading = async {
+            while let Some(next) = self.lines.next_line().await? {
+                self.output.push_str(&next);
+                self.output.push('\n');
+                if next.contains(text) {
                     return anyhow::Ok(());
                 }
             }
-            anyhow::bail!("it ended:\n{output}")
-        })
-        .await
-        .with_context(|| format!("waiting for `{line}`"))??;
+            anyhow::bail!("it ended:\n{}", self.output)
+        };
+        tokio::time::timeout(MAX, reading).await.with_context(|| format!("waiting for `{text}`"))?
+    }
+
+    /// Reads to its end.
+    async fn ends(&mut self, within: Duration) -> anyhow::Result<std::process::ExitStatus> {
+        let reading = async {
+            while let Some(next) = self.lines.next_line().await? {
+                self.output.push_str(&next);
+                self.output.push('\n');
+            }
+            Ok(self.child.wait().await?)
+        };
+        tokio::time::timeout(within, reading).await.context("it ends")?
+    }
+}
+
+async fn interrupted() -> Outcome {
+    for line in ["http://127.0.0.1:", "creating `hello-v001`", "Still serving"] {
+        let mut demo = Running::start(&[])?;
+        let pid = i32::try_from(demo.child.id().context("it runs")?)?;
+        demo.says(line).await?;
         if line == "Still serving" {
-            anyhow::ensure!(output.contains("\nSummary\n"), "{output}");
-            let (_, rest) = output.split_once("The load balancer listens at http://").context("its address")?;
+            anyhow::ensure!(demo.output.contains("\nSummary\n"), "{}", demo.output);
+            let (_, rest) = demo.output.split_once("The load balancer listens at http://").context("its address")?;
             let address = rest.split('/').next().unwrap_or_default();
             let client = reqwest::Client::builder().no_proxy().build()?;
             let answer = client.get(format!("http://{address}/")).send().await?;
             anyhow::ensure!(answer.status() == 200, "the application is served on: {}", answer.status());
         }
-        tokio::time::sleep(Duration::from_millis(wait)).await;
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGINT)?;
-        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        let status =
-            tokio::time::timeout(Duration::from_secs(60), child.wait()).await.context("it ends when asked")??;
+        let status = demo.ends(Duration::from_secs(60)).await?;
         anyhow::ensure!(status.success(), "interrupted, it ended with {status}");
-        gone(&data_dir(&output)?)?;
+        gone(&data_dir(&demo.output)?)?;
     }
     Ok(())
+}
+
+async fn failing() -> Outcome {
+    let mut demo = Running::start(&["--exit"])?;
+    demo.says("Version 2.0.0, under").await?;
+    // Those that have the traffic stand still; their sockets stay open.
+    let is_old =
+        |command: &str| command.split_whitespace().nth(1) == Some("sample-app") && command.contains("--version 1.0.0");
+    let old = processes_of(&data_dir(&demo.output)?);
+    let old: Vec<_> = old.into_iter().filter(|(_, command)| is_old(command)).collect();
+    anyhow::ensure!(old.len() == 3, "{old:?}");
+    for (pid, _) in old {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGSTOP)?;
+    }
+    let status = demo.ends(MAX).await?;
+    let output = &demo.output;
+    anyhow::ensure!(status.code() == Some(1), "{status}\n{output}");
+    let (_, summary) = output.split_once("\nSummary\n").with_context(|| format!("a summary:\n{output}"))?;
+    let requests = summary.lines().find(|line| line.starts_with("  requests ")).context("the requests")?;
+    let failed =
+        requests.strip_suffix(" failed").and_then(|line| line.rsplit(' ').next()).context("how many failed")?;
+    anyhow::ensure!(failed.parse::<u64>()? > 0, "{requests}");
+    anyhow::ensure!(summary.contains("    failed at "), "{summary}");
+    gone(&data_dir(output)?)
 }
 
 fn data_dir(output: &str) -> anyhow::Result<PathBuf> {

@@ -2,7 +2,8 @@
 //! per feature; `harness` has what they share.
 //!
 //! A trial that needs something this machine has not is reported as ignored, never as passed; with
-//! `GENNAKER_TEST_REQUIRE_ALL=1`, which CI sets, it fails instead.
+//! `GENNAKER_TEST_REQUIRE_ALL=1` it fails instead. CI sets `except-machine`: what can be installed has
+//! to be there, and what lies in the machine is left out, and named.
 
 mod access;
 mod api_errors;
@@ -22,13 +23,16 @@ mod harness;
 mod host;
 mod idempotency;
 mod layers;
+mod limits;
 mod move_database;
 mod notify;
 mod observe;
 mod packaging;
+mod pages;
 mod postgres;
 mod quota;
 mod readme;
+mod required;
 mod run;
 mod schema;
 mod shim;
@@ -68,13 +72,16 @@ fn main() {
         host::trials(),
         idempotency::trials(),
         layers::trials(),
+        limits::trials(),
         move_database::trials(),
         notify::trials(),
         observe::trials(),
         packaging::trials(),
+        pages::trials(),
         postgres::trials(),
         quota::trials(),
         readme::trials(),
+        required::trials(),
         run::trials(),
         schema::trials(),
         store::trials(),
@@ -87,5 +94,7 @@ fn main() {
     .into_iter()
     .flatten()
     .collect();
-    libtest_mimic::run(&arguments, trials).exit();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    harness::times::tell();
+    conclusion.exit();
 }

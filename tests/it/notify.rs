@@ -21,6 +21,7 @@ pub fn trials() -> Vec<Trial> {
         mail("a_thread_of_mails_arrives_as_text_and_html", || Box::pin(thread())),
         mail("mail_goes_over_tls_from_the_first_byte_too", || Box::pin(implicit())),
         mail("a_wrong_password_is_told_and_mail_flows_once_it_is_right", || Box::pin(wrong_password())),
+        mail("the_password_itself_may_stand_in_its_variable", || Box::pin(variable())),
         mail("mail_waits_for_a_mail_server_that_is_down", || Box::pin(down())),
         mail("a_mail_that_is_put_off_is_taken_later", || Box::pin(put_off())),
         mail("the_mails_of_an_execution_come_in_order_though_the_first_is_put_off", || Box::pin(in_order())),
@@ -284,6 +285,27 @@ async fn wrong_password() -> Outcome {
     anyhow::ensure!(sent["lastError"].is_null() && sent["nextAttemptAt"].is_null(), "{sent}");
     let log = rig.server.log();
     anyhow::ensure!(!log.contains("not-the-p4ssword") && !log.contains(PASSWORD) && !log.contains(ANN), "{log}");
+    Ok(())
+}
+
+async fn variable() -> Outcome {
+    let mail = MailServer::start(&[]).await?;
+    for (password, right) in [(PASSWORD, true), ("not-this-one", false)] {
+        let environment = vec![("GENNAKER_SMTP_PASSWORD".to_owned(), password.to_owned())];
+        let server = Server::start_with(Options { flags: mail.flags(), environment, ..Options::default() }).await?;
+        let sent = server.client().mutate(TEST, json!({ "to": ANN })).await;
+        match sent {
+            Ok(sent) => anyhow::ensure!(right && sent["isSent"] == true, "{sent}"),
+            Err(error) => anyhow::ensure!(!right && !error.to_string().contains(password), "{error}"),
+        }
+        let shown = server.command().args(["config", "show"]).args(mail.flags()).output()?;
+        let shown = String::from_utf8(shown.stdout)?;
+        let line = shown.lines().find(|line| line.starts_with("smtp-password")).unwrap_or_default();
+        anyhow::ensure!(line.contains("***") && !shown.contains(password), "{shown}");
+        anyhow::ensure!(!server.log().contains(password), "{}", server.log());
+    }
+    let mails = mail.received(1).await?;
+    anyhow::ensure!(mails.len() == 1 && mails[0]["to"] == json!([ANN]), "{mails:#?}");
     Ok(())
 }
 

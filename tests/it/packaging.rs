@@ -127,6 +127,7 @@ async fn server_speaks() -> Outcome {
         .env("NOTIFY_SOCKET", &path)
         .env("WATCHDOG_USEC", "200000")
         .env_remove("DATABASE_URL")
+        .env_remove("GENNAKER_DATABASE_URL")
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .kill_on_drop(true);

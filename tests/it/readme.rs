@@ -1,5 +1,5 @@
-//! The README's section for newcomers, as it stands: its shell blocks are run in one shell, and what
-//! it shows of their output has to come.
+//! The README's sections for newcomers, as they stand: their commands are run in one shell, and what
+//! is shown of their output has to come.
 
 use std::path::Path;
 use std::time::Duration;
@@ -9,25 +9,35 @@ use libtest_mimic::Trial;
 use crate::harness::mail::{MailServer, PASSWORD, USER, mail_server};
 use crate::harness::{Outcome, Ports, gennaker, processes_of, trial, trial_with, wait_for};
 
+mod session;
+
+use session::first_session;
+
+const SESSION: &str = "## A first session\n";
 const SECTION: &str = "## Your own application in ten minutes\n";
 /// Written between the outputs of blocks.
 const MARK: &str = "==== block ====";
 
 pub fn trials() -> Vec<Trial> {
     vec![
+        trial_with("readme", "the_first_session_goes_as_written", found(&["bash", "curl"]), first_session),
         trial_with("readme", "the_ten_minutes_work_as_written", tools(), ten_minutes),
         trial("readme", "the_file_of_the_ten_minutes_is_short", short),
     ]
 }
 
-fn tools() -> Result<(), String> {
-    for tool in ["bash", "curl", "python3"] {
+fn found(tools: &[&str]) -> Result<(), String> {
+    for tool in tools {
         let found = std::process::Command::new(tool).arg("--version").output();
         if !found.is_ok_and(|output| output.status.success()) {
-            return Err(tool.to_owned());
+            return Err((*tool).to_owned());
         }
     }
-    mail_server()
+    Ok(())
+}
+
+fn tools() -> Result<(), String> {
+    found(&["bash", "curl", "python3"]).and_then(|()| mail_server())
 }
 
 /// A block to run, and what is shown of its output.
@@ -36,15 +46,15 @@ struct Block {
     shown: String,
 }
 
-fn section() -> anyhow::Result<String> {
+fn section(title: &str) -> anyhow::Result<String> {
     let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md"))?;
-    let start = readme.find(SECTION).ok_or_else(|| anyhow::anyhow!("the README has no such section"))?;
-    let rest = &readme[start + SECTION.len()..];
+    let start = readme.find(title).ok_or_else(|| anyhow::anyhow!("the README has no such section: {title}"))?;
+    let rest = &readme[start + title.len()..];
     Ok(rest[..rest.find("\n## ").unwrap_or(rest.len())].to_owned())
 }
 
 fn blocks() -> anyhow::Result<Vec<Block>> {
-    let section = section()?;
+    let section = section(SECTION)?;
     let mut blocks: Vec<Block> = Vec::new();
     for part in section.split("\n```").skip(1) {
         let (language, text) = part.split_once('\n').unwrap_or((part, ""));
@@ -136,6 +146,7 @@ async fn run(blocks: &[Block], ports: &Ports, mail: &MailServer, dir: &Path) -> 
         .env("MAIL_TO", "ann@example.org")
         .env_remove("GENNAKER_HOST_DIR")
         .env_remove("DATABASE_URL")
+        .env_remove("GENNAKER_DATABASE_URL")
         .stdin(std::process::Stdio::null())
         .kill_on_drop(true);
     let ended = tokio::time::timeout(Duration::from_secs(240), command.output()).await??;

@@ -209,7 +209,7 @@ async fn reloaded() -> Outcome {
 async fn beyond_loopback() -> Outcome {
     let check = |flags: &[&str]| {
         let mut command = Command::new(gennaker());
-        command.env_remove("DATABASE_URL").env("GENNAKER_CONFIG", "/dev/null");
+        command.env_remove("DATABASE_URL").env_remove("GENNAKER_DATABASE_URL").env("GENNAKER_CONFIG", "/dev/null");
         command.args(["config", "check", "--listen", "0.0.0.0:7777"]).args(flags).output()
     };
     let output = check(&[])?;

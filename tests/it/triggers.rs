@@ -100,7 +100,9 @@ async fn timetable() -> Outcome {
     // Saved without it, it stops.
     client.mutate(SAVE, definition("often", 0, json!([]))).await?;
     let before = runs(&client, "often").await?["executions"]["totalCount"].clone();
-    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    // Another of the same timetable, to see that its instants have come.
+    client.mutate(SAVE, definition("witness", 0, every_second())).await?;
+    wait_for_runs(&client, "witness", 2).await?;
     let after = runs(&client, "often").await?;
     anyhow::ensure!(after["executions"]["totalCount"] == before && after["triggers"] == json!([]), "{after}");
     let mut faulty = every_second();

@@ -81,6 +81,9 @@ const MINUTE: Duration = Duration::from_secs(90);
 const LOAD_BALANCER_PORTS: (u16, u16) = (8080, 8179);
 /// From one look for a run that is to begin to the next.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// From the end of an execution to the message of it.
+const MESSAGE_WITHIN: Duration = Duration::from_secs(2);
+
 /// Shows it.
 ///
 /// # Errors
@@ -181,12 +184,12 @@ async fn show(args: &Args, client: &Client, screen: &mut Screen) -> anyhow::Resu
     setup::save_smoke(client, setup::smoke(address, args.cron)).await?;
     screen.line(&format!("  The load balancer listens at http://{address}/"));
     screen.line("");
-    let messages = Messages::start(client).await?;
+    let mut messages = Messages::start(client).await?;
 
     screen.line(&screen.paint().bold(&format!("Version {}", VERSIONS[0])));
     let execution = setup::start_pipeline(client, VERSIONS[0]).await?;
     succeed(follow(client, &execution, screen).await?)?;
-    messages.show(screen);
+    messages.show(&execution, screen).await;
     let first = smoke_after(client, &execution, screen).await?;
 
     let load = Load::start(load::Options {
@@ -202,7 +205,7 @@ async fn show(args: &Args, client: &Client, screen: &mut Screen) -> anyhow::Resu
     screen.line(&screen.paint().bold(&format!("Version {}, under {} requests per second", VERSIONS[1], args.rate)));
     let execution = setup::start_pipeline(client, VERSIONS[1]).await?;
     let second = follow(client, &execution, screen).await?;
-    messages.show(screen);
+    messages.show(&execution, screen).await;
     let good = second.ended() == Some(Status::Succeeded);
     // What failed starts nothing: its smoke is looked for only where there is a fire.
     let smoked = first && good && smoke_after(client, &execution, screen).await?;
@@ -312,8 +315,15 @@ fn succeed(tree: Tree) -> anyhow::Result<()> {
 
 /// Messages to people, as they come over the feed.
 struct Messages {
-    received: std::sync::Mutex<tokio::sync::mpsc::Receiver<String>>,
+    received: tokio::sync::mpsc::Receiver<Message>,
     _reader: Owned,
+}
+
+struct Message {
+    execution: String,
+    /// It tells how the execution ended.
+    is_last: bool,
+    text: String,
 }
 
 impl Messages {
@@ -323,19 +333,29 @@ impl Messages {
         let reader = Owned(tokio::spawn(async move {
             while let Ok(Some(data)) = subscription.next().await {
                 let message = &data["notifications"]["notification"];
-                let text = message["subject"].as_str().unwrap_or_default().to_owned();
-                if !text.is_empty() && sender.send(text).await.is_err() {
+                let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+                let message = Message {
+                    execution: text(&message["execution"]["id"]),
+                    is_last: matches!(message["occasion"].as_str(), Some("COMPLETED" | "FAILED" | "CANCELED")),
+                    text: text(&message["subject"]),
+                };
+                if !message.text.is_empty() && sender.send(message).await.is_err() {
                     return;
                 }
             }
         }));
-        Ok(Self { received: received.into(), _reader: reader })
+        Ok(Self { received, _reader: reader })
     }
 
-    fn show(&self, screen: &mut Screen) {
-        let mut received = self.received.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        while let Ok(text) = received.try_recv() {
-            screen.line(&screen.paint().dim(&format!("  message: {text}")));
+    /// Shows what has come up to the word that an execution is over, which is waited for: it comes on
+    /// another connection than the execution's events.
+    async fn show(&mut self, execution: &str, screen: &mut Screen) {
+        let until = tokio::time::Instant::now() + MESSAGE_WITHIN;
+        while let Ok(Some(message)) = tokio::time::timeout_at(until, self.received.recv()).await {
+            screen.line(&screen.paint().dim(&format!("  message: {}", message.text)));
+            if message.is_last && message.execution == execution {
+                return;
+            }
         }
     }
 }

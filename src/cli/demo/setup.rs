@@ -44,7 +44,7 @@ fragment failure on Failure { code message hint logTail }";
 
 /// Messages to people. Variables: none.
 pub const NOTIFICATIONS: &str = "
-subscription Notifications { notifications { notification { occasion subject } } }";
+subscription Notifications { notifications { notification { occasion subject execution { id } } } }";
 
 const CREATE_APPLICATION: &str = "
 mutation CreateApplication($input: CreateApplicationInput!) {

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use serde_json::{Map, Value};
 
-pub use self::server::{Found, Server};
+pub use self::server::{By, Found, Server};
 use self::tree::{Content, Node};
 use self::types::Field;
 pub use self::types::{Fault, Types};
@@ -226,6 +226,12 @@ pub fn read(files: &[PathBuf], types: &Types) -> anyhow::Result<Result<Vec<Docum
                 continue;
             }
         };
+        // An empty file of YAML is one without documents; of JSON it is none, and was perhaps to be one.
+        let is_yaml = nodes.is_empty() && file.extension().is_none_or(|end| end != "json");
+        let nodes: Vec<_> = nodes.into_iter().flat_map(exported).collect();
+        if nodes.is_empty() && !is_yaml {
+            faults.push(at(file, 0, "there is no document in it"));
+        }
         for node in nodes {
             match document(file, node, types) {
                 Ok(document) => documents.push(document),
@@ -261,6 +267,15 @@ fn text_of(file: &Path) -> anyhow::Result<String> {
     read.with_context(|| format!("{} cannot be read", file.display()))?;
     anyhow::ensure!(text.len() as u64 <= FILE_BYTES, "{} has more than {FILE_BYTES} bytes", file.display());
     Ok(text)
+}
+
+/// The documents of what `export --json` writes, which is one object with all of them; any other is
+/// itself.
+fn exported(node: Node) -> Vec<Node> {
+    match node.get("documents").filter(|_| node.get("kind").is_none()).map(|inner| &inner.content) {
+        Some(Content::List(documents)) => documents.clone(),
+        _ => vec![node],
+    }
 }
 
 fn document(file: &Path, node: Node, types: &Types) -> Result<Document, Vec<Fault>> {

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::{Identity, Kind, Types, whole};
 use crate::cli::client::{Client, Error};
 use crate::cli::follow::follow;
-use crate::cli::remote::pages;
+use crate::cli::remote::{PAGE, all_pages};
 use crate::cli::screen::Screen;
 use crate::model::Status;
 
@@ -105,15 +105,14 @@ impl Server {
     }
 
     async fn list(&self, application: &str, list: &str, selection: &str) -> Result<Vec<Value>, Error> {
-        // Definitions are large: fewer at a time.
         let document = format!(
             "query List($name: String!, $after: String) {{
                application(name: $name) {{
-                 {list}(first: 25, after: $after) {{ pageInfo {{ hasNextPage endCursor }} nodes {selection} }}
+                 {list}(after: $after) {{ {PAGE} nodes {selection} }}
                }}
              }}"
         );
-        pages(&self.client, &document, json!({ "name": application }), &format!("/application/{list}")).await
+        all_pages(&self.client, &document, json!({ "name": application }), &format!("/application/{list}")).await
     }
 
     /// The names of all applications.
@@ -121,11 +120,9 @@ impl Server {
     /// # Errors
     /// When the server does not answer.
     pub async fn applications(&self) -> Result<Vec<String>, Error> {
-        const ALL: &str = "
-query All($after: String) {
-  applications(first: 100, after: $after) { pageInfo { hasNextPage endCursor } nodes { name } }
-}";
-        let nodes = pages(&self.client, ALL, json!({}), "/applications").await?;
+        let document =
+            format!("query All($after: String) {{ applications(after: $after) {{ {PAGE} nodes {{ name }} }} }}");
+        let nodes = all_pages(&self.client, &document, json!({}), "/applications").await?;
         Ok(nodes.iter().filter_map(|node| node["name"].as_str()).map(str::to_owned).collect())
     }
 
@@ -168,7 +165,8 @@ query All($after: String) {
         }
     }
 
-    /// Brings an object to what a document says; `before` is what the server has.
+    /// Brings an object to what a document says; `before` is what the server has. Where an operation does
+    /// it, `key` tells one that somebody has begun already from a new one.
     ///
     /// # Errors
     /// The refusal, a failed operation, or when the server does not answer.
@@ -177,10 +175,15 @@ query All($after: String) {
         identity: &Identity,
         fields: &Map<String, Value>,
         before: Option<&Found>,
+        key: Option<&str>,
         timeout: Duration,
         screen: &mut Screen,
-    ) -> anyhow::Result<()> {
-        self.perform(call(identity, fields, before), timeout, screen).await
+    ) -> anyhow::Result<By> {
+        let mut call = call(identity, fields, before);
+        if let Some(key) = key.filter(|_| !call.answer.is_empty()) {
+            call.input["idempotencyKey"] = key.into();
+        }
+        self.perform(call, timeout, screen).await
     }
 
     /// What uses an object and has to go before it; nothing where it is gone.
@@ -231,23 +234,26 @@ query All($after: String) {
                 ("deleteSecurityGroup", "DeleteSecurityGroupInput", EXECUTION, json!({ "securityGroup": placed }))
             }
         };
-        self.perform(Call { verb, input_type, answer, input }, timeout, screen).await
+        self.perform(Call { verb, input_type, answer, input }, timeout, screen).await.map(drop)
     }
 
     /// Makes a call; where it starts an operation, waits for its end.
-    async fn perform(&self, call: Call, timeout: Duration, screen: &mut Screen) -> anyhow::Result<()> {
+    async fn perform(&self, call: Call, timeout: Duration, screen: &mut Screen) -> anyhow::Result<By> {
         let started = self.client.mutate(&call.document(), call.input).await?;
         let execution = &started["execution"];
         if call.answer.is_empty() {
-            return Ok(());
+            return Ok(By::Us);
         }
         let name = format!("{} #{}", execution["name"].as_str().unwrap_or_default(), execution["number"]);
         let id = execution["id"].as_str().unwrap_or_default();
         let tree = tokio::time::timeout(timeout, follow(&self.client, id, screen)).await;
         screen.keep();
         let tree = tree.map_err(|_| anyhow::anyhow!("`{name}` is not over within {timeout:?}; it goes on"))??;
+        if started["isReplay"] == true {
+            return Ok(By::Another);
+        }
         if tree.ended() == Some(Status::Succeeded) {
-            return Ok(());
+            return Ok(By::Us);
         }
         match tree.failure() {
             Some(failure) => {
@@ -259,7 +265,15 @@ query All($after: String) {
     }
 }
 
-const EXECUTION: &str = "execution { id name number }";
+/// Whose call did what was to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum By {
+    Us,
+    /// An earlier call with the same key; it is over, in whatever way.
+    Another,
+}
+
+const EXECUTION: &str = "execution { id name number } isReplay";
 
 fn call(identity: &Identity, fields: &Map<String, Value>, before: Option<&Found>) -> Call {
     let given = fields.iter().filter(|(key, _)| *key != "kind");

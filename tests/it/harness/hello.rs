@@ -2,6 +2,8 @@
 //! *deploy hello*, as the demo makes them.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -21,6 +23,9 @@ pub const DEPLOY_MAX: Duration = Duration::from_secs(180);
 pub struct Hello {
     pub client: Client,
     pub load_balancer: SocketAddr,
+    /// What its instances run: the binary under test, by a script, so that each host copies a few bytes
+    /// and not the binary.
+    program: PathBuf,
 }
 
 impl Hello {
@@ -34,14 +39,23 @@ impl Hello {
         let execution = setup::upsert_load_balancer(&client, ports).await?;
         follow(&client, &execution, DEPLOY_MAX).await?.succeeded()?;
         let load_balancer = setup::load_balancer_address(&client).await?;
-        let hello = Self { client, load_balancer };
+        let program = server.dir().join("program/gennaker");
+        std::fs::create_dir_all(server.dir().join("program"))?;
+        std::fs::write(&program, format!("#!/bin/sh\nexec '{}' \"$@\"\n", gennaker().display()))?;
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755))?;
+        let hello = Self { client, load_balancer, program };
         setup::save_pipeline(&hello.client, hello.pipeline()).await?;
         Ok(hello)
     }
 
+    /// The same application through another client.
+    pub fn asked_by(&self, client: Client) -> Self {
+        Self { client, load_balancer: self.load_balancer, program: self.program.clone() }
+    }
+
     /// The demo's pipeline.
     pub fn pipeline(&self) -> Value {
-        setup::pipeline(gennaker(), self.load_balancer)
+        setup::pipeline(&self.program, self.load_balancer)
     }
 
     /// The demo's pipeline under another name, changed.

@@ -12,6 +12,7 @@ pub mod mail;
 mod ports;
 mod probes;
 mod server;
+pub mod times;
 mod two;
 
 use std::future::Future;
@@ -38,10 +39,13 @@ pub fn trial<F>(feature: &str, name: &str, run: impl FnOnce() -> F + Send + 'sta
 where
     F: Future<Output = Outcome>,
 {
-    Trial::test(format!("{feature}::{name}"), move || {
+    let name = format!("{feature}::{name}");
+    Trial::test(name.clone(), move || {
+        let begin = Instant::now();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let outcome = runtime.block_on(run());
         runtime.shutdown_timeout(Duration::from_secs(1));
+        times::took(name, begin.elapsed());
         outcome.map_err(|error| Failed::from(format!("{error:#}")))
     })
 }
@@ -57,10 +61,9 @@ pub fn trial_with<F>(
 where
     F: Future<Output = Outcome>,
 {
-    let require_all = std::env::var("GENNAKER_TEST_REQUIRE_ALL").is_ok_and(|value| value == "1");
     match needed {
         Ok(()) => trial(feature, name, run),
-        Err(missing) if require_all => {
+        Err(missing) if required().is_some() => {
             Trial::test(format!("{feature}::{name}"), move || Err(Failed::from(format!("needs {missing}"))))
         }
         Err(missing) => {
@@ -71,7 +74,8 @@ where
 }
 
 /// The same for what lies in the nature of a machine, and cannot be installed: where it is not given
-/// the trial is ignored, and left out (which is said) where nothing may be ignored.
+/// the trial is ignored, failed where everything has to be there, and left out (which is said) where
+/// that is asked for.
 pub fn trial_where<F>(
     feature: &str,
     name: &str,
@@ -82,11 +86,31 @@ where
     F: Future<Output = Outcome>,
 {
     match given {
-        Err(missing) if std::env::var("GENNAKER_TEST_REQUIRE_ALL").is_ok_and(|value| value == "1") => {
+        Err(missing) if required() == Some(Required::ExceptMachine) => {
             eprintln!("{feature}::{name} is left out: this machine has not {missing}");
             None
         }
         given => Some(trial_with(feature, name, given, run)),
+    }
+}
+
+/// The variable that turns ignored into failed: `1` for all trials, `except-machine` leaves out those
+/// that lie in the machine.
+pub const REQUIRE_ALL: &str = "GENNAKER_TEST_REQUIRE_ALL";
+
+/// What has to be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Required {
+    All,
+    ExceptMachine,
+}
+
+fn required() -> Option<Required> {
+    match std::env::var(REQUIRE_ALL).ok()?.as_str() {
+        "" | "0" => None,
+        "except-machine" => Some(Required::ExceptMachine),
+        // A slip demands too much rather than too little.
+        _ => Some(Required::All),
     }
 }
 

@@ -176,6 +176,7 @@ impl Server {
             // Not the settings of whoever runs the trials.
             .env("GENNAKER_CONFIG", "/dev/null")
             .env_remove("DATABASE_URL")
+            .env_remove("GENNAKER_DATABASE_URL")
             .envs(self.options.environment.iter().map(|(name, value)| (name, value)));
         if let Some(url) = &self.options.database_url {
             command.env("DATABASE_URL", url);
@@ -193,6 +194,7 @@ impl Server {
             .env_remove("GENNAKER_DATA_DIR")
             .env_remove("GENNAKER_HOST_DIR")
             .env_remove("DATABASE_URL")
+            .env_remove("GENNAKER_DATABASE_URL")
             .stdin(Stdio::null());
         command
     }

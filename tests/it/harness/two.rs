@@ -23,7 +23,7 @@ impl Two {
         one.options().host_dir = Some(host_dir);
         let other = Server::start_beside(&one).await?;
         let hello = Hello::create(&one).await?;
-        let there = Hello { client: other.client(), load_balancer: hello.load_balancer };
+        let there = hello.asked_by(other.client());
         Ok(Self { other, one, hello, there })
     }
 

@@ -841,22 +841,33 @@ async fn an_instance_that_is_taken_out_is_cut_after_the_drain_time_and_not_if_it
     bench.config.spec.drain_seconds = 1;
     bench.proxy.update(bench.config.clone());
     let instance = Instance::start("v000", "a").await;
-    instance.seen.hold.send_replace(true);
-    let out = Backend { enabled: false, ..instance.backend.clone() };
+    let other = Instance::start("v001", "b").await;
+    for instance in [&instance, &other] {
+        instance.seen.hold.send_replace(true);
+    }
+    let out = |instance: &Instance| Backend { enabled: false, ..instance.backend.clone() };
     let address = bench.address;
     let hold = || tokio::spawn(async move { get(address, "/hold").await });
-    bench.backends(std::slice::from_ref(&instance.backend));
+    let arrives = async |instance: &Instance, count: usize| {
+        until("the request to arrive", || instance.seen.held.load(Ordering::SeqCst) == count).await;
+    };
+    bench.backends(std::slice::from_ref(&other.backend));
+    let lost = hold();
+    arrives(&other, 1).await;
+    bench.backends(&[instance.backend.clone(), out(&other)]);
     let slow = hold();
-    until("the request to arrive", || instance.seen.held.load(Ordering::SeqCst) == 1).await;
-    bench.backends(std::slice::from_ref(&out));
-    bench.backends(std::slice::from_ref(&instance.backend));
+    arrives(&instance, 1).await;
+    // Both are out at once, and one comes back: when the other is cut, its time is over too.
+    bench.backends(&[instance.backend.clone(), other.backend.clone()]);
+    bench.backends(&[out(&instance), out(&other)]);
+    bench.backends(&[instance.backend.clone(), out(&other)]);
     let later = hold();
-    until("the request to arrive", || instance.seen.held.load(Ordering::SeqCst) == 2).await;
-    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    arrives(&instance, 2).await;
+    until("what was open to the other to be cut", || bench.proxy.open_to("v001") == 0).await;
     assert_eq!(bench.proxy.open_to("v000"), 2, "it came back, so nothing is cut");
-    bench.backends(std::slice::from_ref(&out));
+    bench.backends(&[out(&instance), out(&other)]);
     until("what was open to be cut", || bench.proxy.open_to("v000") == 0).await;
-    for request in [slow, later] {
+    for request in [lost, slow, later] {
         assert_eq!(request.await.expect("no panic").expect("an answer").0, StatusCode::BAD_GATEWAY);
     }
 }
