@@ -66,7 +66,7 @@ fn end_late(directory: &InstanceDirectory, incarnation: u64) -> io::Result<()> {
     if exited.is_none_or(|exited| exited.incarnation < late.incarnation) {
         tracing::warn!(directory = %directory.0.display(), incarnation = late.incarnation, "a shim came too late and is ended");
         late.shim.signal(Signal::SIGKILL);
-        let _ = late.kill_left_behind();
+        let _ = late.kill_left_behind(directory);
     }
     Ok(())
 }
