@@ -28,7 +28,7 @@ pub use ids::{
 pub use infrastructure::{
     Account, Capacity, CapacityError, HealthCheck, HealthSource, HealthState, HttpProbe, InboundRule, Instance,
     InstanceHealth, Listener, LoadBalancer, LoadBalancerHealthCheck, LoadBalancerSpec, NOT_STARTED, Place, Probe,
-    Protocol, SecurityGroup, SecurityGroupSpec, ServerGroup, ServerGroupSpec, Share, TrafficSecond,
+    Protocol, SecurityGroup, SecurityGroupSpec, Served, ServerGroup, ServerGroupSpec, Share, TrafficSecond,
 };
 pub use notification::{
     Delivery, DeliveryState, EMAIL, EmailTarget, ExecutionRule, Notification, NotificationRule, Occasion, check_address,

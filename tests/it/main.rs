@@ -22,6 +22,7 @@ mod harness;
 mod host;
 mod idempotency;
 mod layers;
+mod location;
 mod move_database;
 mod notify;
 mod observe;
@@ -68,6 +69,7 @@ fn main() {
         host::trials(),
         idempotency::trials(),
         layers::trials(),
+        location::trials(),
         move_database::trials(),
         notify::trials(),
         observe::trials(),
