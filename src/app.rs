@@ -47,6 +47,8 @@ pub enum Error {
     Store(#[from] store::Error),
     #[error("the host in {directory} cannot be used: {message}")]
     Host { directory: String, message: String },
+    #[error("{0}")]
+    Rival(String),
     #[error("mail cannot be set up: {0}")]
     Mail(String),
     #[error("the collector of traces cannot be used: {0}")]
@@ -142,6 +144,7 @@ impl App {
         let first_token = principals::first_principal(&store, &clock).await?;
         let host = parts::connect_host(config).await?;
         let notes = parts::notes(config, &host);
+        let serves: Vec<_> = host.served().cloned().into_iter().collect();
         let provider: Arc<dyn Provider> = Arc::new(host.clone());
         let inventory = Inventory::new(vec![provider]);
         parts::first_look(&inventory).await;
@@ -161,12 +164,17 @@ impl App {
         let options = config.limits.engine(engine::Options {
             // The data directory is locked: every owner of an earlier start is gone.
             sole_owner: config.data.database_url.is_none(),
+            serves: serves.clone(),
             renewed_by_job: true,
             ended: exporter.as_ref().map(|(hook, _)| hook.clone()),
             stop_grace: config.server.shutdown_grace,
             ..engine::Options::default()
         });
+        let (lease, alone) = (options.lease, options.sole_owner);
         let engine = Engine::new(options, store.clone(), registry.clone(), clock.clone());
+        if !alone {
+            parts::no_rivals(&store, &engine, &serves, lease).await?;
+        }
         let live = Live::new(config);
         let lifecycle = api::Lifecycle::default();
         let stopping = CancellationToken::new();
@@ -178,6 +186,7 @@ impl App {
             host,
             proxies: proxies.clone(),
             stopping: stopping.clone(),
+            serves: if alone { Vec::new() } else { serves },
             log,
             clock: clock.clone(),
         };

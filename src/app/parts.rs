@@ -3,28 +3,37 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::Error;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::engine;
+use crate::engine::{self, Engine};
 use crate::inventory::Inventory;
+use crate::model::{Place, Served};
 use crate::notifiers::email::Email;
 use crate::notifiers::{Notifier, Notifiers};
 use crate::providers::host::client::{self, HostProvider};
 use crate::providers::host::daemon::LogOptions;
 use crate::secrets::Secrets;
+use crate::store::Store;
 use crate::telemetry::traces;
 
 /// How long an account may take for its first answer at the start.
 const FIRST_LOOK: Duration = Duration::from_secs(5);
 
+/// How often others are looked at that may live.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
 /// Connects to the host of the directory, or starts one there.
 pub(super) async fn connect_host(config: &Config) -> Result<HostProvider, Error> {
     let host = &config.host;
     let failed = |message: String| Error::Host { directory: host.dir.display().to_string(), message };
+    let defaults = client::Options::new(&host.dir).map_err(|error| failed(error.to_string()))?;
     let options = client::Options {
+        account: host.account.clone(),
+        location: host.location.clone(),
+        host_name: host.host_name.clone().unwrap_or(defaults.host_name),
         artifact_roots: host.artifact_roots.clone(),
         secret_roots: config.security.secret_dirs.clone(),
         ports: host.port_range,
@@ -35,9 +44,42 @@ pub(super) async fn connect_host(config: &Config) -> Result<HostProvider, Error>
             format: Some(config.log.format.name().to_owned()),
             filter: Some(config.log.filter().to_owned()),
         },
-        ..client::Options::new(&host.dir).map_err(|error| failed(error.to_string()))?
+        directory: defaults.directory,
+        binary: defaults.binary,
     };
     HostProvider::connect(options).await.map_err(|error| failed(error.message))
+}
+
+/// Other servers on this database that live and reach another host at the same place: what is
+/// deployed there would be on the one machine or on the other, as chance has it.
+pub(super) async fn no_rivals(store: &Store, engine: &Engine, serves: &[Served], lease: Duration) -> Result<(), Error> {
+    let me = engine.owner();
+    let before = store.owner_rivals(me, serves).await?;
+    let Some((_, _, first)) = before.first() else { return Ok(()) };
+    info!("{}; looking whether it still lives", rival(first));
+    let until = tokio::time::Instant::now() + lease;
+    loop {
+        tokio::time::sleep(LOOK_AGAIN).await;
+        let now = store.owner_rivals(me, serves).await?;
+        // One that has registered meanwhile, or has beaten.
+        if let Some((_, _, lives)) = now.iter().find(|(owner, beat, _)| {
+            before.iter().find(|(known, _, _)| known == owner).is_none_or(|(_, known, _)| known != beat)
+        }) {
+            return Err(Error::Rival(rival(lives)));
+        }
+        if now.is_empty() || tokio::time::Instant::now() >= until {
+            return Ok(());
+        }
+    }
+}
+
+/// What is wrong about a server that reaches another host at the same place.
+pub(super) fn rival(their: &Served) -> String {
+    let Served { place: Place { account, location }, host, .. } = their;
+    format!(
+        "another server on this database has account {account}, location {location} on another host ({host}); give each \
+         host a --location of its own, or servers of one machine the same --host-dir"
+    )
 }
 
 /// Reads every account once before anybody asks: a server that has just started must not say that

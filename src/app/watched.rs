@@ -5,11 +5,13 @@ use std::path::PathBuf;
 
 use tokio_util::sync::CancellationToken;
 
+use super::parts;
 use crate::api::probes::Probes;
 use crate::clock::Clock;
 use crate::engine::Engine;
 use crate::measure::text::{Kind, Text};
 use crate::measure::{self, process};
+use crate::model::{OwnerId, Served};
 use crate::providers::host::client::HostProvider;
 use crate::store::{self, CommitError, Store};
 use crate::telemetry::proxy::Proxies;
@@ -22,6 +24,8 @@ pub(super) struct Watched {
     pub proxies: Proxies,
     /// Cancelled when the server has been asked to end.
     pub stopping: CancellationToken,
+    /// What others on the same database are not to have on another host.
+    pub serves: Vec<Served>,
     /// The write-ahead log of SQLite.
     pub log: Option<PathBuf>,
     pub clock: Clock,
@@ -29,9 +33,9 @@ pub(super) struct Watched {
 
 /// All checks and collectors.
 pub(super) fn probes(watched: Watched, metrics_public: bool) -> Probes {
-    let Watched { store, engine, host, proxies, stopping, log, clock } = watched;
-    let (reading, writing, counted) = (store.clone(), store.clone(), store);
-    let running = engine.clone();
+    let Watched { store, engine, host, proxies, stopping, serves, log, clock } = watched;
+    let (reading, writing, beside, counted) = (store.clone(), store.clone(), store.clone(), store);
+    let (running, me) = (engine.clone(), engine.owner());
     Probes::new(measure::install(), metrics_public)
         .check("server", move || {
             let stopping = stopping.is_cancelled();
@@ -49,6 +53,10 @@ pub(super) fn probes(watched: Watched, metrics_public: bool) -> Probes {
             let host = host.clone();
             async move { host.reach().await.map_err(ToOwned::to_owned) }
         })
+        .check("location", move || {
+            let (store, serves) = (beside.clone(), serves.clone());
+            async move { no_rival(&store, me, &serves).await }
+        })
         .check("engine", move || {
             let working = running.is_working().map_err(ToOwned::to_owned);
             async move { working }
@@ -64,6 +72,18 @@ pub(super) fn probes(watched: Watched, metrics_public: bool) -> Probes {
             process::write(&mut text);
             std::future::ready(text.finish())
         })
+}
+
+/// Two servers that began at the same time have not seen each other; one that has just been killed is
+/// seen for as long as its lease.
+async fn no_rival(store: &Store, me: OwnerId, serves: &[Served]) -> Result<(), String> {
+    if serves.is_empty() {
+        return Ok(());
+    }
+    let rivals = store.owner_rivals(me, serves).await.map_err(|error| unwell("database", &error))?;
+    let Some((_, _, their)) = rivals.first() else { return Ok(()) };
+    tracing::error!("{}", parts::rival(their));
+    Err(parts::rival(their))
 }
 
 fn unwell(what: &str, error: &dyn std::fmt::Display) -> String {

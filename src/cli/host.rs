@@ -49,11 +49,15 @@ pub struct Args {
     #[arg(long, env = "GENNAKER_CONFIG", value_name = "FILE", help_heading = "Settings")]
     pub config: Option<PathBuf>,
     /// The account that this host belongs to
-    #[arg(long, default_value = "local")]
+    #[arg(long, env = "GENNAKER_ACCOUNT", value_name = "NAME", default_value = HostArgs::PLACE, value_parser = HostArgs::place)]
     pub account: String,
     /// The location that this host is
-    #[arg(long, default_value = "local")]
+    #[arg(long, env = "GENNAKER_LOCATION", value_name = "NAME", default_value = HostArgs::PLACE, value_parser = HostArgs::place)]
     pub location: String,
+    /// The machine's name, which its instances and load balancers are shown with
+    /// [default: its hostname]
+    #[arg(long, env = "GENNAKER_HOST_NAME", value_name = "NAME", value_parser = HostArgs::machine)]
+    pub host_name: Option<String>,
     /// Local artifacts must lie below one of these directories; may be repeated
     #[arg(long = "artifact-root", env = "GENNAKER_ARTIFACT_ROOTS", value_name = "DIR", value_delimiter = ':')]
     pub artifact_roots: Vec<PathBuf>,
@@ -216,9 +220,11 @@ pub async fn stop_all(directory: &Path) -> anyhow::Result<()> {
 }
 
 fn host(args: Args, directory: &Path) -> Outcome {
+    let defaults = Options::new(directory)?;
     let options = Options {
         account: args.account,
         location: args.location,
+        host_name: args.host_name.unwrap_or(defaults.host_name),
         artifact_roots: args.artifact_roots,
         secret_roots: args.secret_roots,
         ports: args.ports,
@@ -227,7 +233,8 @@ fn host(args: Args, directory: &Path) -> Outcome {
         max_instance_log_bytes: args.max_instance_log_bytes,
         artifact_keep_seconds: args.artifact_keep_seconds,
         log: LogOptions { format: Some(args.log.format.name().to_owned()), filter: Some(args.log.filter().to_owned()) },
-        ..Options::new(directory)?
+        directory: defaults.directory,
+        program: defaults.program,
     };
     telemetry::start(args.log.format, telemetry::Target::Stderr);
     telemetry::set_filter(args.log.filter()).map_err(anyhow::Error::msg)?;

@@ -10,6 +10,16 @@ use super::{Error, Errors};
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Host")]
 pub struct HostArgs {
+    /// The account that the host belongs to, as stages and files name it
+    #[arg(long, env = "GENNAKER_ACCOUNT", value_name = "NAME", default_value = HostArgs::PLACE, value_parser = HostArgs::place)]
+    pub account: String,
+    /// The location within the account that the host is, as stages and files name it
+    #[arg(long, env = "GENNAKER_LOCATION", value_name = "NAME", default_value = HostArgs::PLACE, value_parser = HostArgs::place)]
+    pub location: String,
+    /// The machine's name, which its instances and load balancers are shown with
+    /// [default: its hostname]
+    #[arg(long, env = "GENNAKER_HOST_NAME", value_name = "NAME", value_parser = HostArgs::machine)]
+    pub host_name: Option<String>,
     /// Directory of the host daemon, which is started if none runs there
     /// [default: `host` in the data directory]
     #[arg(long, env = "GENNAKER_HOST_DIR", value_name = "DIR")]
@@ -42,6 +52,9 @@ impl HostArgs {
 impl Default for HostArgs {
     fn default() -> Self {
         Self {
+            account: Self::PLACE.to_owned(),
+            location: Self::PLACE.to_owned(),
+            host_name: None,
             host_dir: None,
             artifact_root: Vec::new(),
             port_range: PortRange::DEFAULT,
@@ -151,6 +164,25 @@ impl HostArgs {
     /// In each of the files what is read from an instance at a time has room.
     pub const MIN_INSTANCE_LOG_BYTES: u64 = 192 << 10;
 
+    /// The account, and the location, where nothing else is asked for.
+    pub const PLACE: &str = "local";
+
+    /// Reads the name of an account or a location.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn place(text: &str) -> Result<String, String> {
+        named(text, "-_")
+    }
+
+    /// Reads a machine's name.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn machine(text: &str) -> Result<String, String> {
+        named(text, "-_.")
+    }
+
     /// # Errors
     /// Artifact roots that are no directory, no port left for instances, and all else that does not hold.
     pub fn validate(self, data_dir: &Path) -> Result<HostConfig, Errors> {
@@ -173,6 +205,9 @@ impl HostArgs {
         let max_instances = self.max_instances as usize;
         let max_instance_log_bytes = self.max_instance_log_bytes;
         errors.or(|| HostConfig {
+            account: self.account,
+            location: self.location,
+            host_name: self.host_name,
             dir,
             artifact_roots,
             port_range,
@@ -193,9 +228,25 @@ fn artifact_root(root: &Path) -> Result<PathBuf, Error> {
     }
 }
 
+/// Letters, digits and what else is allowed.
+fn named(text: &str, also: &str) -> Result<String, String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || also.contains(c);
+    match !text.is_empty() && text.len() <= 63 && text.chars().all(fits) {
+        true => Ok(text.to_owned()),
+        false => {
+            let also: Vec<String> = also.chars().map(|c| format!("`{c}`")).collect();
+            Err(format!("a name has 1 to 63 letters, digits, {}", also.join(", ")))
+        }
+    }
+}
+
 /// Settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostConfig {
+    pub account: String,
+    pub location: String,
+    /// Of the machine; none: its hostname.
+    pub host_name: Option<String>,
     /// One host per directory.
     pub dir: PathBuf,
     /// Absolute, links resolved.
@@ -219,6 +270,15 @@ mod tests {
         assert_eq!(PortRange::DEFAULT.to_string().parse(), Ok(PortRange::DEFAULT));
         for text in ["", "20000", "30000-20000", "80-90", "1-x", "70000-80000"] {
             assert!(text.parse::<PortRange>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn names_are_what_addresses_can_have_in_them() {
+        assert_eq!(HostArgs::place("eu-1_b"), Ok("eu-1_b".to_owned()));
+        assert_eq!(HostArgs::machine("a.example.org"), Ok("a.example.org".to_owned()));
+        for text in ["", "a b", "a/b", "a.b", &"x".repeat(64)] {
+            assert!(HostArgs::place(text).is_err(), "{text}");
         }
     }
 

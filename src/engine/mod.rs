@@ -38,7 +38,7 @@ pub use sweep::Counts;
 pub use topics::Topics;
 
 use crate::clock::Clock;
-use crate::model::{ExecutionId, OwnerId};
+use crate::model::{ExecutionId, OwnerId, Served};
 use crate::store::Store;
 use runner::Shared;
 
@@ -54,6 +54,8 @@ pub struct Options {
     /// Nobody else can use this database (SQLite, whose directory is locked): all owners but this
     /// one are dead, and their executions free, at once.
     pub sole_owner: bool,
+    /// What this server reaches; others on the same database can see it.
+    pub serves: Vec<Served>,
     /// Somebody calls [`Engine::renew`] each [`Engine::renew_every`]; the engine beats by itself only
     /// where that fails to come.
     pub renewed_by_job: bool,
@@ -93,6 +95,7 @@ impl Default for Options {
         Self {
             lease: Duration::from_secs(15),
             sole_owner: false,
+            serves: Vec::new(),
             renewed_by_job: false,
             concurrency: 1_000,
             active_max: 2_000,

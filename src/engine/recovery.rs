@@ -69,7 +69,7 @@ async fn round(shared: &Shared, late: impl FnOnce(Option<Instant>) -> bool) -> R
         if !shared.store.owner_beat(shared.owner).await? {
             // Somebody took this server for dead. What was taken over is guarded by its lease number.
             tracing::warn!("this server was taken for dead, and registers again");
-            shared.store.owner_register(shared.owner).await?;
+            shared.store.owner_register(shared.owner, &shared.options.serves).await?;
         }
         *renewed = Some(began);
     }

@@ -142,7 +142,7 @@ impl Shared {
 /// See [`super::Engine::run`].
 pub(super) async fn run(shared: &Arc<Shared>, stop: CancellationToken) -> Result<(), Error> {
     let mut work = shared.store.work();
-    shared.store.owner_register(shared.owner).await?;
+    shared.store.owner_register(shared.owner, &shared.options.serves).await?;
     recovery::at_start(shared).await?;
     *shared.owners.lock().await = Some(recovery::Owners::default());
     measure::engine::kinds(shared.registry.names());

@@ -246,6 +246,7 @@ pub struct Instance {
     /// Unique within the place: `<server group>-<4 base-36 characters>`.
     pub id: String,
     pub server_group: String,
+    /// The machine's name.
     pub host: String,
     pub address: Option<IpAddr>,
     pub port: Option<u16>,
@@ -363,6 +364,9 @@ pub struct Share {
 #[serde(rename_all = "camelCase")]
 pub struct LoadBalancer {
     pub spec: LoadBalancerSpec,
+    /// The name of the machine that listens; empty where the provider does not say.
+    #[serde(default)]
+    pub host: String,
     pub created_at: DateTime<Utc>,
     /// `address:port` of each listener that is open, in the order of the spec.
     pub bound: Vec<String>,
@@ -409,6 +413,19 @@ pub enum LoadBalancerProblemKind {
     Accept,
     /// A server group with a share has nothing healthy.
     Share,
+}
+
+/// What a server reaches at a place: two that name the same place reach the same host, or one of
+/// them is set up wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Served {
+    #[serde(flatten)]
+    pub place: Place,
+    /// Tells the host from all others.
+    pub id: String,
+    /// The machine's name, for people.
+    pub host: String,
 }
 
 /// What passed through a load balancer to one server group in one second.

@@ -28,7 +28,7 @@ pub use ids::{
 pub use infrastructure::{
     Account, Capacity, CapacityError, HealthCheck, HealthSource, HealthState, HttpProbe, InboundRule, Instance,
     InstanceHealth, Listener, LoadBalancer, LoadBalancerHealthCheck, LoadBalancerProblem, LoadBalancerProblemKind,
-    LoadBalancerSpec, NOT_STARTED, Place, Probe, Protocol, SecurityGroup, SecurityGroupSpec, ServerGroup,
+    LoadBalancerSpec, NOT_STARTED, Place, Probe, Protocol, SecurityGroup, SecurityGroupSpec, Served, ServerGroup,
     ServerGroupSpec, Share, TrafficSecond, addresses_meet,
 };
 pub use notification::{

@@ -10,7 +10,7 @@ use super::apply::{Answer, Outcome};
 use super::prepare::{Op, Prepared};
 use super::sql::{all, one};
 use super::{ClusterClaim, ClusterKey, CommitError, Error, Guard, Intent, Lease, Store, rows};
-use crate::model::{Execution, ExecutionId, OwnerId, Place, StageId, StreamId};
+use crate::model::{Execution, ExecutionId, OwnerId, Place, Served, StageId, StreamId};
 
 /// Executions deleted in one transaction, so that nobody waits long behind it.
 const PRUNE_AT_ONCE: u64 = 50;
@@ -43,10 +43,28 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot do it.
-    pub async fn owner_register(&self, owner: OwnerId) -> Result<(), Error> {
-        let sql = "INSERT INTO owner (id, beat) VALUES (?, 0) ON CONFLICT (id) DO NOTHING";
-        self.write_op(Op::Run { sql, values: vec![rows::id(owner.uuid())] }, None).await?;
+    pub async fn owner_register(&self, owner: OwnerId, serves: &[Served]) -> Result<(), Error> {
+        let sql = "INSERT INTO owner (id, beat, serves) VALUES (?, 0, ?) ON CONFLICT (id) DO NOTHING";
+        let serves = serde_json::to_string(serves).unwrap_or_default();
+        self.write_op(Op::Run { sql, values: vec![rows::id(owner.uuid()), rows::text(&serves)] }, None).await?;
         Ok(())
+    }
+
+    /// Owners but this one that reach another host at the same place, with their beats.
+    ///
+    /// # Errors
+    /// When the database cannot do it.
+    pub async fn owner_rivals(&self, me: OwnerId, serves: &[Served]) -> Result<Vec<(OwnerId, i64, Served)>, Error> {
+        let sql = "SELECT id, beat, serves FROM owner WHERE id <> ? AND serves IS NOT NULL ORDER BY id";
+        let mut rivals = Vec::new();
+        for row in all(&self.inner.read, sql, vec![rows::id(me.uuid())]).await? {
+            let (owner, beat): (Uuid, i64) = (row.try_get_by_index(0)?, row.try_get_by_index(1)?);
+            // A later version may write it in another way; then it tells us nothing.
+            let theirs: Vec<Served> = serde_json::from_str(&row.try_get_by_index::<String>(2)?).unwrap_or_default();
+            let another = |their: &Served| serves.iter().any(|my| my.place == their.place && my.id != their.id);
+            rivals.extend(theirs.into_iter().filter(another).map(|their| (owner.into(), beat, their)));
+        }
+        Ok(rivals)
     }
 
     /// Says that the owner lives: its beat rises by one. False: it is not registered, or was

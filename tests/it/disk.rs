@@ -8,6 +8,10 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use gennaker::cli::demo::setup::FOLLOW;
+use gennaker::clock::Clock;
+use gennaker::model::{Capacity, Place};
+use gennaker::providers::host::client::HostProvider;
+use gennaker::providers::{ErrorKind, Operation, Provider as _};
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
@@ -19,8 +23,14 @@ pub fn trials() -> Vec<Trial> {
     let read_only = trial_where(
         "disk",
         "a_disk_that_turns_read_only_refuses_writes_and_work_goes_on_when_it_can",
-        turnable,
+        turnable.clone(),
         server_read_only,
+    );
+    let host_read_only = trial_where(
+        "disk",
+        "a_hosts_disk_that_turns_read_only_changes_nothing_and_stops_no_instance",
+        turnable,
+        host_read_only,
     );
     let real = Ext4::mount().map(drop).map_err(|error| format!("the right to mount ext4 from a file ({error:#})"));
     let fault = trial_where(
@@ -33,7 +43,7 @@ pub fn trials() -> Vec<Trial> {
         trial_with("disk", "a_full_disk_refuses_writes_and_work_goes_on_with_room", mountable.clone(), server_full),
         trial_with("disk", "a_hosts_full_disk_changes_nothing_and_stops_no_instance", mountable, host_full),
     ];
-    full.into_iter().chain(read_only).chain(fault).collect()
+    full.into_iter().chain(read_only).chain(host_read_only).chain(fault).collect()
 }
 
 const MAX: Duration = Duration::from_secs(180);
@@ -417,6 +427,54 @@ async fn host_full() -> Outcome {
     anyhow::ensure!(running().len() == 2, "{:?}", running());
     drop(server);
     drop(small);
+    Ok(())
+}
+
+async fn host_read_only() -> Outcome {
+    let disk = Turning::mount()?;
+    let host_dir = disk.at().join("host");
+    let server = Server::start_with(Options { host_dir: Some(host_dir.clone()), ..Options::default() }).await?;
+    let hello = Hello::create(&server).await?;
+    let artifact = server.dir().join("artifact.bin");
+    std::fs::write(&artifact, "nothing")?;
+    hello.save("writes", &definition(&artifact)).await?;
+    let execution = hello.start("writes", Value::Null).await?;
+    follow(&hello.client, &execution, MAX).await?.succeeded().with_context(|| server.log())?;
+    let running = || instances_of(&host_dir);
+    let before = running();
+    anyhow::ensure!(before.len() == 1, "an instance runs: {before:?}");
+
+    disk.read_only()?;
+    let group = json!({ "account": "local", "location": "local", "name": "hello-v000" });
+    let capacity = json!({ "min": 2, "desired": 2, "max": 2 });
+    let resize = "mutation($input: ResizeServerGroupInput!) { resizeServerGroup(input: $input) { execution { id } userErrors { message code } } }";
+    let payload =
+        hello.client.mutate(resize, json!({ "serverGroup": { "name": group }, "capacity": capacity })).await?;
+    let execution = payload["execution"]["id"].as_str().context("an execution")?.to_owned();
+    steps_tried_again(&server, "resizeServerGroup").await?;
+    // What the engine hears, each time.
+    let provider = HostProvider::connect(server.host_provider()?).await.map_err(anyhow::Error::msg)?;
+    let deadline = Clock::system().now() + MAX;
+    let op = Operation { key: "ex_trial/1".to_owned(), fence: 1, deadline };
+    let place = Place { account: "local".to_owned(), location: "local".to_owned() };
+    let refused = provider.ensure_capacity(&op, &place, "hello-v000", Capacity::pinned(2)).await;
+    let refused = refused.err().context("nothing can be written")?;
+    anyhow::ensure!(refused.kind == ErrorKind::Unavailable, "{refused:?}");
+    for word in [host_dir.display().to_string().as_str(), "Read-only file system"] {
+        anyhow::ensure!(refused.message.contains(word), "`{word}` is not in {refused}");
+    }
+    let since = written(before[0])?;
+    wait_for("the instance to write on", MAX, || async {
+        (written(before[0]).ok()? > since + 128 * 1024).then_some(())
+    })
+    .await?;
+    anyhow::ensure!(running() == before, "nothing half done, and the instance runs on");
+    anyhow::ensure!(hello.names().await? == [("hello-v000".to_owned(), true)], "reading goes on");
+    disk.writable()?;
+    follow(&hello.client, &execution, MAX).await?.succeeded().with_context(|| server.log())?;
+    anyhow::ensure!(running().len() == 2 && running().contains(&before[0]), "{:?}", running());
+    drop(server);
+    drop(disk);
     Ok(())
 }
 

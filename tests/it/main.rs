@@ -24,6 +24,7 @@ mod host;
 mod idempotency;
 mod layers;
 mod limits;
+mod location;
 mod move_database;
 mod notify;
 mod observe;
@@ -73,6 +74,7 @@ fn main() {
         idempotency::trials(),
         layers::trials(),
         limits::trials(),
+        location::trials(),
         move_database::trials(),
         notify::trials(),
         observe::trials(),

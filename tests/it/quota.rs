@@ -13,6 +13,7 @@ pub fn trials() -> Vec<Trial> {
     vec![
         trial("quota", "artifacts_beyond_the_quota_are_refused_until_what_is_unused_makes_room", artifacts),
         trial("quota", "more_instances_than_the_setting_are_refused_by_its_name", instances),
+        trial("quota", "an_artifact_that_no_server_group_uses_is_gone_after_a_while", unused),
         trial("quota", "an_instances_log_is_kept_within_its_setting", logs),
     ]
 }
@@ -87,6 +88,37 @@ async fn artifacts() -> Outcome {
     let status: Value = serde_json::from_slice(&status.stdout)?;
     let artifacts = json!({ "count": 1, "bytes": 2 << 20, "unused": 0, "maxBytes": 3 << 20 });
     anyhow::ensure!(status["artifacts"] == artifacts, "{status}");
+    Ok(())
+}
+
+async fn unused() -> Outcome {
+    let server = Server::start().await?;
+    let hello = Hello::create(&server).await?;
+    // How long one is kept is the host's own flag.
+    let host = server.host_provider()?;
+    let stopped = tokio::process::Command::from(server.command()).args(["host", "stop"]).output().await?;
+    anyhow::ensure!(stopped.status.success(), "{stopped:?}");
+    let mut start = tokio::process::Command::from(server.command());
+    start.args(["host", "--artifact-keep-seconds", "1", "--port-range", &host.ports.to_string(), "--artifact-root"]);
+    start.arg(server.dir()).stdin(std::process::Stdio::null());
+    let log = std::fs::OpenOptions::new().append(true).open(server.host_dir().join("host.log"))?;
+    let _host = start.stderr(log).spawn()?;
+    let (kept, dropped) = (server.dir().join("kept.bin"), server.dir().join("dropped.bin"));
+    std::fs::write(&kept, "kept")?;
+    std::fs::write(&dropped, "dropped")?;
+    let sleeps = ["/bin/sleep", "1000"];
+    deploy(&hello, &dropped, &sleeps).await?.succeeded()?;
+    deploy(&hello, &kept, &sleeps).await?.succeeded()?;
+    let has = |name: &str| Ok::<_, anyhow::Error>(unpacked(&server)?.iter().any(|path| path.join(name).exists()));
+    anyhow::ensure!(has("kept.bin")? && has("dropped.bin")?, "both are in use, older than they may be unused");
+
+    let group = json!({ "account": "local", "location": "local", "name": "hello-v000" });
+    let destroyed =
+        hello.client.mutate(DESTROY, json!({ "serverGroup": { "name": group }, "allowLast": true })).await?;
+    let destroyed = destroyed["execution"]["id"].as_str().context("an execution")?;
+    follow(&hello.client, destroyed, MAX).await?.succeeded()?;
+    wait_for("the end of what nobody uses", MAX, || async { has("dropped.bin").ok().filter(|there| !there) }).await?;
+    anyhow::ensure!(has("kept.bin")?, "what is used stays");
     Ok(())
 }
 

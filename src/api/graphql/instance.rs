@@ -59,7 +59,7 @@ impl Instance {
     async fn server_group(&self, ctx: &Context<'_>) -> Result<Option<ServerGroup>> {
         Ok(ServerGroup::find(&session(ctx)?, &self.place, &self.row.server_group))
     }
-    /// Where it runs.
+    /// The name of the machine where it runs.
     async fn host(&self) -> &str {
         &self.row.host
     }

@@ -35,6 +35,10 @@ impl LoadBalancer {
     async fn at(&self) -> At {
         At::from(self.place())
     }
+    /// The name of the machine that listens; null where the provider does not say.
+    async fn host(&self) -> Option<&str> {
+        Some(self.0.host.as_str()).filter(|host| !host.is_empty())
+    }
     /// The application; null where Gennaker knows none of that name.
     async fn application(&self, ctx: &Context<'_>) -> Result<Option<Application>> {
         application_of(ctx, &self.0.spec.name).await

@@ -23,7 +23,7 @@ use super::protocol::{
 };
 use crate::clock::Clock;
 use crate::model::{
-    Account, Capacity, LoadBalancer, LoadBalancerSpec, Place, SecurityGroup, SecurityGroupSpec, ServerGroup,
+    Account, Capacity, LoadBalancer, LoadBalancerSpec, Place, SecurityGroup, SecurityGroupSpec, Served, ServerGroup,
     ServerGroupSpec, Share, TrafficSecond,
 };
 use crate::providers::{Error, ErrorKind, LogPart, LogPlace, Operation, Provider, ProviderKind, Snapshot};
@@ -50,6 +50,8 @@ pub struct Options {
     pub binary: PathBuf,
     pub account: String,
     pub location: String,
+    /// The machine's name, of a host that is started.
+    pub host_name: String,
     pub artifact_roots: Vec<PathBuf>,
     pub secret_roots: Vec<PathBuf>,
     pub ports: PortRange,
@@ -75,6 +77,7 @@ impl Options {
             binary: defaults.program,
             account: defaults.account,
             location: defaults.location,
+            host_name: defaults.host_name,
             artifact_roots: defaults.artifact_roots,
             secret_roots: defaults.secret_roots,
             ports: defaults.ports,
@@ -97,6 +100,7 @@ struct Inner {
     revision: watch::Receiver<u64>,
     starter: Arc<Starter>,
     differences: Vec<Difference>,
+    served: Option<Served>,
     /// Follows the host's changes; ends with us.
     _follower: JoinSet<()>,
 }
@@ -125,6 +129,8 @@ impl HostProvider {
         };
         check(&options, &status)?;
         let differences = differences(&options, &status);
+        let place = Place { account: options.account.clone(), location: options.location.clone() };
+        let served = status.id.clone().map(|id| Served { place, id, host: status.host.clone().unwrap_or_default() });
         let (revision, receiver) = watch::channel(status.revision);
         let mut follower = JoinSet::new();
         follower.spawn(follow(control.clone(), revision));
@@ -135,6 +141,7 @@ impl HostProvider {
             revision: receiver,
             starter,
             differences,
+            served,
             _follower: follower,
         };
         Ok(Self(Arc::new(inner)))
@@ -177,6 +184,12 @@ impl HostProvider {
     #[must_use]
     pub fn differences(&self) -> &[Difference] {
         &self.0.differences
+    }
+
+    /// What is reached by it; none where the host is of a version that does not say.
+    #[must_use]
+    pub fn served(&self) -> Option<&Served> {
+        self.0.served.as_ref()
     }
 
     fn check_place(&self, place: &Place) -> Result<(), Error> {
@@ -269,7 +282,8 @@ fn check(options: &Options, status: &Status) -> Result<(), Error> {
     }
     if status.account != options.account || status.location != options.location {
         return conflict(format!(
-            "the host on {} is {}/{}, not {}/{}; give another directory",
+            "the host on {} is of account {}, location {}, not of {}, {}; give another directory (--host-dir), or that \
+             account and location (--account, --location)",
             options.directory.display(),
             status.account,
             status.location,
@@ -297,6 +311,7 @@ fn differences(options: &Options, status: &Status) -> Vec<Difference> {
         if paths.is_empty() { "none".to_owned() } else { paths.join(", ") }
     };
     let pairs = [
+        ("--host-name", options.host_name.clone(), status.host.clone()),
         ("--artifact-root", paths(&options.artifact_roots), Some(paths(&status.artifact_roots))),
         ("--secret-dir", paths(&options.secret_roots), status.secret_roots.as_deref().map(paths)),
         ("--port-range", options.ports.to_string(), status.ports.clone()),
@@ -364,6 +379,7 @@ impl Starter {
             directory: options.directory.clone(),
             account: options.account.clone(),
             location: options.location.clone(),
+            host_name: options.host_name.clone(),
             artifact_roots: options.artifact_roots.clone(),
             secret_roots: options.secret_roots.clone(),
             ports: options.ports,

@@ -57,6 +57,12 @@ pub struct Status {
     pub directory: PathBuf,
     pub account: String,
     pub location: String,
+    /// Of its directory; another one has another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// The machine's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
     /// Below which artifacts may lie.
     pub artifact_roots: Vec<PathBuf>,
     /// Below which files with secrets may lie.

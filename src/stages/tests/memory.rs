@@ -109,6 +109,7 @@ impl Memory {
             name.into(),
             LoadBalancer {
                 spec,
+                host: "here".into(),
                 created_at: self.clock.now(),
                 bound: vec!["127.0.0.1:18080".into()],
                 shares: vec![],
@@ -234,7 +235,7 @@ fn fill(group: &mut ServerGroup) {
         group.instances.push(Instance {
             id: format!("{}-{number:04}", group.spec.name),
             server_group: group.spec.name.clone(),
-            host: "local".into(),
+            host: "here".into(),
             address: None,
             port: None,
             state: HealthState::Starting,
@@ -435,6 +436,7 @@ impl Provider for Memory {
         let there = state.load_balancers.get(&spec.name);
         let load_balancer = LoadBalancer {
             spec: spec.clone(),
+            host: "here".into(),
             created_at: there.map_or_else(|| self.clock.now(), |there| there.created_at),
             bound: if taken {
                 vec![]

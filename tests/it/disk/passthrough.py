@@ -11,10 +11,10 @@ arguments.add_argument("--at", required=True, help="where it is mounted")
 arguments.add_argument("--read-only-while", required=True, help="this file exists")
 options = arguments.parse_args()
 
-LOOKUP, FORGET, GETATTR, SETATTR, MKDIR, UNLINK, RMDIR, RENAME = 1, 2, 3, 4, 9, 10, 11, 12
+LOOKUP, FORGET, GETATTR, SETATTR, MKNOD, MKDIR, UNLINK, RMDIR, RENAME = 1, 2, 3, 4, 8, 9, 10, 11, 12
 OPEN, READ, WRITE, STATFS, RELEASE, FSYNC, INIT, OPENDIR, READDIR = 14, 15, 16, 17, 18, 20, 26, 27, 28
 RELEASEDIR, CREATE, INTERRUPT, BATCH_FORGET, RENAME2 = 29, 35, 36, 42, 45
-CHANGES = {MKDIR, UNLINK, RMDIR, RENAME, RENAME2, WRITE, CREATE, SETATTR}
+CHANGES = {MKNOD, MKDIR, UNLINK, RMDIR, RENAME, RENAME2, WRITE, CREATE, SETATTR}
 KEEP_CACHE, BIG_WRITES, MAX_WRITE, VALID_S = 2, 32, 128 * 1024, 60
 SET_MODE, SET_SIZE = 1, 8
 
@@ -85,6 +85,11 @@ def answer(opcode, node, body):
         if valid & SET_SIZE:
             os.truncate(path, size)
         return struct.pack("<QII", VALID_S, 0, 0) + attributes(os.lstat(path))
+    if opcode == MKNOD:
+        made = os.path.join(path, text(body[16:]))
+        mode, device = struct.unpack_from("<II", body)
+        os.mknod(made, mode, device)
+        return entry(made)
     if opcode == MKDIR:
         made = os.path.join(path, text(body[8:]))
         os.mkdir(made, struct.unpack_from("<I", body)[0])
@@ -156,4 +161,8 @@ while True:
         reply, failed = answer(opcode, node, request[40:]), 0
     except OSError as error:
         reply, failed = b"", error.errno
-    os.write(device, struct.pack("<IiQ", 16 + len(reply), -failed, unique) + reply)
+    try:
+        os.write(device, struct.pack("<IiQ", 16 + len(reply), -failed, unique) + reply)
+    except OSError as error:
+        if error.errno != errno.ENOENT:  # whoever asked was killed meanwhile
+            raise

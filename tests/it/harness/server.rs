@@ -97,13 +97,15 @@ impl Server {
         Ok(server)
     }
 
-    /// Starts another with the same settings, and so on the same database; it knows the same tokens.
+    /// Starts another with the same settings, and so on the same database; it knows the same tokens. On
+    /// one machine both use one host, so the other one is to end first.
     pub async fn start_beside(other: &Self) -> anyhow::Result<Self> {
         let name = format!("gennaker-it-{}", &uuid::Uuid::new_v4().simple().to_string()[..12]);
         let dir = std::env::temp_dir().canonicalize()?.join(name);
         std::fs::create_dir(&dir)?;
         let token = other.token.clone();
-        let mut server = Self { dir, ports: Ports::take()?, options: other.options.clone(), child: None, token };
+        let options = Options { host_dir: Some(other.host_dir()), ..other.options.clone() };
+        let mut server = Self { dir, ports: Ports::take()?, options, child: None, token };
         anyhow::ensure!(server.up().await?.is_none(), "the database has a token already");
         Ok(server)
     }

@@ -18,9 +18,7 @@ pub struct Two {
 impl Two {
     pub async fn start(url: &str, flags: Vec<String>) -> anyhow::Result<Self> {
         let options = Options { database_url: Some(url.to_owned()), flags, ..Options::default() };
-        let mut one = Server::start_with(options).await?;
-        let host_dir = one.host_dir();
-        one.options().host_dir = Some(host_dir);
+        let one = Server::start_with(options).await?;
         let other = Server::start_beside(&one).await?;
         let hello = Hello::create(&one).await?;
         let there = hello.asked_by(other.client());

@@ -21,6 +21,7 @@ pub fn trials() -> Vec<Trial> {
     vec![
         trial("host", "a_killed_worker_refuses_no_connection_and_stops_no_instance", killed_worker),
         trial("host", "an_upgrade_drops_no_request", upgrade),
+        trial("host", "the_command_says_who_has_taken_over_after_an_upgrade", upgrade_command),
         trial("host", "an_upgrade_takes_the_keeper_along_in_its_process", upgraded_keeper),
         trial("host", "a_killed_keeper_is_replaced_and_sockets_are_still_held", killed_keeper),
         trial("host", "what_ends_while_the_host_is_gone_is_seen_with_every_line", ends_unseen),
@@ -73,6 +74,38 @@ async fn upgrade() -> Outcome {
     gone(old).await;
     let (good, bad) = load.end().await;
     assert!(good > 10 && bad.is_empty(), "{good} good, {bad:?}");
+    host.end().await;
+    Ok(())
+}
+
+async fn upgrade_command() -> Outcome {
+    let host = Host::start().await?;
+    let address = host.balancer().await;
+    host.provider().ensure_server_group(&host.op("ex/1"), &host.group("web-v000", 1)).await.expect("made");
+    let before = pids(&host.up("web-v000", 1).await);
+    let run = async |more: &[&str]| {
+        let mut command = tokio::process::Command::new(gennaker());
+        command.args(["host", "upgrade", "--dir"]).arg(host.path().join("host")).args(more);
+        command.output().await.expect("ran")
+    };
+    let load = Load::start(&address);
+    let binary = gennaker().to_string_lossy();
+    for more in [&[][..], &["--binary", &binary]] {
+        let old = host.status().await.pid;
+        let done = run(more).await;
+        let new = host.status().await.pid;
+        assert_ne!(new, old);
+        let said = format!("process {new} of version {} has taken over\n", env!("CARGO_PKG_VERSION"));
+        assert_eq!((done.status.code(), String::from_utf8_lossy(&done.stdout).as_ref()), (Some(0), said.as_str()));
+    }
+    let serves = host.status().await.pid;
+    let refused = run(&["--binary", "/bin/true"]).await;
+    assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("/bin/true is not a gennaker"), "{refused:?}");
+    assert_eq!(host.status().await.pid, serves);
+    let (good, bad) = load.end().await;
+    assert!(good > 0 && bad.is_empty(), "{good} good, {bad:?}");
+    assert_eq!(pids(&host.up("web-v000", 1).await), before);
     host.end().await;
     Ok(())
 }

@@ -257,7 +257,7 @@ async fn an_advance_moves_the_version_and_nothing_else(at: &Home) {
     let (application, pipeline) = ground(&at.store, "hello").await;
     let stored = insert(&at.store, &execution(&application, Some(&pipeline), 1)).await;
     let owner = OwnerId::new();
-    at.store.owner_register(owner).await.expect("registered");
+    at.store.owner_register(owner, &[]).await.expect("registered");
     let (lease, _) = at.store.execution_claim(owner, stored.id).await.expect("claim").expect("taken");
     let advance = |version: i64| {
         let mut commit = write(vec![Write::AdvanceExecution { id: stored.id, version: version + 1, event_seq: 7 }]);

@@ -38,7 +38,7 @@ async fn written(at: &Home, targets: &[&str]) -> (Notification, Vec<Delivery>) {
 
 async fn owner(at: &Home) -> OwnerId {
     let owner = OwnerId::new();
-    at.store.owner_register(owner).await.expect("registered");
+    at.store.owner_register(owner, &[]).await.expect("registered");
     owner
 }
 

@@ -17,8 +17,8 @@ async fn a_lease_is_taken_over_when_its_owner_is_forgotten(at: &Home) {
     let (application, pipeline) = ground(&at.store, "hello").await;
     let stored = insert(&at.store, &execution(&application, Some(&pipeline), 1)).await;
     let (old, new) = (OwnerId::new(), OwnerId::new());
-    at.store.owner_register(old).await.expect("registered");
-    at.store.owner_register(new).await.expect("registered");
+    at.store.owner_register(old, &[]).await.expect("registered");
+    at.store.owner_register(new, &[]).await.expect("registered");
     assert!(at.store.owner_beat(old).await.expect("beat"));
     assert_eq!(at.store.owners().await.expect("read"), [(old, 1), (new, 0)]);
 
@@ -72,7 +72,7 @@ async fn due_executions_are_those_i_may_work_on(at: &Home) {
     let (application, pipeline) = ground(&at.store, "hello").await;
     let (me, other) = (OwnerId::new(), OwnerId::new());
     for owner in [me, other] {
-        at.store.owner_register(owner).await.expect("registered");
+        at.store.owner_register(owner, &[]).await.expect("registered");
     }
     let mut stored = Vec::new();
     for n in 0..4 {
@@ -114,7 +114,7 @@ async fn due_executions_are_those_i_may_work_on(at: &Home) {
 async fn a_cluster_is_held_in_order_of_arrival(at: &Home) {
     let (application, pipeline) = ground(&at.store, "hello").await;
     let me = OwnerId::new();
-    at.store.owner_register(me).await.expect("registered");
+    at.store.owner_register(me, &[]).await.expect("registered");
     let key = ClusterKey { place: place(), cluster: "hello-prod".to_owned() };
     let mut leases = Vec::new();
     for _ in 0..4 {
@@ -159,7 +159,7 @@ async fn a_cluster_is_held_in_order_of_arrival(at: &Home) {
 async fn a_name_is_reserved_once(at: &Home) {
     let (application, pipeline) = ground(&at.store, "hello").await;
     let me = OwnerId::new();
-    at.store.owner_register(me).await.expect("registered");
+    at.store.owner_register(me, &[]).await.expect("registered");
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..20 {
         let stored = insert(&at.store, &execution(&application, Some(&pipeline), 1)).await;

@@ -88,7 +88,7 @@ async fn an_older_file_is_copied_before_it_is_migrated(place: &Home) {
     place.store.close().await;
     assert!(Store::open_beside(&place.options, place.clock.clone()).await.is_err(), "a tool does not migrate");
     let again = Store::open(&place.options, place.clock.clone()).await.expect("migrates");
-    again.owner_register(OwnerId::new()).await.expect("the new tables are there");
+    again.owner_register(OwnerId::new(), &[]).await.expect("the new tables are there");
     assert_eq!(again.application(hello.id).await.expect("read"), Some(hello.clone()));
     again.close().await;
     let copy = place.options.data_dir.join(format!("gennaker.db.before-{}", env!("CARGO_PKG_VERSION")));
@@ -167,11 +167,11 @@ async fn a_new_start_on_the_file_may_take_everything_at_once(place: &Home) {
     let (hello, pipeline) = ground(&place.store, "hello").await;
     let stored = insert(&place.store, &execution(&hello, Some(&pipeline), 1)).await;
     let (dead, new) = (OwnerId::new(), OwnerId::new());
-    place.store.owner_register(dead).await.expect("registered");
+    place.store.owner_register(dead, &[]).await.expect("registered");
     place.store.execution_claim(dead, stored.id).await.expect("claim").expect("taken");
     place.store.close().await;
     let again = Store::open(&place.options, place.clock.clone()).await.expect("opens again");
-    again.owner_register(new).await.expect("registered");
+    again.owner_register(new, &[]).await.expect("registered");
     assert_eq!(again.owners().await.expect("read"), [(new, 0)]);
     assert_eq!(again.executions_due(new, start(), 10).await.expect("read"), [stored.id]);
     let (lease, _) = again.execution_claim(new, stored.id).await.expect("claim").expect("taken");

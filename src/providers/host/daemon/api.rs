@@ -203,6 +203,8 @@ async fn status(State(control): State<Control>) -> Json<Status> {
         directory: hub.options.directory.clone(),
         account: hub.options.account.clone(),
         location: hub.options.location.clone(),
+        id: Some(hub.id.clone()),
+        host: Some(hub.options.host_name.clone()),
         artifact_roots: hub.options.artifact_roots.clone(),
         secret_roots: Some(hub.options.secret_roots.clone()),
         ports: Some(hub.options.ports.to_string()),

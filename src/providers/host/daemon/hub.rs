@@ -37,6 +37,8 @@ pub type Reply<T> = Result<T, Error>;
 /// The host. Shared by all its tasks.
 pub struct Hub {
     pub options: Options,
+    /// Of the directory.
+    pub id: String,
     pub layout: Layout,
     pub clock: Clock,
     pub proxy: Proxy,
@@ -60,6 +62,8 @@ pub struct Hub {
 /// What is behind the lock.
 #[derive(Default)]
 pub struct Inner {
+    /// The machine's name.
+    pub host: String,
     pub groups: BTreeMap<String, GroupCell>,
     pub balancers: BTreeMap<String, BalancerCell>,
     pub security_groups: BTreeMap<String, SecurityRecord>,
@@ -190,6 +194,7 @@ impl GroupCell {
 impl Hub {
     pub fn new(
         options: Options,
+        id: String,
         clock: Clock,
         proxy: Proxy,
         sockets: Sockets,
@@ -200,6 +205,7 @@ impl Hub {
         // Rises over restarts too, as long as the machine's clock does.
         let revision = u64::try_from(started_at.timestamp_micros()).unwrap_or(1);
         Arc::new(Self {
+            id,
             layout: Layout(options.directory.clone()),
             shelf: Shelf::new(options.max_artifact_bytes),
             options,
@@ -347,7 +353,7 @@ impl Hub {
         Instance {
             id: cell.record.id.clone(),
             server_group: group.record.spec.name.clone(),
-            host: self.options.location.clone(),
+            host: self.options.host_name.clone(),
             address: Some(LOOPBACK),
             port: Some(cell.record.port),
             state,
@@ -427,6 +433,7 @@ impl Inner {
                 Vec::new()
             },
             spec: spec.clone(),
+            host: self.host.clone(),
             created_at: cell.record.created_at,
             shares: cell.record.shares.clone(),
             server_groups: self.registered_with(&spec.name),

@@ -61,6 +61,8 @@ pub struct Options {
     pub directory: PathBuf,
     pub account: String,
     pub location: String,
+    /// The machine's.
+    pub host_name: String,
     /// Artifacts by path lie below one of these; none, none.
     pub artifact_roots: Vec<PathBuf>,
     /// `secret://file/…` points below one of these; none, none.
@@ -90,6 +92,7 @@ impl Options {
             directory: directory.to_path_buf(),
             account: "local".to_owned(),
             location: "local".to_owned(),
+            host_name: machine(),
             artifact_roots: Vec::new(),
             secret_roots: Vec::new(),
             ports: PortRange::DEFAULT,
@@ -112,6 +115,7 @@ impl Options {
         };
         option("--account", self.account.clone().into());
         option("--location", self.location.clone().into());
+        option("--host-name", self.host_name.clone().into());
         for root in &self.artifact_roots {
             option("--artifact-root", root.clone().into());
         }
@@ -130,4 +134,12 @@ impl Options {
         }
         arguments
     }
+}
+
+/// The machine's name, where it has one.
+fn machine() -> String {
+    let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    // What a flag takes.
+    let fits = |name: &String| name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+    name.filter(|name| (1..=63).contains(&name.len()) && fits(name)).unwrap_or_else(|| "localhost".to_owned())
 }

@@ -127,6 +127,10 @@ impl Layout {
     pub fn worker_lock(&self) -> PathBuf {
         self.0.join("worker.lock")
     }
+    /// Tells this directory from all others, whatever its path and machine.
+    pub fn id(&self) -> PathBuf {
+        self.0.join("id")
+    }
     pub fn log(&self) -> PathBuf {
         self.0.join("host.log")
     }

@@ -30,6 +30,7 @@ use super::records::{BalancerRecord, GroupRecord, InstanceRecord, Layout, Securi
 use super::{Options, files, instance, supervisor};
 use crate::clock::Clock;
 use crate::footprint;
+use crate::model::Place;
 use crate::providers::host::launch::{Launch, Stop};
 use crate::providers::host::protocol::{self, StopHost};
 use crate::providers::host::proxy::Proxy;
@@ -330,7 +331,44 @@ pub fn open(options: Options, sockets: Sockets, clock: Clock) -> anyhow::Result<
         // A host of an earlier version kept the shares of groups that are gone.
         cell.record.shares.retain(|share| inner.groups.contains_key(&share.server_group));
     }
-    Ok(Hub::new(options, clock, proxy, sockets, fences, inner))
+    inner.host.clone_from(&options.host_name);
+    check_places(&options, &inner)?;
+    let id = own_id(&layout)?;
+    Ok(Hub::new(options, id, clock, proxy, sockets, fences, inner))
+}
+
+/// What is there belongs to the account and location that the host is started for: nobody would find
+/// it under others.
+fn check_places(options: &Options, inner: &Inner) -> anyhow::Result<()> {
+    let groups = inner.groups.values().map(|cell| (&cell.record.spec.place, &cell.record.spec.name));
+    let balancers = inner.balancers.values().map(|cell| (&cell.record.spec.place, &cell.record.spec.name));
+    let security = inner.security_groups.values().map(|record| (&record.spec.place, &record.spec.name));
+    for (Place { account, location }, name) in groups.chain(balancers).chain(security) {
+        anyhow::ensure!(
+            *account == options.account && *location == options.location,
+            "{} has `{name}` of account {account}, location {location}, not of {}, {}; start it with --account {account} \
+             --location {location}, or give another directory",
+            options.directory.display(),
+            options.account,
+            options.location
+        );
+    }
+    Ok(())
+}
+
+/// The directory's id, made at the first start.
+fn own_id(layout: &Layout) -> anyhow::Result<String> {
+    let path = layout.id();
+    match std::fs::read_to_string(&path) {
+        Ok(id) if !id.trim().is_empty() => return Ok(id.trim().to_owned()),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(files::about(&path, "cannot read", &error).into());
+        }
+        _ => {}
+    }
+    let id = uuid::Uuid::new_v4().simple().to_string();
+    files::write(&path, id.as_bytes())?;
+    Ok(id)
 }
 
 fn read_group(layout: &Layout, name: &str) -> anyhow::Result<Option<GroupCell>> {
