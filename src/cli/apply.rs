@@ -68,6 +68,9 @@ pub struct Args {
 
 /// The code of a refusal because of what is there.
 const CONFLICT: &str = "CONFLICT";
+/// How often, and how long from one time to the next, it is looked whether what was made is shown.
+const SHOWN_LOOKS: u32 = 10;
+const SHOWN_AGAIN: Duration = Duration::from_millis(100);
 /// Lines around a change.
 const CONTEXT: usize = 3;
 
@@ -402,7 +405,7 @@ async fn create(server: &Server, document: &Document, timeout: Duration, screen:
     let key = creation_key(document);
     match server.save(identity, &document.fields, None, Some(&key), timeout, screen).await {
         Ok(By::Us) => Ok(By::Us),
-        Ok(By::Another) if made_meanwhile(server, document).await? => Ok(By::Another),
+        Ok(By::Another) if made_by_now(server, document).await? => Ok(By::Another),
         // That one failed, or what it made was deleted since.
         Ok(By::Another) => server.save(identity, &document.fields, None, None, timeout, screen).await,
         Err(error) => {
@@ -423,6 +426,17 @@ fn creation_key(document: &Document) -> String {
     hash.update(document.identity.to_string());
     hash.update(Value::Object(document.fields.clone()).to_string());
     format!("apply-{}", hex::encode(hash.finalize()))
+}
+
+/// The same where it is to be there, or may be in a moment: what a server shows follows what it does.
+async fn made_by_now(server: &Server, document: &Document) -> Result<bool, ClientError> {
+    for _ in 0..SHOWN_LOOKS {
+        if made_meanwhile(server, document).await? {
+            return Ok(true);
+        }
+        tokio::time::sleep(SHOWN_AGAIN).await;
+    }
+    Ok(false)
 }
 
 /// Whether the server has what it had not when it was asked first, just as the document says.

@@ -45,6 +45,9 @@ mod triggers;
 
 use libtest_mimic::{Arguments, Trial};
 
+/// Trials at once, at most: half as many as there are slices of ports.
+const THREADS_MAX: usize = 24;
+
 fn main() {
     // An error means that a provider is there already.
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -52,9 +55,9 @@ fn main() {
         return store::killed::child();
     }
     let mut arguments = Arguments::from_args();
-    // Most of them wait for processes most of the time.
+    // Most of them wait for processes most of the time; each server has a slice of ports.
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    arguments.test_threads.get_or_insert(cores * 2);
+    arguments.test_threads.get_or_insert((cores * 4).min(THREADS_MAX));
     let trials: Vec<Trial> = [
         access::trials(),
         api_errors::trials(),

@@ -43,7 +43,7 @@ pub async fn json_and_directories() -> Outcome {
     ] {
         let path = write(&server, "files/4.json", text)?;
         let path = path.display();
-        let wanted = if line == 0 { format!("{path}: {wanted}") } else { format!("{path}:{line}: ") };
+        let wanted = if line == 0 { format!("{path}: {wanted}") } else { format!("{path}:") };
         for flags in [&[][..], &["--prune"]] {
             let done = apply(&server, &[&["-f", files], flags].concat()).await?.with_status(2)?;
             anyhow::ensure!(done.err.contains(&wanted), "{wanted}\n{}", done.err);

@@ -19,8 +19,12 @@ impl Ports {
     pub fn take() -> anyhow::Result<Self> {
         for slice in (0..SLICES).rev() {
             let first = FIRST + slice * SLICE;
-            if let Ok(held) = TcpListener::bind((Ipv4Addr::LOCALHOST, first)) {
-                return Ok(Self { first, _held: held });
+            let Ok(held) = TcpListener::bind((Ipv4Addr::LOCALHOST, first)) else { continue };
+            let ports = Self { first, _held: held };
+            // A run that was killed may have left its processes behind.
+            let (balancer, _) = ports.load_balancers();
+            if [ports.server(), balancer].iter().all(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok()) {
+                return Ok(ports);
             }
         }
         anyhow::bail!("no slice of ports from {FIRST} on is free")
