@@ -26,6 +26,7 @@ steps! {
     m20261122_000003_triggers
     m20261122_000004_deliveries
     m20261122_000005_restored
+    m20261128_000006_problems
 }
 
 struct Step {

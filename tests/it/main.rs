@@ -27,6 +27,7 @@ mod notify;
 mod observe;
 mod packaging;
 mod postgres;
+mod problems;
 mod quota;
 mod readme;
 mod run;
@@ -73,6 +74,7 @@ fn main() {
         observe::trials(),
         packaging::trials(),
         postgres::trials(),
+        problems::trials(),
         quota::trials(),
         readme::trials(),
         run::trials(),
