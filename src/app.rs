@@ -24,7 +24,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::engine::{self, Engine};
 use crate::housekeeping;
-use crate::inventory::Inventory;
+use crate::inventory::{Inventory, problems};
 use crate::listener::{self, Certificates};
 use crate::measure;
 use crate::notifiers::deliver;
@@ -250,6 +250,10 @@ impl App {
             let inventory = inventory.clone();
             let engine = engine.clone();
             |stop| tasks::forward(inventory, engine, stop)
+        });
+        app.spawn("load balancers' problems", GRACE, {
+            let (inventory, store, clock) = (inventory.clone(), store.clone(), clock.clone());
+            |stop| problems::tell(inventory, store, clock, stop)
         });
         app.spawn("inventory", GRACE, |stop| async move { inventory.run(stop).await });
         app.spawn("housekeeping", GRACE, |stop| housekeeping::run(jobs, stop));

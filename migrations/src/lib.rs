@@ -27,6 +27,7 @@ steps! {
     m20261122_000004_deliveries
     m20261122_000005_restored
     m20261128_000006_served
+    m20261128_000007_problems
 }
 
 struct Step {

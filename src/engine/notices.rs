@@ -4,8 +4,8 @@ use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
 use crate::model::{
-    Delivery, DeliveryId, DeliveryState, EMAIL, EventBody, Execution, ExecutionRule, Failure, Notification,
-    NotificationId, Occasion, Stage, Status,
+    About, AboutExecution, Delivery, DeliveryId, DeliveryState, EMAIL, EventBody, Execution, ExecutionRule, Failure,
+    Notification, NotificationId, Occasion, Stage, Status,
 };
 
 /// A message and its ways out, to be written in one commit with what it tells about.
@@ -126,6 +126,8 @@ fn what(occasion: Occasion) -> &'static str {
         Occasion::Failed => "failed",
         Occasion::Canceled => "was canceled",
         Occasion::ApprovalNeeded => "waits for approval",
+        Occasion::LoadBalancerProblem => "has a problem",
+        Occasion::LoadBalancerProblemOver => "has a problem no more",
     }
 }
 
@@ -158,10 +160,12 @@ fn tell(
         id: NotificationId::new(),
         occasion,
         application_name: execution.application_name.clone(),
-        execution: execution.id,
-        execution_name: execution.name.clone(),
-        execution_number: execution.number,
-        stage: stage.map(|stage| stage.id),
+        about: About::Execution(AboutExecution {
+            execution: execution.id,
+            execution_name: execution.name.clone(),
+            execution_number: execution.number,
+            stage: stage.map(|stage| stage.id),
+        }),
         subject,
         text: super::apply::cut(&text),
         created_at: at,
@@ -173,16 +177,16 @@ fn tell(
         .flat_map(|email| &email.to)
         // Several rules may name the same person, who wants one mail.
         .filter(|address| seen.insert(address.to_lowercase()))
-        .map(|address| delivery(&notification, EMAIL, address))
+        .map(|address| delivery(execution, &notification, EMAIL, address))
         .collect();
     Told { notification, deliveries }
 }
 
-fn delivery(notification: &Notification, channel: &str, target: &str) -> Delivery {
+fn delivery(execution: &Execution, notification: &Notification, channel: &str, target: &str) -> Delivery {
     Delivery {
         id: DeliveryId::new(),
         notification: notification.id,
-        execution: notification.execution,
+        execution: execution.id,
         channel: channel.to_owned(),
         target: target.to_owned(),
         state: DeliveryState::Pending,

@@ -138,6 +138,13 @@ fn rules(at: &[&str], rules: &[NotificationRule]) -> Result<usize, Error> {
     }
     let mut recipients = 0;
     for (index, rule) in rules.iter().enumerate() {
+        if let Some(place) = rule.on.iter().position(|occasion| !occasion.is_of_executions()) {
+            let (rule, place) = (index.to_string(), place.to_string());
+            let path = [at, &[rule.as_str(), "on", place.as_str()]].concat();
+            let message = "rules are about executions and their stages; of load balancers the feed \
+                           `notifications` tells without a rule";
+            return Err(Error::invalid(&path, message.to_owned()));
+        }
         let Some(email) = &rule.email else { continue };
         let below = |field: &[&str]| [at, &[index.to_string().as_str(), "email", "to"], field].concat().join("\u{0}");
         let fault = |field: &[&str], message: String| {

@@ -1,5 +1,7 @@
 //! The cached view of clouds, kept fresh by the providers' change notices. What the API and the
-//! stages read.
+//! stages read; and what people are told of it by itself ([`problems`]).
+
+pub mod problems;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};

@@ -32,7 +32,8 @@ pub use infrastructure::{
     ServerGroupSpec, Share, TrafficSecond, addresses_meet,
 };
 pub use notification::{
-    Delivery, DeliveryState, EMAIL, EmailTarget, ExecutionRule, Notification, NotificationRule, Occasion, check_address,
+    About, AboutExecution, AboutLoadBalancer, Delivery, DeliveryState, EMAIL, EmailTarget, ExecutionRule, Notification,
+    NotificationRule, Occasion, check_address,
 };
 pub use pipeline::{Parameter, Pipeline, PipelineDefinition, Revision};
 pub use status::{OnFailure, Status};

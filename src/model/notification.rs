@@ -5,7 +5,7 @@ use std::str::FromStr as _;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{DeliveryId, ExecutionId, NotificationId, StageId};
+use super::{DeliveryId, ExecutionId, NotificationId, Place, StageId};
 
 /// When a message is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +21,18 @@ pub enum Occasion {
     Canceled,
     /// A manual judgment waits for a person.
     ApprovalNeeded,
+    /// Something is in a load balancer's way: told to the feed without a rule.
+    LoadBalancerProblem,
+    /// It is no more.
+    LoadBalancerProblemOver,
+}
+
+impl Occasion {
+    /// Whether rules of a pipeline may ask for it.
+    #[must_use]
+    pub const fn is_of_executions(self) -> bool {
+        !matches!(self, Self::LoadBalancerProblem | Self::LoadBalancerProblemOver)
+    }
 }
 
 /// A rule of a pipeline or of one of its stages: on which occasions to tell whom. Without a
@@ -98,15 +110,68 @@ pub struct Notification {
     pub id: NotificationId,
     pub occasion: Occasion,
     pub application_name: String,
-    pub execution: ExecutionId,
-    pub execution_name: String,
-    pub execution_number: i64,
-    pub stage: Option<StageId>,
+    #[serde(flatten)]
+    pub about: About,
     /// One line.
     pub subject: String,
     /// A few lines of plain text.
     pub text: String,
     pub created_at: DateTime<Utc>,
+}
+
+/// What a message tells about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum About {
+    Execution(AboutExecution),
+    LoadBalancer(AboutLoadBalancer),
+}
+
+/// An execution, or one of its stages.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AboutExecution {
+    pub execution: ExecutionId,
+    pub execution_name: String,
+    pub execution_number: i64,
+    pub stage: Option<StageId>,
+}
+
+/// A load balancer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AboutLoadBalancer {
+    #[serde(flatten)]
+    pub place: Place,
+    pub load_balancer: String,
+}
+
+impl Notification {
+    #[must_use]
+    pub const fn about_execution(&self) -> Option<&AboutExecution> {
+        match &self.about {
+            About::Execution(about) => Some(about),
+            About::LoadBalancer(_) => None,
+        }
+    }
+
+    #[must_use]
+    pub const fn about_load_balancer(&self) -> Option<&AboutLoadBalancer> {
+        match &self.about {
+            About::LoadBalancer(about) => Some(about),
+            About::Execution(_) => None,
+        }
+    }
+
+    /// The execution that it tells about.
+    #[must_use]
+    pub fn execution(&self) -> Option<ExecutionId> {
+        self.about_execution().map(|about| about.execution)
+    }
+
+    /// The stage that it tells about.
+    #[must_use]
+    pub fn stage(&self) -> Option<StageId> {
+        self.about_execution().and_then(|about| about.stage)
+    }
 }
 
 /// Where a delivery stands. Stored by name: append only.

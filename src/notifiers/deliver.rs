@@ -120,7 +120,7 @@ async fn round(work: &Work, tries: &mut JoinSet<()>) -> Result<DateTime<Utc>, Er
                     "delivery",
                     execution.id = %delivery.execution,
                     delivery.id = %delivery.id,
-                    stage.id = claimed.notification.stage.map(tracing::field::display),
+                    stage.id = claimed.notification.stage().map(tracing::field::display),
                 );
                 tries.spawn(one(work.clone(), claimed).instrument(span));
             }

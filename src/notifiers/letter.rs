@@ -9,7 +9,7 @@ use lettre::message::header::{HeaderName, HeaderValue};
 use lettre::message::{Mailbox, MultiPart, MultiPartKind, SinglePart};
 use minijinja::{Environment, context};
 
-use crate::model::{DeliveryId, Notification, Occasion};
+use crate::model::{DeliveryId, ExecutionId, Notification, Occasion};
 use crate::store::Claimed;
 
 /// Who writes, and where links lead.
@@ -52,7 +52,7 @@ impl Sender {
         let (delivery, notification) = (&claimed.delivery, &claimed.notification);
         let mut headers = vec![
             ("List-Id", format!("<{}.gennaker.{}>", notification.application_name, self.domain())),
-            ("X-Gennaker-Execution", notification.execution.to_string()),
+            ("X-Gennaker-Execution", delivery.execution.to_string()),
             ("X-Gennaker-Occasion", occasion(notification.occasion).to_owned()),
         ];
         if claimed.first != delivery.id {
@@ -103,18 +103,19 @@ impl Sender {
         Ok(builder.multipart(parts.singlepart(SinglePart::plain(text)).singlepart(SinglePart::html(html)))?)
     }
 
-    fn bodies(&self, notification: &Notification) -> Result<(String, String), minijinja::Error> {
+    fn bodies(&self, notification: &Notification) -> Result<(String, String), Unfit> {
+        let about = notification.about_execution().ok_or("only messages about executions are sent by mail")?;
         let values = context! {
             subject => notification.subject.clone(),
             text => notification.text.clone(),
             application => notification.application_name.clone(),
-            name => notification.execution_name.clone(),
-            number => notification.execution_number,
-            execution => notification.execution.to_string(),
+            name => about.execution_name.clone(),
+            number => about.execution_number,
+            execution => about.execution.to_string(),
             colour => colour(notification.occasion),
-            link => self.public_url.as_ref().map(|url| link(url, notification)),
+            link => self.public_url.as_ref().map(|url| link(url, about.execution)),
         };
-        let render = |name| templates().get_template(name)?.render(values.clone());
+        let render = |name| -> Result<String, Unfit> { Ok(templates().get_template(name)?.render(values.clone())?) };
         Ok((render("email.txt")?, render("email.html")?))
     }
 }
@@ -129,11 +130,11 @@ fn one_line(text: &str) -> String {
 }
 
 /// The explorer with a query for the execution in it.
-fn link(public_url: &str, notification: &Notification) -> String {
+fn link(public_url: &str, execution: ExecutionId) -> String {
     use std::fmt::Write as _;
     let query = format!(
         "{{ node(id: \"{}\") {{ ... on Execution {{ name number status failure {{ message hint }} stages {{ key status }} }} }} }}",
-        notification.execution
+        execution
     );
     let mut link = format!("{}/?query=", public_url.trim_end_matches('/'));
     for byte in query.bytes() {
@@ -154,14 +155,16 @@ const fn occasion(occasion: Occasion) -> &'static str {
         Occasion::Failed => "failed",
         Occasion::Canceled => "canceled",
         Occasion::ApprovalNeeded => "approval-needed",
+        Occasion::LoadBalancerProblem => "load-balancer-problem",
+        Occasion::LoadBalancerProblemOver => "load-balancer-problem-over",
     }
 }
 
 const fn colour(occasion: Occasion) -> &'static str {
     match occasion {
         Occasion::Started => "#5f6368",
-        Occasion::Completed => "#188038",
-        Occasion::Failed => "#c5221f",
+        Occasion::Completed | Occasion::LoadBalancerProblemOver => "#188038",
+        Occasion::Failed | Occasion::LoadBalancerProblem => "#c5221f",
         Occasion::Canceled => "#9aa0a6",
         Occasion::ApprovalNeeded => "#e37400",
     }
@@ -170,18 +173,21 @@ const fn colour(occasion: Occasion) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Delivery, DeliveryState, ExecutionId, NotificationId};
+    use crate::model::{About, AboutExecution, Delivery, DeliveryState, NotificationId};
 
     fn claimed(subject: &str, text: &str) -> Claimed {
         let at = DateTime::from_timestamp(1_800_000_000, 0).expect("an instant");
+        let execution = ExecutionId::new();
         let notification = Notification {
             id: NotificationId::new(),
             occasion: Occasion::Failed,
             application_name: "hello".into(),
-            execution: ExecutionId::new(),
-            execution_name: "deploy \"hello\"".into(),
-            execution_number: 7,
-            stage: None,
+            about: About::Execution(AboutExecution {
+                execution,
+                execution_name: "deploy \"hello\"".into(),
+                execution_number: 7,
+                stage: None,
+            }),
             subject: subject.into(),
             text: text.into(),
             created_at: at,
@@ -190,7 +196,7 @@ mod tests {
         let delivery = Delivery {
             id,
             notification: notification.id,
-            execution: notification.execution,
+            execution,
             channel: "email".into(),
             target: "ann@example.org".into(),
             state: DeliveryState::Pending,

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{
     Application, ApplicationId, AuditRow, Delivery, DeliveryId, DeliveryState, EventBody, Execution, ExecutionId,
-    IntentId, Notification, OwnerId, Pipeline, PipelineId, Place, Principal, PrincipalId, Revision, Stage, StageId,
-    Status, StreamId, Token, TokenId, Trigger, TriggerId,
+    IntentId, LoadBalancerProblemKind, Notification, OwnerId, Pipeline, PipelineId, Place, Principal, PrincipalId,
+    Revision, Stage, StageId, Status, StreamId, Token, TokenId, Trigger, TriggerId,
 };
 
 /// All of it or nothing.
@@ -104,6 +104,11 @@ pub enum Guard {
         id: DeliveryId,
         state: DeliveryState,
     },
+    /// What was told last of the problem was told by this revision; None: nothing is known of it.
+    ToldProblem {
+        key: ProblemKey,
+        revision: Option<i64>,
+    },
 }
 
 /// One change.
@@ -164,6 +169,12 @@ pub enum Write {
         id: DeliveryId,
         at: DateTime<Utc>,
     },
+    /// The first that is told of the problem; its message is given beside it.
+    InsertToldProblem(ToldProblem),
+    /// More of it was told.
+    UpdateToldProblem(ToldProblem),
+    /// It is over for long enough, as if it had never been.
+    ForgetToldProblem(ProblemKey),
     InsertIdempotency(IdempotencyRecord),
     /// Inserts the trigger, or replaces what a save says of the row of its id; what it has done
     /// so far stays.
@@ -246,6 +257,31 @@ pub enum SlotOutcome {
     Started(ExecutionId),
     /// Nothing was, for this reason.
     Refused(String),
+}
+
+/// Which problem: there is one of a kind about one thing of a load balancer.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ProblemKey {
+    pub place: Place,
+    pub load_balancer: String,
+    pub kind: LoadBalancerProblemKind,
+    pub about: String,
+}
+
+/// What people were told last of a problem.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ToldProblem {
+    pub key: ProblemKey,
+    /// As it was told at the beginning.
+    pub message: String,
+    /// Its end was told too.
+    pub is_over: bool,
+    /// When its beginning was told.
+    pub begun_at: DateTime<Utc>,
+    /// When its beginning or end was told.
+    pub told_at: DateTime<Utc>,
+    /// The provider's revision at which it was so.
+    pub revision: i64,
 }
 
 /// What was started under a key.

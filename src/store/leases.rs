@@ -321,7 +321,8 @@ mod tests {
     use super::*;
     use crate::clock::Clock;
     use crate::model::{
-        Action, AuditId, AuditRow, EventBody, Notification, NotificationId, Occasion, PrincipalId, Resource,
+        About, AboutExecution, Action, AuditId, AuditRow, EventBody, Notification, NotificationId, Occasion,
+        PrincipalId, Resource,
     };
     use crate::store::{Commit, Durability, IdempotencyRecord, NewEvent, Options, PageRequest, Write};
 
@@ -331,10 +332,12 @@ mod tests {
             id: NotificationId::new(),
             occasion: Occasion::Started,
             application_name: "web".into(),
-            execution: ExecutionId::new(),
-            execution_name: "deploy".into(),
-            execution_number: 1,
-            stage: None,
+            about: About::Execution(AboutExecution {
+                execution: ExecutionId::new(),
+                execution_name: "deploy".into(),
+                execution_number: 1,
+                stage: None,
+            }),
             subject: "began".into(),
             text: String::new(),
             created_at: at,

@@ -15,6 +15,7 @@ mod open;
 mod page;
 mod postgres;
 mod prepare;
+mod problems;
 mod read;
 mod rows;
 mod script;
@@ -35,8 +36,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
 pub use commit::{
-    ClusterKey, Commit, CommitError, Committed, Guard, IdempotencyRecord, Intent, IntentOutcome, NewEvent, Refusal,
-    SlotOutcome, Write,
+    ClusterKey, Commit, CommitError, Committed, Guard, IdempotencyRecord, Intent, IntentOutcome, NewEvent, ProblemKey,
+    Refusal, SlotOutcome, ToldProblem, Write,
 };
 
 pub use backup::{BackedUp, Restored, adopt_restored, backup, restore};

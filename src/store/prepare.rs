@@ -207,6 +207,20 @@ fn push(ops: &mut Vec<Op>, write: Write) {
             sql: "UPDATE delivery SET state = 'PENDING', attempts = 0, next_at = ?, lease_owner = NULL WHERE id = ?",
             values: vec![rows::time(at), rows::id(id.uuid())],
         }),
+        Write::InsertToldProblem(told) => {
+            let row = told.key.values().into_iter().chain(rows::told_problem_row(&told)).collect();
+            ops.push(insert("told_problem", rows::TOLD_PROBLEM, row));
+        }
+        Write::UpdateToldProblem(told) => ops.push(Op::Run {
+            sql: "UPDATE told_problem SET message = ?, is_over = ?, begun_at = ?, told_at = ?, revision = ? \
+                  WHERE account = ? AND location = ? AND load_balancer = ? AND kind = ? AND about = ?",
+            values: rows::told_problem_row(&told).into_iter().chain(told.key.values()).collect(),
+        }),
+        Write::ForgetToldProblem(key) => ops.push(Op::Run {
+            sql: "DELETE FROM told_problem \
+                  WHERE account = ? AND location = ? AND load_balancer = ? AND kind = ? AND about = ?",
+            values: key.values(),
+        }),
         Write::InsertIdempotency(record) => {
             ops.push(insert("idempotency", rows::IDEMPOTENCY, rows::idempotency_row(&record)));
         }

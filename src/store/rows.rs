@@ -6,6 +6,7 @@ mod definition;
 mod event;
 mod execution;
 mod notification;
+mod problem;
 
 use chrono::{DateTime, Utc};
 use sea_orm::{QueryResult, TryGetable, Value};
@@ -13,7 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
-pub(super) use {access::*, definition::*, event::*, execution::*, notification::*};
+pub(super) use {access::*, definition::*, event::*, execution::*, notification::*, problem::*};
 
 use super::Error;
 use crate::measure::{self, Invariant};

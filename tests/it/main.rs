@@ -31,6 +31,7 @@ mod observe;
 mod packaging;
 mod pages;
 mod postgres;
+mod problems;
 mod quota;
 mod readme;
 mod required;
@@ -84,6 +85,7 @@ fn main() {
         packaging::trials(),
         pages::trials(),
         postgres::trials(),
+        problems::trials(),
         quota::trials(),
         readme::trials(),
         required::trials(),

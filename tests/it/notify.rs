@@ -544,6 +544,12 @@ async fn bad_addresses() -> Outcome {
         (rule(json!([])), json!([]), json!(["notifications", "1", "email", "to"])),
         (json!([]), rule(json!(["x"])), json!(["stages", "0", "notifications", "1", "email", "to", "0"])),
         (rule(json!(many)), json!([]), json!(["notifications"])),
+        // The feed tells it without a rule, of no execution.
+        (
+            json!([{ "on": ["FAILED"] }, { "on": ["STARTED", "LOAD_BALANCER_PROBLEM"] }]),
+            json!([]),
+            json!(["notifications", "1", "on", "1"]),
+        ),
     ];
     for (of_pipeline, of_stage, field) in cases {
         let definition = json!({ "stages": stage(of_stage), "notifications": of_pipeline });

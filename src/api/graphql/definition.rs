@@ -35,6 +35,10 @@ pub enum Occasion {
     Canceled,
     /// A manual judgment waits for a person.
     ApprovalNeeded,
+    /// Something is in a load balancer's way. The feed tells it without a rule; no rule may ask for it.
+    LoadBalancerProblem,
+    /// It is no more. The feed tells it without a rule; no rule may ask for it.
+    LoadBalancerProblemOver,
 }
 
 /// On which occasions whom to tell. Every message goes to the feed `notifications`; a channel

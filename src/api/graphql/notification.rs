@@ -12,6 +12,8 @@ use super::delivery::{self, Delivery};
 use super::events::{self, LastCursor, Tail};
 use super::execution::Execution;
 use super::ids::Key;
+use super::load_balancer::LoadBalancer;
+use super::place::Placed as _;
 use super::session::session;
 use super::stage::{self, Stage};
 use crate::api::error::stored;
@@ -54,21 +56,43 @@ impl Notification {
     async fn application_name(&self) -> &str {
         &self.0.application_name
     }
-    /// The pipeline's name as of then, or the operation's title.
-    async fn execution_name(&self) -> &str {
-        &self.0.execution_name
+    /// The pipeline's name as of then, or the operation's title; null where it tells about a load
+    /// balancer.
+    async fn execution_name(&self) -> Option<&str> {
+        self.0.about_execution().map(|about| about.execution_name.as_str())
     }
-    /// The execution's number.
-    async fn execution_number(&self) -> i64 {
-        self.0.execution_number
+    /// The execution's number; null where it tells about a load balancer.
+    async fn execution_number(&self) -> Option<i64> {
+        self.0.about_execution().map(|about| about.execution_number)
     }
     /// The execution it tells about; null where it is gone.
     async fn execution(&self, ctx: &Context<'_>) -> Result<Option<Execution>> {
-        Ok(session(ctx)?.execution(self.0.execution).await?.map(Execution::whole))
+        match self.0.execution() {
+            Some(id) => Ok(session(ctx)?.execution(id).await?.map(Execution::whole)),
+            None => Ok(None),
+        }
+    }
+    /// The account of the load balancer it tells about.
+    async fn account(&self) -> Option<&str> {
+        self.0.about_load_balancer().map(|about| about.place.account.as_str())
+    }
+    /// The location of the load balancer it tells about.
+    async fn location(&self) -> Option<&str> {
+        self.0.about_load_balancer().map(|about| about.place.location.as_str())
+    }
+    /// The name of the load balancer it tells about.
+    async fn load_balancer_name(&self) -> Option<&str> {
+        self.0.about_load_balancer().map(|about| about.load_balancer.as_str())
+    }
+    /// The load balancer it tells about, as it is now; null where it is gone.
+    async fn load_balancer(&self, ctx: &Context<'_>) -> Result<Option<LoadBalancer>> {
+        let session = session(ctx)?;
+        let about = self.0.about_load_balancer();
+        Ok(about.and_then(|about| LoadBalancer::find(&session, &about.place, &about.load_balancer)))
     }
     /// The stage it tells about.
     async fn stage(&self, ctx: &Context<'_>) -> Result<Option<Stage>> {
-        match self.0.stage {
+        match self.0.stage() {
             Some(id) => stage::find(ctx, id).await,
             None => Ok(None),
         }

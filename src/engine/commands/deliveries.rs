@@ -11,7 +11,7 @@ pub(super) async fn retry(commands: &Commands, actor: &Actor, id: DeliveryId) ->
     let Some(delivery) = commands.store.delivery(id).await? else { return Err(missing()) };
     about(delivery.execution);
     let Some(message) = commands.store.notification(delivery.notification).await? else { return Err(missing()) };
-    let resource = Resource::Execution { application: message.application_name, execution: message.execution };
+    let resource = Resource::Execution { application: message.application_name, execution: delivery.execution };
     allow(actor, Action::Operate, &resource)?;
     let not_dead = |state: DeliveryState| {
         let what = match state {

@@ -81,6 +81,11 @@ impl<C: ConnectionTrait> Batch<'_, C> {
                 let sql = format!("SELECT 1 FROM delivery WHERE id = ? AND state = ?{lock}");
                 !self.none(&sql, vec![rows::id(id.uuid()), rows::named(state)]).await?
             }
+            Guard::ToldProblem { key, revision } => {
+                let sql = format!("SELECT revision FROM told_problem WHERE {}{lock}", rows::IS_PROBLEM);
+                let found = one(self.db, &sql, key.values()).await?;
+                found.map(|row| row.try_get_by_index::<i64>(0)).transpose()? == *revision
+            }
             Guard::ExecutionVersion { .. } | Guard::Lease { .. } | Guard::NotCancelled { .. } => {
                 unreachable!("answered above")
             }

@@ -19,7 +19,7 @@ async fn written(at: &Home, targets: &[&str]) -> (Notification, Vec<Delivery>) {
         .map(|target| Delivery {
             id: DeliveryId::new(),
             notification: notification.id,
-            execution: notification.execution,
+            execution: notification.execution().expect("it tells of one"),
             channel: "email".to_owned(),
             target: (*target).to_owned(),
             state: DeliveryState::Pending,
@@ -123,7 +123,9 @@ async fn a_thread_goes_in_order_and_waits_an_hour_at_most(at: &Home) {
     let (_, first) = written(at, &["a@example.org", "b@example.org"]).await;
     let execution = first[0].execution;
     let later = start() + TimeDelta::minutes(1);
-    let message = Notification { execution, ..notification("it is over") };
+    let over = notification("it is over");
+    let of_one = over.about_execution().expect("it tells of one").clone();
+    let message = Notification { about: About::Execution(AboutExecution { execution, ..of_one }), ..over };
     let second = Delivery { id: DeliveryId::new(), notification: message.id, created_at: later, ..first[0].clone() };
     at.store
         .commit(write(vec![Write::InsertNotification(message), Write::InsertDelivery(second.clone())]))

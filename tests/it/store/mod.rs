@@ -7,6 +7,7 @@ pub mod killed;
 mod leases;
 mod nouns;
 mod opening;
+mod problems;
 mod things;
 
 use std::collections::BTreeMap;
@@ -24,10 +25,10 @@ use uuid::Uuid;
 
 use gennaker::clock::Clock;
 use gennaker::model::{
-    Action, Application, ApplicationId, AuditId, AuditRow, Cancel, CancelMode, EventBody, Execution, ExecutionId,
-    ExecutionKind, ExecutionRule, Failure, IntentId, Notification, NotificationId, Occasion, OnFailure, OwnerId, Phase,
-    Pipeline, PipelineDefinition, PipelineId, Place, Principal, PrincipalId, PrincipalKind, Progress, Resource,
-    Revision, Role, Stage, StageId, Status, StreamId, Task, Token, TokenId, Unwinding, Wake,
+    About, AboutExecution, Action, Application, ApplicationId, AuditId, AuditRow, Cancel, CancelMode, EventBody,
+    Execution, ExecutionId, ExecutionKind, ExecutionRule, Failure, IntentId, Notification, NotificationId, Occasion,
+    OnFailure, OwnerId, Phase, Pipeline, PipelineDefinition, PipelineId, Place, Principal, PrincipalId, PrincipalKind,
+    Progress, Resource, Revision, Role, Stage, StageId, Status, StreamId, Task, Token, TokenId, Unwinding, Wake,
 };
 use gennaker::store::{
     ClusterClaim, ClusterKey, Commit, CommitError, Durability, Error, ExecutionFilter, Guard, IdempotencyRecord,
@@ -38,10 +39,18 @@ use crate::harness::{Outcome, Schema, postgres, trial, trial_with};
 use things::*;
 
 pub fn trials() -> Vec<Trial> {
-    [commits::trials(), deliveries::trials(), killed::trials(), leases::trials(), nouns::trials(), opening::trials()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        commits::trials(),
+        deliveries::trials(),
+        killed::trials(),
+        leases::trials(),
+        nouns::trials(),
+        opening::trials(),
+        problems::trials(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// The trials of a file: its cases by the databases that they are about.

@@ -177,6 +177,8 @@ impl Hub {
         else {
             return;
         };
+        // First who stands behind it, so that no share is missed at the start of a host.
+        self.read(|inner| self.proxy.set_backends(name, inner.backends_of(name)));
         let opened = addresses(&record)
             .into_iter()
             .map(|address| {

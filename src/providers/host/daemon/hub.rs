@@ -396,29 +396,25 @@ const fn severity(state: HealthState) -> u8 {
 impl Inner {
     /// The instances behind every load balancer.
     fn backends(&self) -> Vec<(String, Vec<Backend>)> {
-        self.balancers
-            .keys()
-            .map(|name| {
-                let backends = self
-                    .groups
-                    .values()
-                    .filter(|group| group.record.spec.load_balancers.contains(name))
-                    .flat_map(|group| {
-                        group
-                            .instances
-                            .values()
-                            .filter(|cell| matches!(cell.phase, Phase::Running | Phase::Stopping))
-                            .map(|cell| Backend {
-                                server_group: group.record.spec.name.clone(),
-                                instance: cell.record.id.clone(),
-                                incarnation: cell.record.incarnation,
-                                address: SocketAddr::new(LOOPBACK, cell.record.port),
-                                healthy: cell.is_healthy_for(name),
-                                enabled: group.is_enabled() && !cell.draining && cell.phase == Phase::Running,
-                            })
-                    })
-                    .collect();
-                (name.clone(), backends)
+        self.balancers.keys().map(|name| (name.clone(), self.backends_of(name))).collect()
+    }
+
+    /// The instances behind one.
+    pub fn backends_of(&self, balancer: &str) -> Vec<Backend> {
+        self.groups
+            .values()
+            .filter(|group| group.record.spec.load_balancers.iter().any(|name| name == balancer))
+            .flat_map(|group| {
+                group.instances.values().filter(|cell| matches!(cell.phase, Phase::Running | Phase::Stopping)).map(
+                    |cell| Backend {
+                        server_group: group.record.spec.name.clone(),
+                        instance: cell.record.id.clone(),
+                        incarnation: cell.record.incarnation,
+                        address: SocketAddr::new(LOOPBACK, cell.record.port),
+                        healthy: cell.is_healthy_for(balancer),
+                        enabled: group.is_enabled() && !cell.draining && cell.phase == Phase::Running,
+                    },
+                )
             })
             .collect()
     }
