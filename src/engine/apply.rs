@@ -17,11 +17,11 @@ pub(super) use step::{Later, Report, Seen, StepEnd, outcome};
 
 use super::contract::Registry;
 use super::{DEADLINE_MAX, Options, notices};
-use crate::model::{Failure, IntentId, Stage, StageId};
+use crate::model::{Failure, IntentId, Judgment, Stage, StageId};
 use crate::store::IntentOutcome;
 
 /// The signal whose wait means that a person has to approve.
-pub(super) const JUDGE: &str = "judge";
+pub(super) const JUDGE: &str = Judgment::SIGNAL;
 /// Stages an execution may have, children included.
 const STAGES_MAX: usize = 2_000;
 /// Bytes of a failure's message, hint or cause.

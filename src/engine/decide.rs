@@ -108,19 +108,16 @@ impl<'a> Pass<'a> {
 
     fn execution(&mut self) {
         let execution = self.execution;
-        let mut overdue = execution.failure.is_some();
-        if !overdue && execution.cancel.is_none() && execution.deadline <= self.now {
-            self.out.push(Decision::FailExecution(failure(
-                "TIMEOUT",
-                "the execution did not end before its deadline".to_owned(),
-                None,
-            )));
-            overdue = true;
+        let mut failed = execution.failure.clone();
+        if failed.is_none() && execution.cancel.is_none() && execution.deadline <= self.now {
+            let late = failure("TIMEOUT", "the execution did not end before its deadline".to_owned(), None);
+            self.out.push(Decision::FailExecution(late.clone()));
+            failed = Some(late);
         }
-        let ending = match (&execution.cancel, overdue) {
+        let ending = match (&execution.cancel, &failed) {
             (Some(_), _) => Some(Ending::Cancel),
-            (None, true) => Some(Ending::Abort),
-            (None, false) => None,
+            (None, Some(_)) => Some(Ending::Abort),
+            (None, None) => None,
         };
         if execution.status == Status::NotStarted && ending.is_none() {
             self.out.push(Decision::StartExecution);
@@ -132,8 +129,8 @@ impl<'a> Pass<'a> {
             self.until(execution.deadline);
             return;
         }
-        let (status, failure) = match (verdict, &execution.failure) {
-            (_, Some(failure)) => (Status::Failed, Some(failure.clone())),
+        let (status, failure) = match (verdict, failed) {
+            (_, Some(failure)) => (Status::Failed, Some(failure)),
             (Verdict::Failed(failure), None) => (Status::Failed, Some(*failure)),
             // A cancelled stage has a failure only where its unwind did not bring everything back.
             (Verdict::Canceled, None) => {

@@ -65,6 +65,8 @@ pub struct Options {
     pub active_max: usize,
     /// An execution that has nothing to do for this long leaves the memory.
     pub idle_after: Duration,
+    /// Passes of decisions in one turn of an execution; more would be a fault in the rules.
+    pub passes_max: usize,
     /// How often the database is asked for due work; signals only shorten this.
     pub scan_every: Duration,
     /// From start to failure by timeout of a whole execution; longer where the timeouts of its
@@ -100,6 +102,7 @@ impl Default for Options {
             concurrency: 1_000,
             active_max: 2_000,
             idle_after: Duration::from_secs(30),
+            passes_max: 10_000,
             scan_every: Duration::from_secs(1),
             deadline_default: Duration::from_secs(72 * 3600),
             unwind_timeout: Duration::from_secs(600),

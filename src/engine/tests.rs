@@ -581,7 +581,11 @@ engine_test! {
         server.commands.judge(&home.actor, judgment(true, Some("blue"))).await.unwrap();
         let ended = home.over(id).await;
         assert_eq!(row(&ended, "a").outputs, json!({
-            "judgment": {"proceed": true, "input": "blue", "comment": "fine", "by": "ann"}, "timedOut": false,
+            "judgment": {
+                "proceed": true, "input": "blue", "comment": "fine", "by": "ann", "principal": home.actor.principal,
+                "at": home.clock.now(),
+            },
+            "timedOut": false,
         }));
         let late = server.commands.judge(&home.actor, judgment(true, Some("blue"))).await.unwrap_err();
         assert_eq!(late.code, Code::WrongState);
@@ -593,6 +597,31 @@ engine_test! {
         home.clock.advance(Duration::from_secs(600));
         let ended = home.over(id).await;
         assert_eq!(row(&ended, "a").outputs, json!({"judgment": null, "timedOut": true}));
+        server.stop().await;
+    }
+
+    async fn decisions_that_do_not_come_to_an_end_are_counted_and_gone_on_with_later() {
+        let recorder = crate::measure::install().expect("nobody else counts");
+        let counted = || {
+            let text = recorder.render();
+            let series = "gennaker_invariant_violations_total{invariant=\"endless_decisions\"} ";
+            let line = text.lines().find_map(|line| line.strip_prefix(series)).expect("the series is there");
+            line.parse::<u64>().expect("a number")
+        };
+        let home = Home::new(manual()).await;
+        let before = counted();
+        // One is never enough: what a pass has done is looked at by the next.
+        let server = home.start(Options { passes_max: 1, ..Home::options() });
+        let patient = StageSpec { timeout_seconds: Some(10 * 86_400), ..stage("a", &[], json!({})) };
+        let id = home.begin(&server.commands, vec![patient]).await;
+        home.until(id, "a beginning", |execution| execution.status == Status::Running).await;
+        assert!(counted() > before, "{before}");
+        let begin = Instant::now();
+        while home.read(id).await.status != Status::Succeeded {
+            home.clock.advance(Duration::from_secs(30));
+            assert!(begin.elapsed() < Duration::from_secs(20), "it goes on: {:?}", home.read(id).await);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         server.stop().await;
     }
 

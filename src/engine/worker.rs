@@ -50,8 +50,6 @@ const RECHECK: Duration = Duration::from_secs(5);
 
 /// How often progress alone is saved.
 const PROGRESS_EVERY: TimeDelta = TimeDelta::seconds(1);
-/// Passes of decisions in one turn; more would be a fault in the rules.
-const PASSES_MAX: usize = 10_000;
 
 /// See the module.
 pub(super) struct Worker {
@@ -338,7 +336,7 @@ impl Worker {
     async fn decide(&mut self, now: DateTime<Utc>, changes: &mut Changes) -> Vec<Decision> {
         let shared = Arc::clone(&self.shared);
         let setting = Setting { registry: &shared.registry, options: &shared.options, now };
-        for _ in 0..PASSES_MAX {
+        for _ in 0..shared.options.passes_max {
             let decisions = decide(&self.execution, now, &self.facts);
             let mut acted = false;
             for decision in &decisions {

@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
 use super::{
     ApplicationId, ExecutionId, ExecutionRule, NotificationRule, OnFailure, PipelineId, PrincipalId, StageId, Status,
@@ -226,6 +226,66 @@ impl Stage {
             failure: self.failure.clone(),
             ..*self
         }
+    }
+}
+
+/// A person's word on a stage: what comes with the signal, and stays in the outputs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Judgment {
+    /// True: go on; false: stop.
+    pub proceed: bool,
+    #[serde(default)]
+    pub input: Option<String>,
+    #[serde(default)]
+    pub comment: Option<String>,
+    /// The principal's name as of then.
+    #[serde(default)]
+    pub by: String,
+    /// None: by a version that did not write it down.
+    #[serde(default)]
+    pub principal: Option<PrincipalId>,
+    #[serde(default)]
+    pub at: Option<DateTime<Utc>>,
+}
+
+impl Judgment {
+    /// The signal that it comes with.
+    pub const SIGNAL: &'static str = "judge";
+    /// What the outputs say of it under `judgment`.
+    const WORDS: [(&'static str, bool); 2] = [("proceed", true), ("stop", false)];
+
+    /// What a stage has been told: waiting in its row until a step takes it, then among its outputs.
+    #[must_use]
+    pub fn of(stage: &Stage) -> Option<Self> {
+        if let Wake::Signal { name, payload: Some(payload), .. } = &stage.wake
+            && name == Self::SIGNAL
+        {
+            return Self::deserialize(payload).ok();
+        }
+        let outputs = stage.outputs.as_object()?;
+        let word = outputs.get("judgment")?.as_str()?;
+        let (_, proceed) = Self::WORDS.into_iter().find(|(known, _)| *known == word)?;
+        let mut told = outputs.clone();
+        told.insert("proceed".to_owned(), Value::Bool(proceed));
+        // The outputs of something else may have the same name; those have no such members.
+        Self::deserialize(Value::Object(told)).ok().filter(|judgment| !judgment.by.is_empty())
+    }
+
+    /// As the outputs of the stage have it.
+    #[must_use]
+    pub fn outputs(&self) -> Map<String, Value> {
+        let word = Self::WORDS.into_iter().find(|(_, proceed)| *proceed == self.proceed).map(|(word, _)| word);
+        [
+            ("judgment", json!(word)),
+            ("input", json!(self.input)),
+            ("comment", json!(self.comment)),
+            ("by", json!(self.by)),
+            ("principal", json!(self.principal)),
+            ("at", json!(self.at)),
+        ]
+        .map(|(key, value)| (key.to_owned(), value))
+        .into_iter()
+        .collect()
     }
 }
 

@@ -18,8 +18,8 @@ pub use access::{Action, Actor, AuditRow, Principal, PrincipalKind, Resource, Ro
 pub use application::Application;
 pub use event::{Cursor, Event, EventBody, InvalidCursor, StreamId};
 pub use execution::{
-    Cancel, CancelMode, ChildSpec, Execution, ExecutionKind, Failure, Phase, Progress, Stage, StageSpec, Task,
-    Unwinding, Wake,
+    Cancel, CancelMode, ChildSpec, Execution, ExecutionKind, Failure, Judgment, Phase, Progress, Stage, StageSpec,
+    Task, Unwinding, Wake,
 };
 pub use ids::{
     ApplicationId, AuditId, DeliveryId, ExecutionId, IntentId, InvalidId, NotificationId, OwnerId, PipelineId,

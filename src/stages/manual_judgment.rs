@@ -8,11 +8,12 @@ use serde_json::{Value, json};
 
 use super::schema;
 use crate::engine::contract::{Cause, Next, Stage, StepContext, StepError};
+use crate::model::Judgment;
 
 pub(super) struct ManualJudgment;
 
 /// The signal by which the word comes.
-const SIGNAL: &str = "judge";
+const SIGNAL: &str = Judgment::SIGNAL;
 /// Where the pipeline says nothing: three days, and the minute by which the wait ends before.
 const TIMEOUT: Duration = Duration::from_secs(3 * 24 * 60 * 60 + 60);
 
@@ -35,41 +36,26 @@ pub(super) enum Cursor {
     },
 }
 
-/// What comes with the signal.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-struct Judgment {
-    proceed: bool,
-    #[serde(default)]
-    input: Option<String>,
-    #[serde(default)]
-    comment: Option<String>,
-    /// The principal's name.
-    #[serde(default)]
-    by: String,
+/// The word that woke this step, if there was one.
+fn told(cx: &StepContext) -> Result<Option<Judgment>, StepError> {
+    let Some(payload) = cx.signal() else { return Ok(None) };
+    let judgment = Judgment::deserialize(payload).map_err(|error| {
+        StepError::Fail(Cause::new("INVALID", "the judgment that came is not readable").because(error))
+    })?;
+    Ok(Some(judgment))
 }
 
-impl Judgment {
-    /// The word that woke this step, if there was one.
-    fn of(cx: &StepContext) -> Result<Option<Self>, StepError> {
-        let Some(payload) = cx.signal() else { return Ok(None) };
-        let judgment = Self::deserialize(payload).map_err(|error| {
-            StepError::Fail(Cause::new("INVALID", "the judgment that came is not readable").because(error))
-        })?;
-        Ok(Some(judgment))
-    }
-
-    /// The failure of a stage that was told to stop.
-    fn stopped(&self) -> StepError {
-        let comment = match self.comment.as_deref().map(str::trim) {
-            Some(comment) if !comment.is_empty() => format!(": {comment}"),
-            _ => String::new(),
-        };
-        let by = if self.by.is_empty() { "somebody" } else { &self.by };
-        StepError::Fail(
-            Cause::new("JUDGMENT_STOPPED", format!("{by} decided to stop{comment}"))
-                .hint("start the pipeline again once what stood against it is settled"),
-        )
-    }
+/// The failure of a stage that was told to stop.
+fn stopped(judgment: &Judgment) -> StepError {
+    let comment = match judgment.comment.as_deref().map(str::trim) {
+        Some(comment) if !comment.is_empty() => format!(": {comment}"),
+        _ => String::new(),
+    };
+    let by = if judgment.by.is_empty() { "somebody" } else { &judgment.by };
+    StepError::Fail(
+        Cause::new("JUDGMENT_STOPPED", format!("{by} decided to stop{comment}"))
+            .hint("start the pipeline again once what stood against it is settled"),
+    )
 }
 
 impl Stage for ManualJudgment {
@@ -119,7 +105,7 @@ impl Stage for ManualJudgment {
             }
             Cursor::Waiting { until } => until,
         };
-        let Some(judgment) = Judgment::of(cx)? else {
+        let Some(judgment) = told(cx)? else {
             if cx.timed_out() || cx.now() >= until {
                 return Err(StepError::Fail(
                     Cause::new("JUDGMENT_TIMED_OUT", "nobody has decided in time")
@@ -129,7 +115,11 @@ impl Stage for ManualJudgment {
             return Ok(wait(cx, until));
         };
         if !judgment.proceed {
-            return Err(judgment.stopped());
+            // Who decided is told by the outputs, also where the stage fails by it.
+            for (key, value) in judgment.outputs() {
+                cx.output(&key, value);
+            }
+            return Err(stopped(&judgment));
         }
         let fits =
             config.inputs.is_empty() || judgment.input.as_ref().is_some_and(|input| config.inputs.contains(input));
@@ -140,12 +130,7 @@ impl Stage for ManualJudgment {
             return Ok(wait(cx, until));
         }
         cx.progress(1, 1, "judgments", format!("{} decided to go on", judgment.by));
-        Ok(Next::Done(json!({
-            "judgment": "proceed",
-            "input": judgment.input,
-            "comment": judgment.comment,
-            "by": judgment.by,
-        })))
+        Ok(Next::Done(Value::Object(judgment.outputs())))
     }
 }
 

@@ -51,6 +51,26 @@ fn write(writes: Vec<Write>) -> Commit {
     Commit { writes, ..Commit::default() }
 }
 
+/// Asked of the connection that commits.
+#[tokio::test]
+async fn a_commit_is_as_durable_as_the_setting_says() {
+    assert_eq!(Durability::default(), Durability::Full);
+    for (durability, level) in [(Durability::Full, 2), (Durability::Normal, 1)] {
+        let data_dir = std::env::temp_dir().join(format!("gennaker-store-{}", Uuid::new_v4().simple()));
+        let options = Options { database_url: None, data_dir, durability, queue_max: 64 };
+        let store = Store::open(&options, Clock::system()).await.expect("opens");
+        let home = Home { store, options };
+        home.store.commit(write(vec![Write::InsertApplication(application("hello"))])).await.expect("committed");
+        let sql = "UPDATE application SET version = 2 WHERE (SELECT synchronous FROM pragma_synchronous) = ?";
+        for (asked, rows) in [(3 - level, 0), (level, 1)] {
+            let op = prepare::Op::Count { sql, values: vec![rows::int(asked)] };
+            let answer = home.store.write_op(op, None).await.expect("written").answer;
+            assert!(matches!(answer, apply::Answer::Count(count) if count == rows), "{durability:?} {asked}");
+        }
+        home.end().await;
+    }
+}
+
 #[tokio::test]
 async fn a_full_disk_is_told_and_survived() {
     let home = Home::new().await;

@@ -128,11 +128,20 @@ async fn each_command_is_audited(admin: &Hello, olga: &Hello) -> Outcome {
     admin.save("asks", &json!({ "stages": ask })).await?;
     let execution = olga.start("asks", Value::Null).await?;
     let stage = olga.asks(&execution).await?;
-    olga.client.mutate(JUDGE, json!({ "stage": { "id": stage }, "proceed": true })).await?;
+    let judgment = json!({ "stage": { "id": stage }, "proceed": true, "comment": "looks well" });
+    olga.client.mutate(JUDGE, judgment).await?;
     follow(&olga.client, &execution, Duration::from_secs(60)).await?.succeeded()?;
+    who_decided(olga, &execution).await?;
     let execution = admin.start("asks", Value::Null).await?;
     olga.asks(&execution).await?;
     olga.client.mutate(CANCEL, json!({ "execution": { "id": execution }, "reason": "not today" })).await?;
+    let query = "query($id: ID!) { viewer { id }
+        node(id: $id) { ... on Execution { stages { judgment { proceed } } cancellation { byName by { id name } } } } }";
+    let data = olga.client.query(query, json!({ "id": execution })).await?;
+    let cancel = &data["node"]["cancellation"];
+    anyhow::ensure!(cancel["byName"] == "olga" && cancel["by"]["name"] == "olga", "{data}");
+    anyhow::ensure!(cancel["by"]["id"] == data["viewer"]["id"], "{data}");
+    anyhow::ensure!(data["node"]["stages"][0]["judgment"].is_null(), "nobody has judged it: {data}");
     let create = "mutation Create($input: CreateTokenInput!) {
         createToken(input: $input) { created { token { id } } userErrors { message field code } } }";
     let made = admin.client.mutate(create, json!({ "principal": { "name": "olga" } })).await?;
@@ -154,6 +163,22 @@ async fn each_command_is_audited(admin: &Hello, olga: &Hello) -> Outcome {
     anyhow::ensure!(told == wanted.map(|(action, who)| (Some(action), Some(who))), "{rows:#?}");
     anyhow::ensure!(rows[5]["detail"]["createToken"].is_string(), "{}", rows[5]);
     anyhow::ensure!(rows[6]["detail"]["revokeToken"] == rows[5]["detail"]["createToken"], "{}", rows[6]);
+    Ok(())
+}
+
+/// The judgment of the execution's first stage names olga, by her id too.
+async fn who_decided(olga: &Hello, execution: &str) -> Outcome {
+    let query = "query($id: ID!) { viewer { id } node(id: $id) { ... on Execution { stages {
+        startedAt endedAt judgment { proceed input comment at byName by { id name } } } } } }";
+    let data = olga.client.query(query, json!({ "id": execution })).await?;
+    let stage = &data["node"]["stages"][0];
+    let judgment = &stage["judgment"];
+    anyhow::ensure!(judgment["proceed"] == true && judgment["input"].is_null(), "{data}");
+    anyhow::ensure!(judgment["comment"] == "looks well" && judgment["byName"] == "olga", "{data}");
+    anyhow::ensure!(judgment["by"] == json!({ "id": data["viewer"]["id"], "name": "olga" }), "{data}");
+    let instant = |value: &Value| value.as_str()?.parse::<chrono::DateTime<chrono::Utc>>().ok();
+    let (began, at, ended) = (instant(&stage["startedAt"]), instant(&judgment["at"]), instant(&stage["endedAt"]));
+    anyhow::ensure!(began.is_some() && began <= at && at <= ended, "{data}");
     Ok(())
 }
 

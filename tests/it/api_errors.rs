@@ -44,6 +44,15 @@ async fn unknown_application() -> Outcome {
     anyhow::ensure!(error.to_string().contains("helo") && error.to_string().contains("hello"), "{error}");
     let error = hello.start("deploy helo", Value::Null).await.expect_err("there is no such pipeline");
     anyhow::ensure!(error.to_string().contains("deploy hello"), "{error}");
+    // Accounts and principals have names too.
+    for (noun, name, near) in [("account", "local", "locla"), ("principal", "admin", "admn")] {
+        let query = format!("query($name: String!) {{ {noun}(name: $name) {{ id name }} }}");
+        let found = hello.client.query(&query, json!({ "name": name })).await?;
+        anyhow::ensure!(found[noun]["name"] == name && found[noun]["id"].is_string(), "{found}");
+        let error = hello.client.query(&query, json!({ "name": near })).await.expect_err("a misspelt name");
+        anyhow::ensure!(error.code() == Some("NOT_FOUND"), "{error} {:?}", error.code());
+        anyhow::ensure!(error.to_string().contains(&format!("did you mean `{name}`")), "{error}");
+    }
     Ok(())
 }
 

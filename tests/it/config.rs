@@ -120,6 +120,7 @@ async fn precedence() -> Outcome {
         ("max-body-bytes", json!(2_000_000), from_file(7)),
         ("outbound-allow", json!(["10.0.0.0/8", "::1"]), from_file(10)),
         ("max-event-bytes", json!(65_536), json!({ "kind": "default" })),
+        ("durability", json!("full"), json!({ "kind": "default" })),
         ("listen", json!("127.0.0.1:7777"), json!({ "kind": "default" })),
         ("data-dir", json!(dir.0.join(".local/share/gennaker")), json!({ "kind": "default" })),
         ("tls-cert", Value::Null, json!({ "kind": "default" })),

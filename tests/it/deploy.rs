@@ -16,6 +16,7 @@ pub fn trials() -> Vec<Trial> {
         trial("deploy", "red_black_takes_version_1_to_version_2_and_no_request_fails", red_black_under_load),
         trial("deploy", "two_deploys_of_one_cluster_at_once_both_finish_under_distinct_names", two_at_once),
         trial("deploy", "a_deploy_that_never_gets_healthy_fails_and_leaves_the_old_group_in_traffic", never_healthy),
+        trial("deploy", "a_deploy_of_what_crashes_says_all_about_it", crashes),
         trial("deploy", "cancelling_a_deploy_brings_back_what_was_there", cancel_unwinds),
         trial("deploy", "cancelling_a_deploy_after_its_switch_brings_the_old_group_back", cancel_after_the_switch),
         trial("deploy", "a_judgment_holds_the_pipeline_until_a_person_decides", judgment),
@@ -152,12 +153,57 @@ async fn never_healthy() -> Outcome {
     let failure = followed.failure();
     anyhow::ensure!(failure["message"].as_str().is_some_and(|message| message.contains("hello-v001")), "{failure}");
     anyhow::ensure!(failure["hint"].as_str().is_some_and(|hint| !hint.is_empty()), "{failure}");
+    let whole = failures(&hello, &execution).await?;
+    anyhow::ensure!(whole["message"] == failure["message"], "{whole}");
+    anyhow::ensure!(whole["hint"].as_str().is_some_and(|hint| hint.contains("health check")), "{whole}");
     let report = load.stop().await;
     anyhow::ensure!(report.failed == 0, "{:?}", report.failures);
     anyhow::ensure!(report.versions().keys().eq(["1.0.0"]), "{:?}", report.versions());
     let groups = hello.groups().await?;
     anyhow::ensure!(groups[0].name == "hello-v000" && groups[0].enabled && groups[0].healthy == 3, "{groups:?}");
     anyhow::ensure!(groups[1..].iter().all(|group| !group.enabled), "{groups:?}");
+    Ok(())
+}
+
+/// All that a failure says, of the execution and of the stage in which it was met.
+async fn failures(hello: &Hello, execution: &str) -> anyhow::Result<Value> {
+    let query = "
+query Failures($id: ID!) {
+  node(id: $id) { ... on Execution {
+    failure { ...Whole }
+    stages { id key kind failure { ...Whole } }
+  } }
+}
+fragment Whole on Failure { code message hint stage { id kind } cause attempt retryable logTail }";
+    let data = hello.client.query(query, json!({ "id": execution })).await?;
+    let node = &data["node"];
+    let met = node["stages"].as_array().into_iter().flatten().find(|stage| stage["kind"] == "createServerGroup");
+    let met = met.ok_or_else(|| anyhow::anyhow!("no server group was to be created: {data}"))?;
+    anyhow::ensure!(met["failure"] == node["failure"], "the stage that failed says the same: {data}");
+    let failure = &node["failure"];
+    anyhow::ensure!(failure["code"] == "INSTANCES_NOT_HEALTHY", "{failure}");
+    anyhow::ensure!(failure["stage"] == json!({ "id": met["id"], "kind": "createServerGroup" }), "{failure}");
+    anyhow::ensure!(failure["cause"].is_null() && failure["attempt"] == 1, "{failure}");
+    anyhow::ensure!(failure["retryable"] == false, "{failure}");
+    for field in ["message", "hint", "logTail"] {
+        anyhow::ensure!(failure[field].as_str().is_some_and(|text| !text.is_empty()), "{field}: {failure}");
+    }
+    Ok(failure.clone())
+}
+
+async fn crashes() -> Outcome {
+    let server = Server::start().await?;
+    let hello = Hello::create(&server).await?;
+    let mut bad = hello.pipeline();
+    let launch = bad.pointer_mut("/stages/0/config/clusters/0/launch/command").expect("the cluster has a command");
+    launch.as_array_mut().expect("a list").extend(["--crash-after-ms", "1"].map(Value::from));
+    hello.save("crashes", &bad).await?;
+    let execution = hello.start("crashes", json!({ "version": "1.0.0" })).await?;
+    let followed = follow(&hello.client, &execution, MAX).await?;
+    anyhow::ensure!(followed.status() == "FAILED", "{}", followed.status());
+    let failure = failures(&hello, &execution).await?;
+    anyhow::ensure!(failure["message"].as_str().is_some_and(|text| text.contains("has crashed")), "{failure}");
+    anyhow::ensure!(failure["hint"].as_str().is_some_and(|text| text.contains("ends by itself")), "{failure}");
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use gennaker::cli::demo::setup;
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
-use crate::harness::documents::{SAVE, START};
+use crate::harness::documents::{CANCEL, SAVE, START};
 use crate::harness::mail::{MailServer, PASSWORD, mail_server};
 use crate::harness::{Options, Outcome, Schema, Server, follow, postgres, trial, trial_with, wait_for};
 
@@ -19,6 +19,7 @@ pub fn trials() -> Vec<Trial> {
     };
     vec![
         mail("a_thread_of_mails_arrives_as_text_and_html", || Box::pin(thread())),
+        mail("a_failure_and_a_cancel_are_told_by_mail_of_the_pipeline_and_of_the_stage", || Box::pin(bad_ends())),
         mail("mail_goes_over_tls_from_the_first_byte_too", || Box::pin(implicit())),
         mail("a_wrong_password_is_told_and_mail_flows_once_it_is_right", || Box::pin(wrong_password())),
         mail("the_password_itself_may_stand_in_its_variable", || Box::pin(variable())),
@@ -257,6 +258,49 @@ async fn thread() -> Outcome {
         pipelines { nodes { definition { document } } } }";
     let seen = viewer.query(document, Value::Null).await?.to_string();
     anyhow::ensure!(seen.contains("\"SENT\"") && seen.contains("***") && !seen.contains("example.org"), "{seen}");
+    Ok(())
+}
+
+async fn bad_ends() -> Outcome {
+    let mail = MailServer::start(&[]).await?;
+    let rig = Rig::with(&mail).await?;
+    let rules = json!([{ "on": ["COMPLETED", "FAILED", "CANCELED"], "email": { "to": [ANN] } }]);
+    let definition = |seconds: u32, timeout: u32| {
+        json!({
+            "stages": [{ "key": "a", "kind": "wait", "name": "Rest", "timeoutSeconds": timeout,
+                         "config": { "seconds": seconds }, "notifications": rules }],
+            "notifications": rules,
+        })
+    };
+    rig.client.mutate(SAVE, setup::saving("fails", definition(5, 1))).await?;
+    rig.client.mutate(SAVE, setup::saving("stays", definition(3600, 7200))).await?;
+    let execution = begin(&rig.client, "fails").await?;
+    anyhow::ensure!(follow(&rig.client, &execution, MAX).await?.status() == "FAILED");
+    let execution = begin(&rig.client, "stays").await?;
+    wait_for("the stage to begin", MAX, || async {
+        let query = "query($id: ID!) { node(id: $id) { ... on Execution { stages { status } } } }";
+        let data = rig.client.query(query, json!({ "id": execution })).await.ok()?;
+        (data["node"]["stages"][0]["status"] == "RUNNING").then_some(())
+    })
+    .await?;
+    rig.client.mutate(CANCEL, json!({ "execution": { "id": execution }, "reason": "not today" })).await?;
+    anyhow::ensure!(follow(&rig.client, &execution, MAX).await?.status() == "CANCELED");
+
+    let all = mail.received(4).await?;
+    anyhow::ensure!(all.len() == 4 && all.iter().all(|mail| mail["to"] == json!([ANN])), "{all:#?}");
+    for (occasion, subject, text) in [
+        ("failed", "hello / fails #1: Rest ", "did not end within 1 s"),
+        ("failed", "hello / fails #1 ", "did not end within 1 s"),
+        ("canceled", "hello / stays #1: Rest ", "canceled by admin: not today"),
+        ("canceled", "hello / stays #1 ", "canceled by admin: not today"),
+    ] {
+        let fits = |mail: &&Value| {
+            header(mail, "x-gennaker-occasion") == occasion && header(mail, "subject").starts_with(subject)
+        };
+        let found: Vec<_> = all.iter().filter(fits).collect();
+        anyhow::ensure!(found.len() == 1, "{occasion} {subject}: {all:#?}");
+        anyhow::ensure!(found[0]["text"].as_str().is_some_and(|said| said.contains(text)), "{:#?}", found[0]);
+    }
     Ok(())
 }
 

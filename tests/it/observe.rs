@@ -21,6 +21,7 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 pub fn trials() -> Vec<Trial> {
     vec![
         trial("observe", "readiness_names_what_is_wrong_and_comes_back", readiness),
+        trial("observe", "readiness_says_that_the_schema_is_another", not_migrated),
         trial("observe", "metrics_need_a_token_unless_they_are_public", metrics_access),
         trial("observe", "metrics_are_well_formed_and_rise_with_a_deploy", metrics_rise),
         trial("observe", "no_invariant_is_violated_by_a_deploy_that_is_killed", invariants_hold),
@@ -76,6 +77,34 @@ async fn readiness() -> Outcome {
     .with_context(|| server.log())?;
     let _ = server.command().args(["host", "stop", "--instances"]).output()?;
     host.kill().await?;
+    Ok(())
+}
+
+/// As when a newer server has migrated the database that this one uses.
+async fn not_migrated() -> Outcome {
+    use sea_orm::{ConnectionTrait as _, Database};
+
+    let server = Server::start().await?;
+    let status = async |wanted: StatusCode| {
+        wait_for(&format!("readiness to be {wanted}"), MAX, || async {
+            ready(&server).await.ok().filter(|(status, _)| *status == wanted)
+        })
+        .await
+    };
+    status(StatusCode::OK).await?;
+    let database = Database::connect(format!("sqlite://{}", server.data_dir().join("gennaker.db").display())).await?;
+    database.execute_unprepared("PRAGMA busy_timeout = 10000").await?;
+    let insert = "INSERT INTO seaql_migrations (version, applied_at) VALUES ('m29991231_000001_future', 0)";
+    database.execute_unprepared(insert).await?;
+    let (_, said) = status(StatusCode::SERVICE_UNAVAILABLE).await?;
+    let bad: Vec<_> = said["checks"].as_array().into_iter().flatten().filter(|check| check["ok"] == false).collect();
+    anyhow::ensure!(bad.len() == 1 && bad[0]["name"] == "database", "{said}");
+    anyhow::ensure!(
+        bad[0]["why"].as_str().is_some_and(|why| why.contains("its schema is not this server's")),
+        "{said}"
+    );
+    database.execute_unprepared("DELETE FROM seaql_migrations WHERE version LIKE 'm2999%'").await?;
+    status(StatusCode::OK).await?;
     Ok(())
 }
 
@@ -194,8 +223,8 @@ async fn invariants_hold() -> Outcome {
 }
 
 /// The detectors themselves: somebody spoils rows behind the server's back, each in an execution of
-/// its own. A part that ends is the next trial's; rules that never come to an end would need another
-/// binary: each decision, whatever the rows say, brings its stage nearer to its own.
+/// its own. A part that ends is the next trial's; rules that never come to an end are
+/// a test's of the engine: each decision, whatever the rows say, brings its stage nearer to its own.
 async fn violated() -> Outcome {
     use sea_orm::{ConnectionTrait as _, Database};
 

@@ -11,7 +11,7 @@ use libtest_mimic::Trial;
 use sea_orm::ConnectionTrait as _;
 use serde_json::{Value, json};
 
-use crate::harness::documents::{CREATE, SAVE, START};
+use crate::harness::documents::{CANCEL, CREATE, SAVE, START};
 use crate::harness::{Options, Outcome, Schema, Server, postgres, trial, trial_with, wait_for};
 
 pub fn trials() -> Vec<Trial> {
@@ -19,6 +19,7 @@ pub fn trials() -> Vec<Trial> {
         trial("triggers", "a_timetable_starts_its_pipeline_and_shows_what_comes", timetable),
         trial("triggers", "a_kill_neither_repeats_nor_ends_a_timetable", killed_in_between),
         trial("triggers", "an_end_starts_the_other_pipeline_although_the_server_is_killed", killed_at_the_end),
+        trial("triggers", "an_end_that_is_a_failure_or_a_cancel_starts_what_waits_for_it", other_ends),
         trial("triggers", "what_cannot_be_read_is_told_once_and_stands_in_no_others_way", unreadable),
         trial("triggers", "the_sweep_finds_what_the_timer_does_not_know_of", swept),
         trial_with("triggers", "two_servers_start_each_slot_once", postgres(), two_servers),
@@ -187,6 +188,46 @@ async fn killed_at_the_end() -> Outcome {
     }
     let found = runs(&client, "second").await?;
     anyhow::ensure!(found["triggers"][0]["source"]["name"] == "first", "{found}");
+    Ok(())
+}
+
+async fn other_ends() -> Outcome {
+    let server = Server::start().await?;
+    let client = server.client();
+    prepared(&client).await?;
+    let mut fails = definition("fails", 5, json!([]));
+    fails["stages"][0]["timeoutSeconds"] = json!(1);
+    client.mutate(SAVE, fails).await?;
+    client.mutate(SAVE, definition("stays", 3600, json!([]))).await?;
+    for (name, source, status) in [
+        ("of a failure", "fails", "FAILED"),
+        ("of no failure", "fails", "SUCCEEDED"),
+        ("of a cancel", "stays", "CANCELED"),
+        ("of no cancel", "stays", "FAILED"),
+    ] {
+        let config = json!({ "application": "timed", "pipeline": source, "statuses": [status] });
+        let triggers = json!([{ "key": "after", "kind": "pipeline", "config": config }]);
+        client.mutate(SAVE, definition(name, 0, triggers)).await?;
+    }
+    let start = async |name: &str| {
+        let input = json!({ "pipeline": { "name": { "application": "timed", "name": name } } });
+        anyhow::Ok(client.mutate(START, input).await?["execution"]["id"].take())
+    };
+    start("fails").await?;
+    let stays = start("stays").await?;
+    client.mutate(CANCEL, json!({ "execution": { "id": stays }, "reason": "enough" })).await?;
+    for (name, source, status) in [("of a failure", "fails", "FAILED"), ("of a cancel", "stays", "CANCELED")] {
+        let found = wait_for_runs(&client, name, 1).await?;
+        anyhow::ensure!(found["executions"]["totalCount"] == 1, "{found:#}");
+        let told = &found["executions"]["nodes"][0]["trigger"]["source"];
+        anyhow::ensure!(told["pipelineName"] == source && told["status"] == status, "{found:#}");
+        anyhow::ensure!(told["execution"]["number"] == 1, "{found:#}");
+    }
+    // Both ends are dealt with: what waits for others was not started.
+    for name in ["of no failure", "of no cancel"] {
+        let found = runs(&client, name).await?;
+        anyhow::ensure!(found["executions"]["totalCount"] == 0, "{found:#}");
+    }
     Ok(())
 }
 

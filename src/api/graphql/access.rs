@@ -5,7 +5,7 @@ use chrono::{DateTime, Utc};
 
 use super::command::{Refused, payload, settle};
 use super::connection::lists;
-use super::execution::Execution;
+use super::execution::{Execution, in_query};
 use super::ids::{self, Key};
 use super::scalars::Json;
 use super::selectors::PrincipalSelector;
@@ -207,6 +207,17 @@ impl AccessQuery {
         let session = session(ctx)?;
         let found = session.api.store.principal(session.actor.principal).await.map_err(stored)?;
         Ok(found.map(Principal))
+    }
+    /// The principal of that name.
+    async fn principal(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "The principal's name.")] name: String,
+    ) -> Result<Option<Principal>> {
+        let session = session(ctx)?;
+        session.may(model::Action::Read, &Resource::Server)?;
+        let found = session.select_principal(PrincipalSelector::Name(name)).await.map_err(in_query)?;
+        Ok(Some(Principal(found)))
     }
     #[graphql(flatten)]
     async fn lists(&self) -> AccessQueryLists<'_> {

@@ -3,8 +3,10 @@
 use async_graphql::{Context, ID, Object, Result};
 
 use super::ids::Key;
-use super::session::session;
+use super::session::{not_found, session};
+use crate::api::error::shown;
 use crate::model;
+use crate::near::did_you_mean;
 
 /// An account at a cloud.
 pub struct Account(pub model::Account);
@@ -36,6 +38,21 @@ pub struct AccountQuery;
 
 #[Object]
 impl AccountQuery {
+    /// The account of that name.
+    async fn account(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "The account's name.")] name: String,
+    ) -> Result<Option<Account>> {
+        let session = session(ctx)?;
+        session.may(model::Action::Read, &model::Resource::Server)?;
+        let accounts = session.api.inventory.accounts();
+        let near = did_you_mean(&name, accounts.iter().map(|account| account.name.as_str()));
+        match accounts.iter().find(|account| account.name == name) {
+            Some(found) => Ok(Some(Account(found.clone()))),
+            None => Err(not_found(format!("there is no account `{}`{near}", shown(&name)))),
+        }
+    }
     /// The accounts of clouds, at most 1,000.
     async fn accounts(&self, ctx: &Context<'_>) -> Result<Vec<Account>> {
         let session = session(ctx)?;

@@ -120,6 +120,11 @@ impl PageArgs {
 }
 
 impl Paging {
+    /// How many items are asked for from the start of the range.
+    pub fn first(&self) -> async_graphql::Result<usize> {
+        Ok(usize::try_from(self.request()?.limit).unwrap_or(usize::MAX))
+    }
+
     /// Checks the arguments: one of `first` and `last`, from 1 to the most; cursors of this list.
     fn request(&self) -> async_graphql::Result<PageRequest> {
         let (args, max) = (&self.args, self.max);
@@ -211,6 +216,14 @@ pub struct Connection<N> {
     has_next: bool,
     has_previous: bool,
     total: u64,
+}
+
+impl<N> Connection<N> {
+    /// A page of a list that has cursors of its own.
+    pub fn with_cursors(items: Vec<(String, N)>, has_previous: bool, has_next: bool, total: u64) -> Self {
+        let edges = items.into_iter().map(|(cursor, node)| Edge { cursor, node }).collect();
+        Self { edges, has_next, has_previous, total }
+    }
 }
 
 /// One item of a page and where it stands in the list.

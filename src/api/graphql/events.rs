@@ -10,9 +10,10 @@ use chrono::{DateTime, Utc};
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 use tokio::sync::broadcast::{self, error::RecvError};
 
+use super::connection::Connection;
 use super::execution::{Execution, in_query};
 use super::selectors::{ApplicationSelector, ExecutionSelector, PipelineSelector};
-use super::session::{not_found, session};
+use super::session::{Session, not_found, session};
 use super::stage::{Siblings, Stage};
 use crate::api;
 use crate::api::error::{Code, coded, shown, stored};
@@ -231,6 +232,43 @@ impl EventSubscription {
     }
 }
 
+/// A page of what happened to an execution, behind the event that had the cursor; from the first one
+/// without. The cursors are those of the subscription, and so are the events.
+pub async fn page(
+    session: Session<'_>,
+    id: ExecutionId,
+    first: usize,
+    after: Option<String>,
+) -> Result<Connection<ExecutionEvent>> {
+    let (stream, store) = (StreamId::Execution(id), &session.api.store);
+    let tail = Tail::open(session.api, stream);
+    let now = store.execution_snapshot(id).await.map_err(stored)?;
+    let (row, _) = now.ok_or_else(|| not_found(format!("{id} is no longer kept")))?;
+    let (oldest, newest) = store.event_bounds(stream).await.map_err(stored)?;
+    let from = match after.map(|text| parse(&text, stream)).transpose()? {
+        None => oldest - 1,
+        Some(cursor) if cursor.epoch == store.epoch() && (oldest - 1..=newest).contains(&cursor.seq) => cursor.seq,
+        Some(_) => {
+            let message = "what came after this cursor is no longer known; leave `after` out to begin anew";
+            return Err(coded(Code::BadRequest, message));
+        }
+    };
+    let mut follower = Follower::new(tail, LastCursor::default(), id, row);
+    follower.fold_to(from).await?;
+    let mut items = Vec::new();
+    while items.len() < first
+        && let Some(event) = follower.tail.next().await?
+    {
+        let at = event.at;
+        if let Some(told) = follower.tell(event.body, at) {
+            items.push((follower.tail.cursor(), told));
+        }
+    }
+    let newest = newest.max(follower.tail.seq);
+    let (has_previous, has_next) = (from >= oldest, follower.tail.seq < newest);
+    Ok(Connection::with_cursors(items, has_previous, has_next, u64::try_from(newest + 1 - oldest).unwrap_or(0)))
+}
+
 /// One subscription to one execution: the execution folded from its events so far.
 struct Follower {
     tail: Tail,
@@ -243,17 +281,21 @@ struct Follower {
 }
 
 impl Follower {
+    /// Of the execution as it is now.
+    fn new(tail: Tail, last: LastCursor, id: ExecutionId, mut own: model::Execution) -> Self {
+        let mut stages: Vec<_> = std::mem::take(&mut own.stages).into_iter().map(Arc::new).collect();
+        stages.sort_by_key(|stage| stage.position);
+        Self { tail, last, id, own: Arc::new(own), stages: Arc::new(stages), first: VecDeque::new() }
+    }
+
     async fn open(
         tail: Tail,
         last: LastCursor,
         id: ExecutionId,
-        (mut own, seq): (model::Execution, i64),
+        (own, seq): (model::Execution, i64),
         after: Option<String>,
     ) -> Result<Self> {
-        let mut stages: Vec<_> = std::mem::take(&mut own.stages).into_iter().map(Arc::new).collect();
-        stages.sort_by_key(|stage| stage.position);
-        let mut follower =
-            Self { tail, last, id, own: Arc::new(own), stages: Arc::new(stages), first: VecDeque::new() };
+        let mut follower = Self::new(tail, last, id, own);
         let Some(after) = after else {
             follower.begin_at(seq);
             return Ok(follower);

@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use async_graphql::{Context, Enum, ID, InputObject, Object, Result, SimpleObject};
+use async_graphql::{Context, Enum, ID, InputObject, Object, Result};
 use chrono::{DateTime, Utc};
 
 use super::access::Principal;
 use super::application::Application;
 use super::command::{Refused, payload, settle, started_payload};
-use super::connection::lists;
+use super::connection::{Connection, PageArgs, lists};
 use super::definition::NotificationRule;
+use super::events::{self, ExecutionEvent};
 use super::ids::{self, Key};
 use super::intent::Intent;
 use super::pipeline::{Pipeline, PipelineRevision};
@@ -260,6 +261,18 @@ impl Execution {
         let found = stages.iter().find(|stage| stage.parent.is_none() && stage.key == key);
         Ok(found.map(|row| self.stage_of(row, &stages)))
     }
+    /// What happened to it, the oldest first, told as `executionEvents` tells it and with the same
+    /// cursors: what lies behind one is what that subscription tells after it.
+    async fn events(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "How many, at most; 25 when absent, at most 100 unless the server is set otherwise.")]
+        first: Option<i32>,
+        #[graphql(desc = "Only what happened after the event that had this cursor.")] after: Option<String>,
+    ) -> Result<Connection<ExecutionEvent>> {
+        let paging = PageArgs { first, after: None, last: None, before: None }.of(ctx, &[]);
+        events::page(session(ctx)?, self.own.id, paging.first()?, after).await
+    }
     /// What was about to be done outside, and what came of it; the oldest first, at most 1,000.
     async fn intents(&self, ctx: &Context<'_>) -> Result<Vec<Intent>> {
         let mut intents = session(ctx)?.api.store.intents(self.own.id).await.map_err(stored)?;
@@ -286,21 +299,37 @@ impl Execution {
 }
 
 /// A wish to end an execution early.
-#[derive(SimpleObject)]
-pub struct Cancellation {
-    /// The name of who had it.
-    by_name: String,
-    /// When.
-    at: DateTime<Utc>,
-    /// Why.
-    reason: String,
-    /// What becomes of what was begun.
-    mode: CancelMode,
-}
+pub struct Cancellation(model::Cancel);
 
 impl From<&model::Cancel> for Cancellation {
     fn from(cancel: &model::Cancel) -> Self {
-        Self { by_name: cancel.by_name.clone(), at: cancel.at, reason: cancel.reason.clone(), mode: cancel.mode.into() }
+        Self(cancel.clone())
+    }
+}
+
+/// A wish to end an execution early.
+#[Object]
+impl Cancellation {
+    /// Who had it; null where the principal is not there any more.
+    async fn by(&self, ctx: &Context<'_>) -> Result<Option<Principal>> {
+        let found = session(ctx)?.api.store.principal(self.0.by).await.map_err(stored)?;
+        Ok(found.map(Principal))
+    }
+    /// The name, as of then, of who had it.
+    async fn by_name(&self) -> &str {
+        &self.0.by_name
+    }
+    /// When.
+    async fn at(&self) -> DateTime<Utc> {
+        self.0.at
+    }
+    /// Why.
+    async fn reason(&self) -> &str {
+        &self.0.reason
+    }
+    /// What becomes of what was begun.
+    async fn mode(&self) -> CancelMode {
+        self.0.mode.into()
     }
 }
 

@@ -8,6 +8,7 @@ use async_graphql::{Context, Enum, ID, Object, Result, SimpleObject};
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 
+use super::access::Principal;
 use super::definition::{NotificationRule, OnFailure};
 use super::execution::{Execution, Status};
 use super::ids::Key;
@@ -221,6 +222,10 @@ impl Stage {
             _ => None,
         }
     }
+    /// A person's word on it; null where nobody has judged it.
+    async fn judgment(&self) -> Option<Judgment> {
+        model::Judgment::of(&self.row).map(Judgment)
+    }
     /// From its start to its failure by timeout.
     async fn timeout(&self) -> Duration {
         Duration::from(u64::try_from(self.row.timeout_seconds).unwrap_or(0).saturating_mul(1_000))
@@ -240,6 +245,41 @@ impl Stage {
     /// From its start to its end, or to now.
     async fn elapsed(&self, ctx: &Context<'_>) -> Result<Option<Duration>> {
         elapsed(ctx, self.row.started_at, self.row.ended_at)
+    }
+}
+
+/// A person's word on a manual judgment.
+pub struct Judgment(model::Judgment);
+
+/// A person's word on a manual judgment.
+#[Object]
+impl Judgment {
+    /// True: go on; false: stop.
+    async fn proceed(&self) -> bool {
+        self.0.proceed
+    }
+    /// The one of the stage's inputs that was chosen, if it has any.
+    async fn input(&self) -> Option<&str> {
+        self.0.input.as_deref()
+    }
+    /// Why.
+    async fn comment(&self) -> Option<&str> {
+        self.0.comment.as_deref()
+    }
+    /// When; null where an earlier version did not write it down.
+    async fn at(&self) -> Option<DateTime<Utc>> {
+        self.0.at
+    }
+    /// Who decided; null where the principal is not there any more, or an earlier version did not
+    /// write it down.
+    async fn by(&self, ctx: &Context<'_>) -> Result<Option<Principal>> {
+        let Some(principal) = self.0.principal else { return Ok(None) };
+        let found = session(ctx)?.api.store.principal(principal).await.map_err(stored)?;
+        Ok(found.map(Principal))
+    }
+    /// The name, as of then, of who decided.
+    async fn by_name(&self) -> &str {
+        &self.0.by
     }
 }
 

@@ -81,6 +81,72 @@ async fn an_execution_is_followed_from_a_snapshot_to_its_end() {
 }
 
 #[tokio::test]
+async fn a_page_of_events_is_what_the_subscription_tells_behind_the_same_cursor() {
+    const PAGE: &str = "query($id: ID!, $first: Int, $after: String) { node(id: $id) { ... on Execution {
+        events(first: $first, after: $after) {
+            totalCount pageInfo { hasNextPage hasPreviousPage endCursor }
+            edges { cursor node {
+                __typename cursor occurredAt
+                execution { id status stages { key status } }
+                ... on StageChanged { stage { id key status kind config execution { id } } }
+                ... on EventsTruncated { oldestCursor } } } } } } }";
+
+    let server = Server::start().await;
+    let id = server.start_waiting(30).await;
+    server.finish(&id, 31).await;
+    let page = async |first: Value, after: &Value| {
+        let variables = json!({"id": id, "first": first, "after": after});
+        server.data(PAGE, variables).await["node"]["events"].take()
+    };
+    let nodes = |page: &Value| {
+        let edges = page["edges"].as_array().expect("edges");
+        assert!(edges.iter().all(|edge| edge["cursor"] == edge["node"]["cursor"]), "{page}");
+        edges.iter().map(|edge| edge["node"].clone()).collect::<Vec<_>>()
+    };
+    let all = page(Value::Null, &Value::Null).await;
+    let events = nodes(&all);
+    assert_eq!((seq(&events[0]), &events[0]["__typename"]), (1, &json!("ExecutionChanged")));
+    assert_eq!(events.last().expect("events")["execution"]["status"], "SUCCEEDED");
+    assert_eq!(all["totalCount"], json!(events.len()));
+    assert_eq!((&all["pageInfo"]["hasNextPage"], &all["pageInfo"]["hasPreviousPage"]), (&json!(false), &json!(false)));
+    let mut socket = Socket::ready(&server).await;
+    for (from, event) in events.iter().enumerate() {
+        socket.subscribe("1", FOLLOW, json!({"id": id, "after": event["cursor"]})).await;
+        let told = rest(&mut socket, "1").await;
+        assert_eq!(told, events[from + 1..], "after {}", seq(event));
+        let rest = page(Value::Null, &event["cursor"]).await;
+        assert_eq!(nodes(&rest), told, "after {}", seq(event));
+        assert_eq!(rest["pageInfo"]["hasPreviousPage"], true);
+    }
+    // By twos, from the end of one page to the next.
+    let (mut after, mut seen) = (Value::Null, Vec::new());
+    loop {
+        let some = page(json!(2), &after).await;
+        seen.extend(nodes(&some));
+        after = some["pageInfo"]["endCursor"].clone();
+        if some["pageInfo"]["hasNextPage"] == false {
+            break;
+        }
+        assert_eq!(nodes(&some).len(), 2);
+    }
+    assert_eq!(seen, events);
+    // Of a database that was restored since, of what has not happened, of nothing; and too many.
+    let execution = StreamId::Execution(execution_id(&server).await).key();
+    let elsewhere = Cursor { epoch: uuid::Uuid::new_v4(), stream: execution, seq: 1 }.to_string();
+    let ahead = Cursor { epoch: server.store.epoch(), stream: execution, seq: 1_000 }.to_string();
+    for (first, after, wanted) in [
+        (1, elsewhere.as_str(), "BAD_REQUEST"),
+        (1, ahead.as_str(), "BAD_REQUEST"),
+        (1, "x", "BAD_REQUEST"),
+        (101, "", "PAGE_LIMIT_EXCEEDED"),
+    ] {
+        let after = Some(after).filter(|text| !text.is_empty());
+        let answer = server.ask(PAGE, json!({"id": id, "first": first, "after": after})).await;
+        assert_eq!(code(&answer), wanted, "{first} {after:?}: {answer}");
+    }
+}
+
+#[tokio::test]
 async fn a_cursor_that_cannot_be_followed_is_said_to_be_one() {
     let server = Server::start().await;
     let id = server.start_waiting(30).await;

@@ -29,6 +29,7 @@ use crate::outbound::{self, Outbound};
 use crate::secrets::Secrets;
 use crate::stages;
 use crate::store::{Commit, Durability, Store, Write};
+use crate::triggers;
 
 /// How long a test waits for what must come.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -80,6 +81,7 @@ impl Server {
             outbound: Outbound::new(outbound::Options::default()),
             secrets: Secrets::new(Vec::new()),
         });
+        let registry = triggers::kinds(registry);
         let engine = Engine::new(engine::Options::default(), store.clone(), registry.clone(), clock.clone());
         let stop = CancellationToken::new();
         let context = Context {
@@ -193,6 +195,35 @@ impl Drop for Server {
         self.stop.cancel();
         let _ = std::fs::remove_dir_all(&self.directory);
     }
+}
+
+/// Three in the morning in Berlin is another instant in summer than in winter.
+#[tokio::test]
+async fn a_timetable_goes_by_the_clocks_of_its_zone() {
+    let server = Server::start().await;
+    let save = "mutation($config: JSON!) { savePipeline(input: {
+        application: {name: \"hello\"}, name: \"nightly\",
+        stages: [{key: \"pause\", kind: \"wait\", config: {seconds: 0}}],
+        triggers: [{key: \"night\", kind: \"cron\", config: $config}]
+     }) { userErrors { message field } } }";
+    server
+        .data("mutation { createApplication(input: {name: \"hello\"}) { userErrors { message } } }", Value::Null)
+        .await;
+    let config = json!({"expression": "0 3 * * *", "timeZone": "Europe/Berlin"});
+    let saved = server.data(save, json!({"config": config})).await;
+    assert_eq!(saved["savePipeline"]["userErrors"], json!([]), "{saved}");
+    let query = "{ pipeline(application: \"hello\", name: \"nightly\") { triggers { nextAt nextRuns(first: 80) } } }";
+    let trigger = server.data(query, Value::Null).await["pipeline"]["triggers"][0].take();
+    // It is the 15th of January 2027, eight in the morning; the clocks go forward on the 28th of March.
+    let mut wanted = Vec::new();
+    let mut day = chrono::NaiveDate::from_ymd_opt(2027, 1, 16).expect("a day");
+    let summer = chrono::NaiveDate::from_ymd_opt(2027, 3, 28).expect("a day");
+    while wanted.len() < 80 {
+        wanted.push(format!("{day}T0{}:00:00+00:00", if day < summer { 2 } else { 1 }));
+        day = day.succ_opt().expect("a day");
+    }
+    assert!(day > summer);
+    assert_eq!(trigger, json!({"nextAt": wanted[0], "nextRuns": wanted}));
 }
 
 /// `errors[0].extensions.code`.

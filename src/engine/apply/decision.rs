@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::children::{add_children, boxed, plan, unknown_kind};
 use super::tasks::sync_tasks;
-use super::{Changes, Setting, cut, delta, fail};
+use super::{BETWEEN, Changes, Setting, cut, delta, fail};
 use crate::engine::DEADLINE_MAX;
 use crate::engine::contract::DynStage;
 use crate::engine::decide::{Decision, failure};
@@ -95,10 +95,11 @@ fn start_stage(
     stage.wake = Wake::Now;
     changes.seen(index);
     if stage.parent.is_none() {
-        // It began later than was reckoned with: it has its whole time nevertheless.
-        let until = stage.deadline.unwrap_or(setting.now).min(execution.created_at + delta(DEADLINE_MAX));
-        if until > execution.deadline {
-            execution.deadline = until;
+        // It began later than was reckoned with: it has its whole time nevertheless, and its own end.
+        let until = stage.deadline.unwrap_or(setting.now);
+        let later = (until + delta(BETWEEN)).min(execution.created_at + delta(DEADLINE_MAX));
+        if until >= execution.deadline && later > execution.deadline {
+            execution.deadline = later;
             changes.execution = true;
         }
     }

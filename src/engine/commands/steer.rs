@@ -6,7 +6,7 @@ use super::{Code, Commands, Error, Judgment, TRIES, about, allow};
 use crate::engine::apply::JUDGE;
 use crate::engine::notices;
 use crate::model::{
-    Action, Actor, Cancel, CancelMode, EventBody, Execution, ExecutionId, Resource, Stage, Status, StreamId, Wake,
+    self, Action, Actor, Cancel, CancelMode, EventBody, Execution, ExecutionId, Resource, Stage, Status, StreamId, Wake,
 };
 use crate::store::{Commit, CommitError, Guard, NewEvent, Write};
 
@@ -77,11 +77,13 @@ pub(super) async fn judge(commands: &Commands, actor: &Actor, judgment: Judgment
         let stage = &mut execution.stages[index];
         check(stage, &judgment)?;
         if let Wake::Signal { payload, .. } = &mut stage.wake {
-            *payload = Some(json!({
-                "proceed": judgment.proceed,
-                "input": judgment.input,
-                "comment": judgment.comment,
-                "by": actor.name,
+            *payload = Some(json!(model::Judgment {
+                proceed: judgment.proceed,
+                input: judgment.input.clone(),
+                comment: judgment.comment.clone(),
+                by: actor.name.clone(),
+                principal: Some(actor.principal),
+                at: Some(commands.clock.now()),
             }));
         }
         let detail = json!({

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::{World, shape, stage, waiting};
 use crate::clock::Clock;
-use crate::model::{CancelMode, Status, Wake};
+use crate::model::{CancelMode, Execution, Judgment, Status, Wake};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_kind_is_listed_and_its_example_passes() {
@@ -173,20 +173,59 @@ async fn a_judgment_is_a_persons_word() {
     assert_eq!(execution.stages[0].progress.as_ref().map(|progress| progress.message.as_str()), Some("Look at it."));
     world.judge(&server, &execution.stages[0], true, Some("some")).await;
     let execution = world.finished(ids[0]).await;
+    let said = |execution: &Execution, proceed, input: Option<&str>| {
+        let judgment = Judgment::of(&execution.stages[0]).expect("it was judged");
+        assert!(judgment.at.is_some_and(|at| Some(at) >= execution.stages[0].started_at), "{judgment:?}");
+        let wanted = Judgment {
+            proceed,
+            input: input.map(str::to_owned),
+            comment: Some("looks fine".to_owned()),
+            by: "ada".to_owned(),
+            principal: Some(world.actor.principal),
+            at: judgment.at,
+        };
+        assert_eq!(judgment, wanted);
+    };
+    said(&execution, true, Some("some"));
+    let outputs = &execution.stages[0].outputs;
     assert_eq!(
-        execution.stages[0].outputs,
-        json!({"judgment": "proceed", "input": "some", "comment": "looks fine", "by": "ada"})
+        (&outputs["judgment"], &outputs["input"], &outputs["by"]),
+        (&json!("proceed"), &json!("some"), &json!("ada"))
     );
 
     let execution = world.until(ids[1], |execution| waiting(execution).is_some()).await;
     world.judge(&server, &execution.stages[0], false, None).await;
     let execution = world.finished(ids[1]).await;
     server.stop().await;
+    said(&execution, false, None);
     let failure = execution.failure.expect("stopped");
     assert_eq!(
         (failure.code.as_str(), failure.message.as_str()),
         ("JUDGMENT_STOPPED", "ada decided to stop: looks fine")
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_judgment_of_an_earlier_version_names_its_principal_by_the_name_alone() {
+    let world = World::new().await;
+    let mut execution = world.run(vec![stage("wait", json!({"seconds": 0}))]).await;
+    let row = &mut execution.stages[0];
+    assert_eq!(Judgment::of(row), None);
+    let wanted = Judgment {
+        proceed: true,
+        input: None,
+        comment: Some("fine".to_owned()),
+        by: "ada".to_owned(),
+        principal: None,
+        at: None,
+    };
+    row.outputs = json!({"judgment": "proceed", "input": null, "comment": "fine", "by": "ada"});
+    assert_eq!(Judgment::of(row), Some(wanted.clone()));
+    // Not taken by its stage yet.
+    row.outputs = json!({});
+    let payload = Some(json!({"proceed": true, "input": null, "comment": "fine", "by": "ada"}));
+    row.wake = Wake::Signal { name: "judge".to_owned(), until: world.clock.now(), payload };
+    assert_eq!(Judgment::of(row), Some(wanted));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
