@@ -58,7 +58,7 @@ fn main() {
     let mut arguments = Arguments::from_args();
     // Most of them wait for processes most of the time; each server has a slice of ports.
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    arguments.test_threads.get_or_insert((cores * 4).min(THREADS_MAX));
+    arguments.test_threads.get_or_insert((cores * 3).min(THREADS_MAX));
     let trials: Vec<Trial> = [
         access::trials(),
         api_errors::trials(),
