@@ -110,8 +110,7 @@ impl PortRange {
                 format!(
                     "this system gives all ports of {self} to outgoing connections too \
                      (net.ipv4.ip_local_port_range is {range}), so an instance might find its port taken; choose a \
-                     range with others, or move the system's, for instance `sysctl -w \
-                     net.ipv4.ip_local_port_range='32768 60999'`"
+                     range with others, or move the system's (`sysctl -w net.ipv4.ip_local_port_range='FROM TO'`)"
                 ),
             )),
             _ => Ok(()),

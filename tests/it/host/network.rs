@@ -94,8 +94,8 @@ async fn several_addresses() -> Outcome {
         let error = refused.expect_err("nobody listens twice");
         let says = format!("cannot listen on {second} port {port}: another of its listeners ({first}:{port}) has it");
         assert!(error.message.contains(&says), "{error}");
-        // Nothing of what was refused is left.
-        drop(TcpListener::bind((first, port))?);
+        // Nothing of what was refused is left, once the keeper has let go of it too.
+        wait_for("a free port", Duration::from_secs(20), || async { TcpListener::bind((first, port)).ok() }).await?;
     }
     host.end().await;
     Ok(())
