@@ -54,7 +54,14 @@ pub(super) async fn connect_host(config: &Config) -> Result<HostProvider, Error>
 /// deployed there would be on the one machine or on the other, as chance has it.
 pub(super) async fn no_rivals(store: &Store, engine: &Engine, serves: &[Served], lease: Duration) -> Result<(), Error> {
     let me = engine.owner();
-    let before = store.owner_rivals(me, serves).await?;
+    let before = match store.owner_rivals(me, serves).await {
+        Ok(before) => before,
+        // Whatever it is, it is the engine's to meet; a database that comes back is looked at by `/readyz`.
+        Err(error) => {
+            warn!("whether another server has this location on another host is not known: {error}");
+            return Ok(());
+        }
+    };
     let Some((_, _, first)) = before.first() else { return Ok(()) };
     info!("{}; looking whether it still lives", rival(first));
     let until = tokio::time::Instant::now() + lease;

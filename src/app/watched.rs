@@ -36,7 +36,7 @@ pub(super) fn probes(watched: Watched, metrics_public: bool) -> Probes {
     let Watched { store, engine, host, proxies, stopping, serves, log, clock } = watched;
     let (reading, writing, beside, counted) = (store.clone(), store.clone(), store.clone(), store);
     let (running, me) = (engine.clone(), engine.owner());
-    Probes::new(measure::install(), metrics_public)
+    let probes = Probes::new(measure::install(), metrics_public)
         .check("server", move || {
             let stopping = stopping.is_cancelled();
             async move { if stopping { Err("the server is ending".to_owned()) } else { Ok(()) } }
@@ -53,10 +53,6 @@ pub(super) fn probes(watched: Watched, metrics_public: bool) -> Probes {
             let host = host.clone();
             async move { host.reach().await.map_err(ToOwned::to_owned) }
         })
-        .check("location", move || {
-            let (store, serves) = (beside.clone(), serves.clone());
-            async move { no_rival(&store, me, &serves).await }
-        })
         .check("engine", move || {
             let working = running.is_working().map_err(ToOwned::to_owned);
             async move { working }
@@ -71,15 +67,19 @@ pub(super) fn probes(watched: Watched, metrics_public: bool) -> Probes {
             proxies.write(&mut text);
             process::write(&mut text);
             std::future::ready(text.finish())
-        })
+        });
+    if serves.is_empty() {
+        return probes;
+    }
+    probes.check("location", move || {
+        let (store, serves) = (beside.clone(), serves.clone());
+        async move { no_rival(&store, me, &serves).await }
+    })
 }
 
 /// Two servers that began at the same time have not seen each other; one that has just been killed is
 /// seen for as long as its lease.
 async fn no_rival(store: &Store, me: OwnerId, serves: &[Served]) -> Result<(), String> {
-    if serves.is_empty() {
-        return Ok(());
-    }
     let rivals = store.owner_rivals(me, serves).await.map_err(|error| unwell("database", &error))?;
     let Some((_, _, their)) = rivals.first() else { return Ok(()) };
     tracing::error!("{}", parts::rival(their));

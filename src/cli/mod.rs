@@ -143,7 +143,7 @@ struct Small {
 #[derive(Debug, Subcommand)]
 enum SmallCommand {
     /// The daemon that owns instances and load balancers of this machine
-    Host(host::Args),
+    Host(Box<host::Args>),
     /// The parent of one instance; started by the host
     Shim(shim::Args),
 }
@@ -151,7 +151,7 @@ enum SmallCommand {
 impl From<Small> for Command {
     fn from(small: Small) -> Self {
         match small.command {
-            SmallCommand::Host(args) => Self::Host(args),
+            SmallCommand::Host(args) => Self::Host(*args),
             SmallCommand::Shim(args) => Self::Shim(args),
         }
     }
