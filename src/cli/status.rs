@@ -27,8 +27,8 @@ cannot work now.
 
 JSON: {\"applications\", \"running\", \"executions\"}, {\"application\"},
 {\"pipeline\"} or {\"execution\"}, as the API has them (see the queries in
-client-examples/operations); of a list with more than 1000 items, `beyond` says
-how many are left out")]
+client-examples/operations); of a list with more than 1000 items `beyond`
+says how many are left out")]
 pub struct Args {
     /// What to look at
     #[arg(value_name = "APP[/PIPELINE[#N]]")]

@@ -48,6 +48,8 @@ use libtest_mimic::{Arguments, Trial};
 
 /// Trials at once, at most: half as many as there are slices of ports.
 const THREADS_MAX: usize = 24;
+/// What the names of the longest begin with: many kills one after the other, and a full minute to wait for.
+const LONGEST: [&str; 4] = ["crash::", "demo::", "engine::postgres::a_call", "postgres::what_a_killed"];
 
 fn main() {
     // An error means that a provider is there already.
@@ -59,7 +61,7 @@ fn main() {
     // Most of them wait for processes most of the time; each server has a slice of ports.
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     arguments.test_threads.get_or_insert((cores * 3).min(THREADS_MAX));
-    let trials: Vec<Trial> = [
+    let mut trials: Vec<Trial> = [
         access::trials(),
         api_errors::trials(),
         apply::trials(),
@@ -101,6 +103,8 @@ fn main() {
     .into_iter()
     .flatten()
     .collect();
+    // Those that take longest begin first, or all others would wait for them at the end.
+    trials.sort_by_key(|trial| !LONGEST.iter().any(|start| trial.name().starts_with(start)));
     let conclusion = libtest_mimic::run(&arguments, trials);
     harness::times::tell();
     conclusion.exit();
