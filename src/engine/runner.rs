@@ -47,6 +47,8 @@ pub(super) struct Shared {
     pub permits: Semaphore,
     /// No new steps; those under way may end.
     pub stopping: CancellationToken,
+    /// Whoever runs the engine has asked for its end; `stopping` follows as soon as that is heard.
+    stop: OnceLock<CancellationToken>,
     /// When that was said.
     pub stopping_since: OnceLock<tokio::time::Instant>,
     /// What was seen of other owners, once this one is registered.
@@ -96,6 +98,7 @@ impl Shared {
             topics: Topics::default(),
             slots: Arc::default(),
             stopping: CancellationToken::new(),
+            stop: OnceLock::new(),
             stopping_since: OnceLock::new(),
             owners: tokio::sync::Mutex::default(),
             alone: AtomicBool::new(true),
@@ -126,6 +129,11 @@ impl Shared {
         *self.stopping_since.get_or_init(tokio::time::Instant::now)
     }
 
+    /// Whether anything new may be begun.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.is_cancelled() || self.stop.get().is_some_and(CancellationToken::is_cancelled)
+    }
+
     /// From here on the engine does nothing, as if it were killed.
     pub fn die(&self) {
         self.dead.cancel();
@@ -142,6 +150,8 @@ impl Shared {
 /// See [`super::Engine::run`].
 pub(super) async fn run(shared: &Arc<Shared>, stop: CancellationToken) -> Result<(), Error> {
     let mut work = shared.store.work();
+    // An engine runs once.
+    let _ = shared.stop.set(stop.clone());
     shared.store.owner_register(shared.owner, &shared.options.serves).await?;
     recovery::at_start(shared).await?;
     *shared.owners.lock().await = Some(recovery::Owners::default());
@@ -253,7 +263,7 @@ impl Runner {
     fn wake(&mut self, id: ExecutionId, due: bool) {
         let shared = Arc::clone(&self.shared);
         // What is under way hears of it; nothing else is begun any more.
-        if shared.stopping.is_cancelled() && !shared.active().contains_key(&id) {
+        if shared.is_stopping() && !shared.active().contains_key(&id) {
             return;
         }
         let mut active = shared.active();

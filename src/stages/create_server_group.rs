@@ -353,7 +353,7 @@ impl CreateServerGroup {
             let tail = tokio::time::timeout(LOG_TAIL_TIMEOUT, tail).await;
             cause.log_tail = tail.ok().and_then(Result::ok).filter(|tail| !tail.is_empty());
         }
-        StepError::Fail(cause.hint(if instance.restarts >= CRASHES_MAX {
+        StepError::Fail(cause.hint(if instance.restarts > 0 && instance.last_exit.is_some() {
             "look at the log: the command ends by itself; correct it, its arguments or its environment"
         } else {
             "look at the log and the health check's path and port; raise healthTimeoutSeconds if it needs longer to start"

@@ -49,7 +49,7 @@ const HINT_POSTGRES: &str = "this server's data is in PostgreSQL, which has its 
 pub async fn backup(options: &Options, file: &Path, replace: bool) -> Result<BackedUp, Error> {
     if options.database_url.is_some() {
         return refuse(format!(
-            "{HINT_POSTGRES} take a backup by `pg_dump --format=custom --file={} \"$DATABASE_URL\"`; `gennaker restore \
+            "{HINT_POSTGRES} take a backup by `pg_dump --format=custom --file={} \"${{GENNAKER_DATABASE_URL:-$DATABASE_URL}}\"`; `gennaker restore \
              --help` says how to come back from it",
             file.display()
         ));

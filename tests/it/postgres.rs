@@ -280,8 +280,12 @@ async fn serve_at_once() -> Outcome {
     with_schema(async |url| {
         let options =
             Options { database_url: Some(url), token: Some("shown by another".to_owned()), ..Options::default() };
-        let start = || Server::start_with(options.clone());
-        let (a, b, c) = tokio::join!(start(), start(), start());
+        // Each has a host, and so a location, of its own.
+        let start = |location: &str| {
+            let flags = vec!["--location".to_owned(), location.to_owned()];
+            Server::start_with(Options { flags, ..options.clone() })
+        };
+        let (a, b, c) = tokio::join!(start("a"), start("b"), start("c"));
         let servers = [a?, b?, c?];
         let shown = servers.iter().map(Server::token).find(|token| token.starts_with("gnk_"));
         let token = shown.context("one of them shows a token")?;

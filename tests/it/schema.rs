@@ -54,7 +54,9 @@ async fn examples() -> Outcome {
                 }
                 "providerKinds" => definition["stages"][0]["config"]["clusters"][0]["launch"] = example.clone(),
                 "triggerKinds" => {
-                    definition["triggers"] = json!([{ "key": "it", "kind": kind["kind"], "config": example }]);
+                    definition["triggers"] = json!([{
+                        "key": "it", "kind": kind["kind"], "config": example, "parameters": { "version": "1.0.0" },
+                    }]);
                 }
                 _ => definition["notifications"] = json!([{ "on": ["FAILED"], name: example }]),
             }

@@ -28,7 +28,7 @@ impl Worker {
     /// Begins the steps that are due, in tasks of their own; those upon what is not saved yet up to
     /// where they first wait, so that their intents can go along.
     pub(super) async fn begin(&mut self, decisions: &[Decision], turn: DateTime<Utc>, upon: &Upon) {
-        if self.shared.stopping.is_cancelled() {
+        if self.shared.is_stopping() {
             return;
         }
         for decision in decisions {

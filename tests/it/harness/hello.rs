@@ -39,13 +39,18 @@ impl Hello {
         let execution = setup::upsert_load_balancer(&client, ports).await?;
         follow(&client, &execution, DEPLOY_MAX).await?.succeeded()?;
         let load_balancer = setup::load_balancer_address(&client).await?;
+        let hello = Self::of(server, load_balancer)?;
+        setup::save_pipeline(&hello.client, hello.pipeline()).await?;
+        Ok(hello)
+    }
+
+    /// With nothing created yet but its program.
+    pub fn of(server: &Server, load_balancer: SocketAddr) -> anyhow::Result<Self> {
         let program = server.dir().join("program/gennaker");
         std::fs::create_dir_all(server.dir().join("program"))?;
         std::fs::write(&program, format!("#!/bin/sh\nexec '{}' \"$@\"\n", gennaker().display()))?;
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755))?;
-        let hello = Self { client, load_balancer, program };
-        setup::save_pipeline(&hello.client, hello.pipeline()).await?;
-        Ok(hello)
+        Ok(Self { client: server.client(), load_balancer, program })
     }
 
     /// The same application through another client.

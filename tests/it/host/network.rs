@@ -94,8 +94,10 @@ async fn several_addresses() -> Outcome {
         let error = refused.expect_err("nobody listens twice");
         let says = format!("cannot listen on {second} port {port}: another of its listeners ({first}:{port}) has it");
         assert!(error.message.contains(&says), "{error}");
-        // Nothing of what was refused is left, once the keeper has let go of it too.
-        wait_for("a free port", Duration::from_secs(20), || async { TcpListener::bind((first, port)).ok() }).await?;
+        // Nothing of what was refused is left.
+        let made = host.provider().ensure_load_balancer(&host.op("ex/5"), &listening("new", &[first])).await;
+        assert_eq!(made.expect("the port is free").bound.len(), 1);
+        host.provider().ensure_load_balancer_deleted(&host.op("ex/6"), &Host::place(), "new").await.expect("gone");
     }
     host.end().await;
     Ok(())

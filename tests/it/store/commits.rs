@@ -189,14 +189,14 @@ async fn what_follows_a_commit_happens_with_it_or_not_at_all(at: &Home) {
     at.store.commit_with(commit, vec![first, stale]).await.expect("committed");
     first_answer.wait().await.expect("committed");
     assert_eq!(refused(stale_answer.wait().await), at_version(1), "its own guard, and the others happen");
-    assert_eq!(intents().await, [kept.clone()]);
+    assert_eq!(intents().await, std::slice::from_ref(&kept));
 
     // Not without it, whatever its own guards say.
     let (commit, _) = next(&stored, |execution| execution.status = Status::Failed);
     let (late, answer) = following(&not_cancelled, &intent(&stored, 3));
     assert_eq!(refused(at.store.commit_with(commit, vec![late]).await), at_version(1));
     assert_eq!(refused(answer.wait().await), at_version(1));
-    assert_eq!(intents().await, [kept.clone()]);
+    assert_eq!(intents().await, std::slice::from_ref(&kept));
 
     // Nor where one of them breaks a constraint.
     let (commit, _) = next(&second, |execution| execution.status = Status::Failed);

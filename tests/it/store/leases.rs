@@ -297,7 +297,8 @@ async fn a_revision_goes_when_it_is_old_and_nothing_names_it(at: &Home) {
         let add = Write::AddRevision { pipeline: Box::new(pipeline.clone()), revision: Box::new(revision) };
         at.store.commit(write(vec![add])).await.expect("committed");
         if number == 2 {
-            executions.push(insert(&at.store, &execution(&hello, Some(&pipeline), 1)).await);
+            let of_it = Execution { revision: number, ..execution(&hello, Some(&pipeline), 1) };
+            executions.push(insert(&at.store, &of_it).await);
         }
     }
     let kept = async |pipeline: &Pipeline| {

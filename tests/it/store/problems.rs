@@ -37,7 +37,7 @@ async fn a_problem_is_told_by_one_of_those_who_see_it(at: &Home) {
     let update = || at.store.commit(seen(&over, Some(told[0].revision), Write::UpdateToldProblem(over.clone())));
     let outcomes = tokio::join!(update(), update());
     assert!(outcomes.0.is_ok() != outcomes.1.is_ok(), "{outcomes:?}");
-    assert_eq!(at.store.told_problems("local").await.expect("read"), [over.clone()]);
+    assert_eq!(at.store.told_problems("local").await.expect("read"), std::slice::from_ref(&over));
     assert_eq!(at.store.told_problems("another").await.expect("read"), []);
     let forget = seen(&over, Some(3), Write::ForgetToldProblem(over.key.clone()));
     at.store.commit(forget).await.expect("committed");

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{Backlog, ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use serde::de::DeserializeOwned;
@@ -134,13 +135,18 @@ fn own(descriptor: std::os::fd::RawFd) -> OwnedFd {
 pub struct Sockets {
     keeper: Mutex<Option<UnixStream>>,
     held: Mutex<BTreeMap<String, OwnedFd>>,
+    /// What was let go of a moment ago: the keeper may have its copy still.
+    released: Mutex<Vec<(String, Instant)>>,
 }
+
+/// How long the keeper may take to let go of a socket.
+const LETTING_GO: Duration = Duration::from_secs(1);
 
 impl Sockets {
     /// With what a keeper gave; without a keeper, nothing outlives the worker.
     #[must_use]
     pub fn new(keeper: Option<UnixStream>, held: BTreeMap<String, OwnedFd>) -> Self {
-        Self { keeper: Mutex::new(keeper), held: Mutex::new(held) }
+        Self { keeper: Mutex::new(keeper), held: Mutex::new(held), released: Mutex::default() }
     }
 
     /// A socket that is held.
@@ -159,7 +165,26 @@ impl Sockets {
     /// Lets go of a socket.
     pub fn release(&self, name: &str) {
         if self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(name).is_some() {
+            self.released.lock().unwrap_or_else(PoisonError::into_inner).push((name.to_owned(), Instant::now()));
             self.tell(&ToKeeper::Drop { name: name.to_owned() }, None);
+        }
+    }
+
+    /// A new listener; a port that was let go of a moment ago is waited for.
+    fn bind(&self, address: SocketAddr) -> io::Result<std::net::TcpListener> {
+        let port = format!(":{}", address.port());
+        let still_leaves = || {
+            let mut released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
+            released.retain(|(_, at)| at.elapsed() < LETTING_GO);
+            released.iter().any(|(name, _)| name.ends_with(&port))
+        };
+        loop {
+            match std::net::TcpListener::bind(address) {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse && still_leaves() => {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                outcome => return outcome,
+            }
         }
     }
 
@@ -169,7 +194,7 @@ impl Sockets {
         let listener = if let Some(held) = self.get(&name) {
             std::net::TcpListener::from(held)
         } else {
-            let listener = std::net::TcpListener::bind(address)?;
+            let listener = self.bind(address)?;
             // More may wait than the standard library asks for: the backlog bridges a restart.
             let _ = nix::sys::socket::listen(&listener, Backlog::new(4096).unwrap_or(Backlog::MAXCONN));
             self.hold(&name, listener.as_fd())?;
