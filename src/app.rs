@@ -141,7 +141,6 @@ impl App {
         address: SocketAddr,
         clock: Clock,
     ) -> Result<Self, Error> {
-        let first_token = principals::first_principal(&store, &clock).await?;
         let host = parts::connect_host(config).await?;
         let notes = parts::notes(config, &host);
         let serves: Vec<_> = host.served().cloned().into_iter().collect();
@@ -175,6 +174,8 @@ impl App {
         if !alone {
             parts::no_rivals(&store, &engine, &serves, lease).await?;
         }
+        // Once nothing is left that a start may fail by: it is shown this once.
+        let first_token = principals::first_principal(&store, &clock).await?;
         let live = Live::new(config);
         let lifecycle = api::Lifecycle::default();
         let stopping = CancellationToken::new();

@@ -105,6 +105,10 @@ async fn elsewhere() -> Outcome {
     let said = String::from_utf8_lossy(&other.stderr);
     anyhow::ensure!(other.status.code() == Some(1), "{said}");
     anyhow::ensure!(said.contains("account local, location b, not of local, local"), "{said}");
+    // A start that failed has made no token that nobody was shown.
+    let listed = server.command().args(["token", "list", "--data-dir"]).arg(server.dir().join("other")).output()?;
+    let listed = (listed.status.success(), String::from_utf8_lossy(&listed.stdout).into_owned());
+    anyhow::ensure!(listed.0 && !listed.1.contains("made by the first start"), "{listed:?}");
     Ok(())
 }
 
