@@ -145,7 +145,7 @@ impl App {
         let notes = parts::notes(config, &host);
         let serves: Vec<_> = host.served().cloned().into_iter().collect();
         let provider: Arc<dyn Provider> = Arc::new(host.clone());
-        let inventory = Inventory::new(vec![provider]);
+        let inventory = Inventory::new(vec![provider], clock.clone());
         parts::first_look(&inventory).await;
         let outbound = Outbound::new(outbound::Options {
             allow: config.security.outbound_allow.clone(),

@@ -25,10 +25,10 @@ Exit status: 0 when it could be asked, whatever the answer says; 1 failed; 2
 no such thing, or the token does not hold; 5 the server cannot be reached, or
 cannot work now.
 
-JSON: {\"applications\", \"running\", \"executions\"}, {\"application\"},
-{\"pipeline\"} or {\"execution\"}, as the API has them (see the queries in
-client-examples/operations); of a list with more than 1000 items `beyond`
-says how many are left out")]
+JSON: {\"accounts\", \"applications\", \"running\", \"executions\"},
+{\"application\"}, {\"pipeline\"} or {\"execution\"}, as the API has them
+(see the queries in client-examples/operations); of a list with more than
+1000 items `beyond` says how many are left out")]
 pub struct Args {
     /// What to look at
     #[arg(value_name = "APP[/PIPELINE[#N]]")]
@@ -218,7 +218,10 @@ async fn overview(client: &Client, args: &Args, screen: &Screen) -> Result<(Valu
     const RUNNING: &str = "executions filter: { statuses: [NOT_STARTED, RUNNING, PAUSED] },";
     let selection = format!("{APPLICATIONS} serverGroups {{ {PAGE} nodes {{ {GROUPS_IN_SHORT} }} }}");
     let mut applications = Of::Server.list(client, args, "applications", &selection, LIST_MAX).await?;
-    let mut lines = vec![screen.paint().bold("Applications")];
+    let accounts = query(client, args, "{ accounts { name problem } }", json!({})).await?["accounts"].take();
+    let away = |account: &Value| Some(format!("account {}: {}", text(account, "name"), account["problem"].as_str()?));
+    let mut lines: Vec<String> = accounts.as_array().into_iter().flatten().filter_map(away).collect();
+    lines.push(screen.paint().bold("Applications"));
     for application in &mut applications.nodes {
         let name = text(application, "name");
         let mut groups = Shown { nodes: nodes(application, "/serverGroups/nodes"), beyond: 0 };
@@ -252,8 +255,8 @@ async fn overview(client: &Client, args: &Args, screen: &Screen) -> Result<(Valu
             beyond.insert(list.to_owned(), count.into());
         }
     }
-    let mut document =
-        json!({ "applications": applications.nodes, "running": running.nodes, "executions": last.nodes });
+    let mut document = json!({ "accounts": accounts, "applications": applications.nodes, "running": running.nodes,
+            "executions": last.nodes });
     if !beyond.is_empty() {
         document["beyond"] = beyond.into();
     }

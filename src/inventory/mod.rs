@@ -9,10 +9,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use chrono::{DateTime, SecondsFormat, Utc};
 use futures_util::future::join_all;
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::Clock;
 use crate::model::{Account, LoadBalancer, Place, SecurityGroup, ServerGroup};
 use crate::providers::{Error, ErrorKind, Provider, Snapshot};
 
@@ -34,6 +36,7 @@ pub struct Inventory {
 struct Inner {
     accounts: BTreeMap<String, Entry>,
     changed: watch::Sender<u64>,
+    clock: Clock,
 }
 
 struct Entry {
@@ -44,21 +47,43 @@ struct Entry {
     reading: Mutex<u64>,
     /// How many reads have begun: those who wait in line share the one that begins after they asked.
     begun: AtomicU64,
+    /// What its provider answered instead of a snapshot; none after a read that ended well.
+    unreadable: RwLock<Option<Unreadable>>,
+}
+
+/// An account that cannot be read: what is shown of it is its last state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreadable {
+    /// Of the first of the reads that failed without one between them that did not.
+    pub since: DateTime<Utc>,
+    /// What the newest of them answered.
+    pub message: String,
+    /// Whether it was ever read before.
+    pub has_state: bool,
+}
+
+impl std::fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let since = self.since.to_rfc3339_opts(SecondsFormat::Secs, true);
+        let shown = if self.has_state { "its last state is shown" } else { "nothing is known of it" };
+        write!(f, "it could not be read since {since}, {shown}: {}", self.message)
+    }
 }
 
 impl Inventory {
     /// Over these accounts; the last of a name stands. Nothing is read before [`Inventory::run`]
     /// or [`Inventory::refresh`].
     #[must_use]
-    pub fn new(providers: Vec<Arc<dyn Provider>>) -> Self {
+    pub fn new(providers: Vec<Arc<dyn Provider>>, clock: Clock) -> Self {
         let entry = |provider: Arc<dyn Provider>| Entry {
             provider,
             latest: RwLock::new(None),
             reading: Mutex::new(0),
             begun: AtomicU64::new(0),
+            unreadable: RwLock::new(None),
         };
         let accounts = providers.into_iter().map(|provider| (provider.account().name, entry(provider))).collect();
-        Self { inner: Arc::new(Inner { accounts, changed: watch::channel(0).0 }) }
+        Self { inner: Arc::new(Inner { accounts, changed: watch::channel(0).0, clock }) }
     }
 
     /// Keeps the snapshots fresh until the token is cancelled; reads all of each account at every
@@ -110,7 +135,8 @@ impl Inventory {
         }
     }
 
-    /// Woken after each change of any snapshot; the value only counts.
+    /// Woken after each change of any snapshot, and when an account can no longer be read or can be
+    /// again; the value only counts.
     #[must_use]
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.inner.changed.subscribe()
@@ -146,22 +172,32 @@ impl Inventory {
             }
         }
         let number = entry.begun.fetch_add(1, Ordering::SeqCst) + 1;
-        let read = tokio::time::timeout(READ_TIMEOUT, entry.provider.snapshot()).await.map_err(|_| Error {
-            kind: ErrorKind::Unavailable,
-            message: format!("account `{account}` did not answer within {} s", READ_TIMEOUT.as_secs()),
-        })?;
-        let snapshot = Arc::new(read?);
-        *good = number;
-        let changed = {
+        let read = tokio::time::timeout(READ_TIMEOUT, entry.provider.snapshot()).await.unwrap_or_else(|_| {
+            Err(Error {
+                kind: ErrorKind::Unavailable,
+                message: format!("account `{account}` did not answer within {} s", READ_TIMEOUT.as_secs()),
+            })
+        });
+        let read = read.map(Arc::new);
+        let mut changed = entry.reads(read.as_ref().err(), &self.inner.clock);
+        if let Ok(snapshot) = &read {
+            *good = number;
             let mut latest = entry.latest.write().unwrap_or_else(PoisonError::into_inner);
-            let changed = latest.as_deref() != Some(&*snapshot);
-            *latest = Some(Arc::clone(&snapshot));
-            changed
-        };
+            changed |= latest.as_ref() != Some(snapshot);
+            *latest = Some(Arc::clone(snapshot));
+        }
         if changed {
             self.inner.changed.send_modify(|count| *count += 1);
         }
-        Ok(snapshot)
+        read
+    }
+
+    /// Why what is shown of an account may be old; none while it can be read, or where there is no
+    /// such account.
+    #[must_use]
+    pub fn unreadable(&self, account: &str) -> Option<Unreadable> {
+        let entry = self.inner.accounts.get(account)?;
+        entry.unreadable.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The latest snapshot of an account.
@@ -248,6 +284,18 @@ impl Inventory {
 }
 
 impl Entry {
+    /// Remembers how a read ended. Whether that is another way than before.
+    fn reads(&self, error: Option<&Error>, clock: &Clock) -> bool {
+        let mut unreadable = self.unreadable.write().unwrap_or_else(PoisonError::into_inner);
+        let was = unreadable.is_some();
+        *unreadable = error.map(|error| Unreadable {
+            since: unreadable.as_ref().map_or_else(|| clock.now(), |unreadable| unreadable.since),
+            message: error.message.clone(),
+            has_state: self.latest().is_some(),
+        });
+        was != unreadable.is_some()
+    }
+
     fn latest(&self) -> Option<Arc<Snapshot>> {
         self.latest.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -256,13 +304,12 @@ impl Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::Clock;
     use crate::stages::tests::memory::{Memory, place};
 
     fn inventory() -> (Memory, Inventory) {
         let cloud = Memory::new(Clock::system());
         cloud.given_load_balancer("hello");
-        (cloud.clone(), Inventory::new(vec![Arc::new(cloud)]))
+        (cloud.clone(), Inventory::new(vec![Arc::new(cloud)], Clock::system()))
     }
 
     #[tokio::test]
@@ -316,6 +363,46 @@ mod tests {
         assert!(!changed.has_changed().expect("the inventory lives"), "a read of the same is no change");
         stop.cancel();
         keeper.await.expect("it ends");
+    }
+
+    #[tokio::test]
+    async fn an_account_that_cannot_be_read_says_since_when_and_why_until_it_can() {
+        let start = DateTime::from_timestamp(1_800_000_000, 0).expect("an instant");
+        let clock = Clock::manual(start);
+        let cloud = Memory::new(clock.clone());
+        cloud.given_load_balancer("hello");
+        let inventory = Inventory::new(vec![Arc::new(cloud.clone())], clock.clone());
+        let mut changed = inventory.changed();
+        cloud.given_away(Some("the host does not answer"));
+        inventory.refresh("local").await.expect_err("away");
+        assert!(changed.has_changed().expect("the inventory lives"));
+        let text = inventory.unreadable("local").expect("away").to_string();
+        assert_eq!(
+            text,
+            "it could not be read since 2027-01-15T08:00:00Z, nothing is known of it: the host does not answer"
+        );
+        cloud.given_away(None);
+        inventory.refresh("local").await.expect("read");
+        assert_eq!(inventory.unreadable("local"), None);
+
+        clock.advance(Duration::from_secs(5));
+        cloud.given_away(Some("the host does not answer"));
+        inventory.refresh("local").await.expect_err("away");
+        changed.mark_unchanged();
+        clock.advance(Duration::from_secs(5));
+        cloud.given_away(Some("the host was stopped"));
+        inventory.refresh("local").await.expect_err("away");
+        assert!(!changed.has_changed().expect("the inventory lives"), "told once");
+        let text = inventory.unreadable("local").expect("away").to_string();
+        assert_eq!(
+            text,
+            "it could not be read since 2027-01-15T08:00:05Z, its last state is shown: the host was stopped"
+        );
+        assert!(inventory.load_balancer(&place(), "hello").is_some());
+        cloud.given_away(None);
+        inventory.refresh("local").await.expect("read");
+        assert!(changed.has_changed().expect("the inventory lives"));
+        assert_eq!(inventory.unreadable("local"), None);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

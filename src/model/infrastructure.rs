@@ -413,6 +413,8 @@ pub enum LoadBalancerProblemKind {
     Accept,
     /// A server group with a share has nothing healthy.
     Share,
+    /// Instances are to take its traffic, and none of them is healthy.
+    Instances,
 }
 
 /// What a server reaches at a place: two that name the same place reach the same host, or one of

@@ -59,7 +59,7 @@ impl Home {
             queue_max: 1_000,
         };
         let store = Store::open(&options, clock.clone()).await.expect("opens");
-        let inventory = Inventory::new(Vec::new());
+        let inventory = Inventory::new(Vec::new(), clock.clone());
         let outbound = Outbound::new(outbound::Options::default());
         let registry = kinds(stages::registry(stages::Deps { inventory, outbound, secrets: Secrets::new(Vec::new()) }));
         let options = Options { sole_owner: true, ..Options::default() };

@@ -143,7 +143,11 @@ async fn two_hosts_on(url: &str) -> Outcome {
     let two = Server::start_with(Options { flags, ..options.clone() }).await?;
     let three = Server::start_beside(&one).await?;
     for server in [&one, &two, &three] {
-        anyhow::ensure!(ready(server).await?.0 == 200, "{:?}", ready(server).await?);
+        // A server answers a moment before its engine is registered.
+        let is_ready = || async { ready(server).await.ok().filter(|(status, _)| *status == 200) };
+        if let Err(error) = wait_for("readiness", MAX, is_ready).await {
+            return Err(error.context(format!("{:?}", ready(server).await?)));
+        }
     }
     drop(three);
     // Whoever is gone for good stands in nobody's way once its lease is over.

@@ -3,18 +3,24 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use gennaker::cli::client::Subscription;
+use gennaker::cli::client::{Client, Subscription};
 use gennaker::clock::Clock;
 use gennaker::model::{Place, Share};
 use gennaker::providers::host::client::HostProvider;
 use gennaker::providers::{Operation, Provider as _};
 use libtest_mimic::Trial;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::harness::{Hello, Outcome, Server, trial};
+use crate::harness::{DEPLOY_MAX, Hello, Outcome, Server, follow, trial, wait_for};
 
 pub fn trials() -> Vec<Trial> {
-    vec![trial("problems", "a_share_with_nothing_healthy_is_told_over_the_feed_when_it_begins_and_ends", starved_share)]
+    vec![
+        trial("problems", "a_share_with_nothing_healthy_is_told_over_the_feed_when_it_begins_and_ends", starved_share),
+        trial("problems", "a_load_balancer_without_a_healthy_instance_is_told_over_the_feed", nothing_healthy),
+        trial("problems", "what_is_shown_while_the_host_is_away_says_that_it_may_be_old", host_away),
+    ]
 }
 
 const MAX: Duration = Duration::from_secs(60);
@@ -101,5 +107,88 @@ async fn starved_share() -> Outcome {
     let count = |occasion: &str| nodes.iter().filter(|node| node["occasion"] == occasion).count();
     let counts = (count("LOAD_BALANCER_PROBLEM"), count("LOAD_BALANCER_PROBLEM_OVER"));
     anyhow::ensure!(counts == (2, 2), "{listed}");
+    Ok(())
+}
+
+async fn nothing_healthy() -> Outcome {
+    let server = Server::start().await?;
+    let hello = Hello::create(&server).await?;
+    hello.deploy("1.0.0").await?.succeeded()?;
+    let mut feed = hello.client.subscribe(FEED, &json!({ "after": null })).await?;
+    let pids = instances(&hello.client).await?;
+    anyhow::ensure!(pids.len() == 3, "{pids:?}");
+    let all = |signal| pids.iter().try_for_each(|pid| killpg(Pid::from_raw(*pid), signal));
+    // They live, listen and answer nobody.
+    all(Signal::SIGSTOP)?;
+    let begun = next(&mut feed).await;
+    all(Signal::SIGCONT)?;
+    let (_, begun) = begun?;
+    let why = "requests are answered with 503: no instance of hello-v000 is healthy (0 of 3)";
+    anyhow::ensure!(begun["occasion"] == "LOAD_BALANCER_PROBLEM" && begun["text"] == why, "{begun}");
+    let (_, over) = next(&mut feed).await?;
+    anyhow::ensure!(over["occasion"] == "LOAD_BALANCER_PROBLEM_OVER", "{over}");
+    anyhow::ensure!(over["text"] == format!("No longer the case: {why}"), "{over}");
+    anyhow::ensure!(over["loadBalancer"]["problem"].is_null(), "{over}");
+    Ok(())
+}
+
+/// The processes of all instances.
+async fn instances(client: &Client) -> anyhow::Result<Vec<i32>> {
+    let data = client.query("{ serverGroups { nodes { instances { pid } } } }", Value::Null).await?;
+    let nodes = data.pointer("/serverGroups/nodes/0/instances").and_then(Value::as_array).context("a list")?;
+    nodes.iter().map(|node| Ok(i32::try_from(node["pid"].as_i64().context("a process")?)?)).collect()
+}
+
+async fn host_away() -> Outcome {
+    const SHOWN: &str = "
+{ accounts { name problem }
+  loadBalancers { nodes { problem } }
+  serverGroups { nodes { problem healthyCount } } }";
+    const PROGRESS: &str = "
+query Progress($id: ID!) {
+  node(id: $id) { ... on Execution { stages { kind status progress { completed total unit message } } } }
+}";
+    let mut server = Server::start().await?;
+    let hello = Hello::create(&server).await?;
+    hello.deploy("1.0.0").await?.succeeded()?;
+    let shown = hello.client.query(SHOWN, Value::Null).await?;
+    anyhow::ensure!(shown["accounts"] == json!([{ "name": "local", "problem": null }]), "{shown}");
+    let directory = server.host_dir().display().to_string();
+    server.gennaker(&["host", "stop", "--dir", &directory]).await?.with_status(0)?;
+    let shown = wait_for("the account's problem", MAX, || async {
+        let shown = hello.client.query(SHOWN, Value::Null).await.ok()?;
+        shown["accounts"][0]["problem"].is_string().then_some(shown)
+    })
+    .await?;
+    let why = shown["accounts"][0]["problem"].as_str().unwrap_or_default();
+    anyhow::ensure!(why.starts_with("it could not be read since 20") && why.contains("`gennaker host stop`"), "{why}");
+    let of_account = format!("the state of account `local` may be old: {why}");
+    anyhow::ensure!(shown["loadBalancers"]["nodes"] == json!([{ "problem": of_account }]), "{shown}");
+    anyhow::ensure!(shown["serverGroups"]["nodes"] == json!([{ "problem": of_account, "healthyCount": 3 }]), "{shown}");
+    let status = server.gennaker(&["status"]).await?.with_status(0)?;
+    anyhow::ensure!(status.out.starts_with(&format!("account local: {why}\n")), "{}", status.out);
+
+    let execution = hello.start("deploy hello", json!({ "version": "2.0.0" })).await?;
+    let progress = wait_for("the reason for the wait", MAX, || async {
+        let data = hello.client.query(PROGRESS, json!({ "id": execution })).await.ok()?;
+        let stages = data["node"]["stages"].as_array()?;
+        let creates = stages.iter().find(|stage| stage["kind"] == "createServerGroup")?;
+        creates["progress"]["message"].is_string().then(|| creates["progress"].clone())
+    })
+    .await?;
+    let text = progress["message"].as_str().unwrap_or_default();
+    anyhow::ensure!(text.starts_with("it is tried again: cannot read account `local`"), "{progress}");
+    anyhow::ensure!(progress["unit"] == "attempts" && progress["total"] == 11, "{progress}");
+    // A server that starts, starts the host.
+    server.kill().await?;
+    server.restart().await?;
+    let hello = hello.asked_by(server.client());
+    let ended = follow(&hello.client, &execution, DEPLOY_MAX).await?;
+    ended.succeeded()?;
+    let last = ended.stages().into_iter().find(|stage| stage["kind"] == "createServerGroup").context("it is there")?;
+    let text = last["progress"]["message"].as_str().unwrap_or_default();
+    anyhow::ensure!(!text.contains("tried again"), "{last}");
+    let shown = hello.client.query(SHOWN, Value::Null).await?;
+    anyhow::ensure!(shown["accounts"] == json!([{ "name": "local", "problem": null }]), "{shown}");
     Ok(())
 }

@@ -30,6 +30,19 @@ impl Account {
     async fn locations(&self) -> &[String] {
         &self.0.locations
     }
+    /// Why what is shown of it may be old: since when it could not be read, and what its provider answers. None
+    /// while it can be read.
+    async fn problem(&self, ctx: &Context<'_>) -> Result<Option<String>> {
+        Ok(session(ctx)?.api.inventory.unreadable(&self.0.name).map(|unreadable| unreadable.to_string()))
+    }
+}
+
+/// The problem of what an account has: its own, and that the account cannot be read.
+pub(super) fn with_problem_of(ctx: &Context<'_>, account: &str, own: Option<String>) -> Result<Option<String>> {
+    let unreadable = session(ctx)?.api.inventory.unreadable(account);
+    let of_account = unreadable.map(|unreadable| format!("the state of account `{account}` may be old: {unreadable}"));
+    let problems: Vec<String> = of_account.into_iter().chain(own).collect();
+    Ok((!problems.is_empty()).then(|| problems.join("; ")))
 }
 
 /// Queries for accounts.

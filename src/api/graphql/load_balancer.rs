@@ -3,6 +3,7 @@
 use async_graphql::{Context, ID, Object, Result, SimpleObject};
 use chrono::{DateTime, Utc};
 
+use super::account::with_problem_of;
 use super::application::Application;
 use super::connection::lists;
 use super::health::HealthCheck;
@@ -83,9 +84,10 @@ impl LoadBalancer {
     async fn created_at(&self) -> DateTime<Utc> {
         self.0.created_at
     }
-    /// What is in its way: a port that is taken, a share with nothing healthy, too many connections.
-    async fn problem(&self) -> Option<String> {
-        self.0.problem()
+    /// What is in its way: a port that is taken, a share with nothing healthy, nothing healthy at all, too many
+    /// connections; and that its account cannot be read, so that all this may be old.
+    async fn problem(&self, ctx: &Context<'_>) -> Result<Option<String>> {
+        with_problem_of(ctx, &self.0.spec.place.account, self.0.problem())
     }
     /// What passed through it, per server group and second, at most the last 600 seconds.
     async fn traffic(

@@ -19,6 +19,7 @@ mod kinds;
 mod load_balancer;
 mod node;
 mod notification;
+mod nulls;
 mod operations;
 mod pipeline;
 mod place;
@@ -107,6 +108,7 @@ fn builder() -> SchemaBuilder<Query, Mutation, Subscription> {
     // library's own last defence.
     Schema::build(Query::default(), Mutation::default(), Subscription::default())
         .limit_recursive_depth(64)
+        .extension(nulls::Nulls)
         .override_output_type_description::<DateTime<Utc>>(scalars::DATE_TIME)
         .register_output_type::<command::UserError>()
         .register_output_type::<node::Node>()

@@ -3,6 +3,7 @@
 use async_graphql::{Context, ID, Object, Result, SimpleObject};
 use chrono::{DateTime, Utc};
 
+use super::account::with_problem_of;
 use super::application::Application;
 use super::cluster::Cluster;
 use super::connection::lists;
@@ -95,9 +96,10 @@ impl ServerGroup {
     async fn created_at(&self) -> DateTime<Utc> {
         self.0.created_at
     }
-    /// What the provider says is in the way: an artifact that cannot be fetched, a full port range.
-    async fn problem(&self) -> Option<&str> {
-        self.0.problem.as_deref()
+    /// What the provider says is in the way: an artifact that cannot be fetched, a full port range; and that its
+    /// account cannot be read, so that all this may be old.
+    async fn problem(&self, ctx: &Context<'_>) -> Result<Option<String>> {
+        with_problem_of(ctx, &self.0.spec.place.account, self.0.problem.clone())
     }
     /// How the limits asked for are enforced, or why they are not.
     async fn limits_enforced_by(&self) -> Option<&str> {

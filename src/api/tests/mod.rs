@@ -75,7 +75,7 @@ impl Server {
         let writes = vec![Write::InsertPrincipal(principal.clone()), Write::InsertToken(row)];
         store.commit(Commit { writes, ..Commit::default() }).await.expect("committed");
 
-        let inventory = Inventory::new(Vec::new());
+        let inventory = Inventory::new(Vec::new(), clock.clone());
         let registry = stages::registry(stages::Deps {
             inventory: inventory.clone(),
             outbound: Outbound::new(outbound::Options::default()),

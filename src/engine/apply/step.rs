@@ -18,6 +18,8 @@ use crate::store::IntentOutcome;
 
 /// Failed tries of one step after which the stage fails.
 const RETRIES_MAX: i32 = 10;
+/// The unit of the progress of a step that is tried again.
+const ATTEMPTS: &str = "attempts";
 
 /// A poll comes back after this long at the earliest: a step that never waits is a busy loop.
 const POLL_MIN: Duration = Duration::from_millis(5);
@@ -131,12 +133,24 @@ fn retry(stage: &mut Stage, cause: &Cause, setting: &Setting, index: usize, chan
         return Later::default();
     }
     let at = setting.now + retry_delay(stage.retries);
+    stage.progress = Some(retrying(stage.retries, &cause.message, setting.now));
     if let Wake::Signal { .. } = stage.wake {
         // What came with the signal stays in the row until a step has used it.
         return Later { not_before: Some(at) };
     }
     stage.wake = Wake::At { at, topic: None };
     Later::default()
+}
+
+/// What people see of a stage whose step is to be tried again, until it does something else.
+fn retrying(failed: i32, message: &str, now: DateTime<Utc>) -> Progress {
+    Progress {
+        completed: i64::from(failed),
+        total: i64::from(RETRIES_MAX) + 1,
+        unit: ATTEMPTS.to_owned(),
+        message: cut(&format!("it is tried again: {message}")),
+        updated_at: now,
+    }
 }
 
 fn advance(
@@ -197,8 +211,16 @@ fn go_to(stage: &mut Stage, cursor: &Value, wake: Wake, index: usize, changes: &
     }
     stage.cursor = cursor.clone();
     stage.wake = wake;
-    stage.retries = 0;
+    recovered(stage);
     changes.silent(index);
+}
+
+/// A step has worked out: if some did not before it, that is no longer what there is to say.
+fn recovered(stage: &mut Stage) {
+    if stage.retries > 0 && stage.progress.as_ref().is_some_and(|progress| progress.unit == ATTEMPTS) {
+        stage.progress = None;
+    }
+    stage.retries = 0;
 }
 
 fn done(execution: &mut Execution, index: usize, outputs: &Value, setting: &Setting, changes: &mut Changes) {
@@ -208,7 +230,7 @@ fn done(execution: &mut Execution, index: usize, outputs: &Value, setting: &Sett
         Value::Object(members) => members.clone(),
         other => Map::from_iter([("result".to_owned(), other.clone())]),
     };
-    stage.retries = 0;
+    recovered(stage);
     stage.wake = Wake::Children;
     changes.seen(index);
     merge_outputs(execution, index, &outputs, setting, changes);

@@ -110,11 +110,13 @@ impl HostProvider {
     /// log in its directory, so that it outlives this process.
     ///
     /// # Errors
-    /// `Unavailable` when no host can be started, `Conflict` when the one that runs is another one
+    /// `Unavailable` when no host can be started, `Invalid` when the directory's path is too long, `Conflict` when the one that runs is another one
     /// (protocol, account or location).
     pub async fn connect(options: Options) -> Result<Self, Error> {
         let directory = std::path::absolute(&options.directory).map_err(|error| unavailable(&error))?;
         let options = Options { directory, ..options };
+        protocol::check_directory(&options.directory)
+            .map_err(|error| Error { kind: ErrorKind::Invalid, message: error.to_string() })?;
         daemon::files::make_directory(&options.directory).map_err(|error| unavailable(&error))?;
         let control = Control::new(&options.directory);
         let starter = Arc::new(Starter { options: options.clone(), last: tokio::sync::Mutex::new(None) });

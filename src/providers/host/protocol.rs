@@ -41,6 +41,26 @@ pub fn socket_path(directory: &Path) -> PathBuf {
     directory.join("host.sock")
 }
 
+/// Whether a host can be reached in a directory: the system takes short paths of sockets only.
+///
+/// # Errors
+/// `InvalidInput` when its path is too long.
+pub fn check_directory(directory: &Path) -> std::io::Result<()> {
+    let path = socket_path(directory);
+    match std::os::unix::net::SocketAddr::from_pathname(&path) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(std::io::Error::new(
+            std::io::ErrorKind::InvalidInput,
+            format!(
+                "a host cannot listen at {} ({} bytes): the system allows paths of sockets of about 100 bytes; give it \
+                 a directory with a shorter path (--host-dir of a server, --dir of `gennaker host`)",
+                path.display(),
+                path.as_os_str().len()
+            ),
+        )),
+    }
+}
+
 /// What a host says of itself: `GET /status`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

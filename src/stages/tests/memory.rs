@@ -39,6 +39,8 @@ struct State {
     /// Clusters that had a healthy enabled group, and the times they then had none.
     served: BTreeMap<String, u32>,
     calls: Vec<String>,
+    /// What reads answer instead.
+    away: Option<&'static str>,
 }
 
 struct Group {
@@ -121,6 +123,11 @@ impl Memory {
     }
 
     /// The load balancer listens there.
+    /// Reads answer this instead of a snapshot, until it is none.
+    pub fn given_away(&self, why: Option<&'static str>) {
+        self.lock().away = why;
+    }
+
     pub fn given_bound(&self, load_balancer: &str, address: &str) {
         let mut inner = self.lock();
         inner.load_balancers.get_mut(load_balancer).expect("it was given").bound = vec![address.into()];
@@ -340,6 +347,9 @@ impl Provider for Memory {
     async fn snapshot(&self) -> Result<Snapshot, Error> {
         let revision = *self.changes.borrow();
         let state = self.lock();
+        if let Some(why) = state.away {
+            return Err(error(ErrorKind::Unavailable, why));
+        }
         let registered = |mut found: LoadBalancer| {
             found.server_groups = state.groups_with(|spec| spec.load_balancers.contains(&found.spec.name));
             found

@@ -83,7 +83,7 @@ impl World {
         store.commit(commit).await.expect("a principal");
         let cloud = Memory::new(clock.clone());
         cloud.given_load_balancer("hello");
-        let inventory = Inventory::new(vec![Arc::new(cloud.clone())]);
+        let inventory = Inventory::new(vec![Arc::new(cloud.clone())], clock.clone());
         let stop = CancellationToken::new();
         tokio::spawn({
             let (inventory, stop) = (inventory.clone(), stop.clone());

@@ -25,7 +25,7 @@ pub use cut::{Cut, Fate};
 pub use database::{Schema, postgres};
 pub use exposition::Exposition;
 pub use follow::{Followed, follow, follow_with};
-pub use hello::Hello;
+pub use hello::{DEPLOY_MAX, Hello};
 pub use ports::Ports;
 pub use probes::{get, ready, scrape};
 pub use server::{Done, Options, Server, gennaker, processes_of};

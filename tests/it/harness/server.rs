@@ -136,6 +136,8 @@ impl Server {
         }
         let mut child = tokio::process::Command::from(command).kill_on_drop(true).spawn()?;
         let stdout = child.stdout.take().context("standard output is a pipe")?;
+        // Before anything is waited for: who stops waiting has it still.
+        self.child = Some(child);
         let mut lines = BufReader::new(stdout).lines();
         let mut token = None;
         let mut shown = false;
@@ -150,7 +152,6 @@ impl Server {
             anyhow::Ok(())
         };
         let read = tokio::time::timeout(START_MAX, reading).await;
-        self.child = Some(child);
         read.with_context(|| format!("no address within {START_MAX:?}\n{}", self.log()))??;
         anyhow::ensure!(shown, "the server ended at its start\n{}", self.log());
         // What comes later is read away, so that the server never writes to a closed pipe.

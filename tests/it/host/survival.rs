@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use gennaker::model::HealthState;
 use gennaker::providers::Provider as _;
-use gennaker::providers::host::client::HostProvider;
+use gennaker::providers::host::client::{HostProvider, Options};
 use gennaker::providers::host::daemon::identity::{Identity, Stat};
 use gennaker::providers::host::protocol::Upgrade;
 use libtest_mimic::Trial;
@@ -26,6 +26,7 @@ pub fn trials() -> Vec<Trial> {
         trial("host", "a_killed_keeper_is_replaced_and_sockets_are_still_held", killed_keeper),
         trial("host", "what_ends_while_the_host_is_gone_is_seen_with_every_line", ends_unseen),
         trial("host", "instances_outlive_a_stopped_host_and_come_back_with_it", stopped_host),
+        trial("host", "a_directory_too_long_for_a_socket_is_refused_before_anything_is_made", long_path),
         trial("host", "the_hosts_own_logs_stay_within_bounds_and_are_written_on", own_logs),
     ]
 }
@@ -241,6 +242,21 @@ async fn stopped_host() -> Outcome {
     assert_eq!(pids(&host.up("web-v000", 2).await), before);
     assert_eq!(get(&address, "/").await.expect("the same address").0, 200);
     host.end().await;
+    Ok(())
+}
+
+async fn long_path() -> Outcome {
+    let name = format!("gennaker-it-{}", "a".repeat(110));
+    let long = std::env::temp_dir().canonicalize()?.join(name);
+    let ran = std::process::Command::new(gennaker()).args(["host", "--dir"]).arg(&long).output()?;
+    let text = String::from_utf8_lossy(&ran.stderr);
+    assert!(
+        !ran.status.success() && text.contains("a host cannot listen at") && text.contains("shorter path"),
+        "{text}"
+    );
+    let error = HostProvider::connect(Options::new(&long)?).await.err().expect("refused");
+    assert!(error.message.contains("shorter path"), "{error}");
+    assert!(!long.exists(), "nothing is left of it");
     Ok(())
 }
 

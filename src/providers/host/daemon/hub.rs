@@ -19,8 +19,8 @@ use super::records::{BalancerRecord, GroupRecord, InstanceRecord, Layout, Securi
 use super::shelf::Shelf;
 use crate::clock::Clock;
 use crate::model::{
-    HealthSource, HealthState, InboundRule, Instance, InstanceHealth, LoadBalancer, LoadBalancerProblem, Place,
-    SecurityGroup, ServerGroup,
+    HealthSource, HealthState, InboundRule, Instance, InstanceHealth, LoadBalancer, LoadBalancerProblem,
+    LoadBalancerProblemKind, Place, SecurityGroup, ServerGroup,
 };
 use crate::outbound::{self, Outbound};
 use crate::providers::host::launch::Launch;
@@ -133,6 +133,8 @@ pub struct BalancerCell {
     pub closed: Option<LoadBalancerProblem>,
     /// What the data plane says is in its way.
     pub problems: Vec<LoadBalancerProblem>,
+    /// That none of its instances is healthy, although some are to take its traffic.
+    pub unserved: Option<LoadBalancerProblem>,
     /// What the data plane was told last.
     pub told: Vec<Backend>,
     /// Its listeners are open in the data plane.
@@ -141,7 +143,7 @@ pub struct BalancerCell {
 
 impl BalancerCell {
     pub fn new(record: BalancerRecord) -> Self {
-        Self { record, closed: None, problems: Vec::new(), told: Vec::new(), open: false }
+        Self { record, closed: None, problems: Vec::new(), unserved: None, told: Vec::new(), open: false }
     }
 }
 
@@ -178,6 +180,27 @@ impl InstanceCell {
             && self.own.as_ref().is_none_or(Verdict::is_up)
             && self.balancers.get(balancer).is_some_and(Verdict::is_up)
     }
+
+    /// Whether it is known not to be: it has ended, or a check that it is judged by says so.
+    fn is_sick_for(&self, balancer: &str) -> bool {
+        let is_down = |verdict: &Verdict| matches!(verdict.state, HealthState::Down | HealthState::Failed);
+        let checks = [Some(&self.platform), self.own.as_ref(), self.balancers.get(balancer)];
+        match self.phase {
+            Phase::Waiting => true,
+            Phase::Running => checks.into_iter().flatten().any(is_down),
+            Phase::Starting | Phase::Stopping => false,
+        }
+    }
+}
+
+/// Whether a load balancer's requests have somebody who answers them.
+enum Service {
+    /// They have, or nobody is meant to.
+    Some,
+    /// It is not known of all yet.
+    NotYet,
+    /// They have not, and why.
+    None(String),
 }
 
 impl GroupCell {
@@ -241,6 +264,7 @@ impl Hub {
                 self.proxy.set_backends(&name, backends);
             }
         }
+        inner.judge_service(self.clock.now());
         drop(inner);
         self.revision.send_modify(|revision| *revision += 1);
         result
@@ -419,6 +443,65 @@ impl Inner {
             .collect()
     }
 
+    /// Which load balancers have instances and none that is healthy.
+    fn judge_service(&mut self, now: DateTime<Utc>) {
+        let names: Vec<String> = self.balancers.keys().cloned().collect();
+        for name in names {
+            let service = self.service_of(&name);
+            let Some(cell) = self.balancers.get_mut(&name) else { continue };
+            match service {
+                Service::Some => {
+                    if let Some(over) = cell.unserved.take() {
+                        tracing::info!(load_balancer = name, "no longer the case: {}", over.message);
+                    }
+                }
+                // What began stays until something is healthy: a process that crashes again and
+                // again is starting in between.
+                Service::NotYet => {}
+                Service::None(message) => {
+                    let present = cell.unserved.as_ref();
+                    if present.is_none_or(|present| present.message != message) {
+                        tracing::warn!(load_balancer = name, "{message}");
+                    }
+                    let since = present.map_or(now, |present| present.since);
+                    let (kind, about) = (LoadBalancerProblemKind::Instances, String::new());
+                    cell.unserved = Some(LoadBalancerProblem { kind, about, message, since });
+                }
+            }
+        }
+    }
+
+    fn service_of(&self, balancer: &str) -> Service {
+        let (mut groups, mut sick, mut undecided) = (Vec::new(), 0_usize, false);
+        for group in self.groups.values() {
+            let spec = &group.record.spec;
+            if !group.is_enabled() || !spec.load_balancers.iter().any(|name| name == balancer) {
+                continue;
+            }
+            let before = sick;
+            for cell in group.instances.values().filter(|cell| !cell.draining && cell.phase != Phase::Stopping) {
+                if cell.is_healthy_for(balancer) {
+                    return Service::Some;
+                }
+                let is_sick = cell.is_sick_for(balancer);
+                sick += usize::from(is_sick);
+                undecided |= !is_sick;
+            }
+            if sick > before {
+                groups.push(spec.name.as_str());
+            }
+        }
+        match (undecided, sick) {
+            (true, _) => Service::NotYet,
+            // Nothing is to serve: nothing is missed.
+            (false, 0) => Service::Some,
+            (false, _) => Service::None(format!(
+                "requests are answered with 503: no instance of {} is healthy (0 of {sick})",
+                groups.join(", ")
+            )),
+        }
+    }
+
     pub fn balancer_view(&self, cell: &BalancerCell) -> LoadBalancer {
         let spec = &cell.record.spec;
         LoadBalancer {
@@ -433,7 +516,7 @@ impl Inner {
             created_at: cell.record.created_at,
             shares: cell.record.shares.clone(),
             server_groups: self.registered_with(&spec.name),
-            problems: cell.closed.iter().chain(&cell.problems).cloned().collect(),
+            problems: cell.closed.iter().chain(&cell.unserved).chain(&cell.problems).cloned().collect(),
         }
     }
 

@@ -22,6 +22,7 @@ use super::identity::Identity;
 use super::records::Layout;
 use super::succession::{self, About, Estate, EstateRef, Heir};
 use super::{Options, files, own_log};
+use crate::providers::host::protocol;
 use crate::{footprint, systemd};
 
 /// Before a worker that ended at once is started again, at first and at most.
@@ -107,6 +108,7 @@ pub enum Origin {
 pub fn run(options: Options, origin: Origin) -> anyhow::Result<()> {
     // Fails for a process that a shell started in the foreground: then it stays there.
     let _ = nix::unistd::setsid();
+    protocol::check_directory(&options.directory)?;
     files::make_directory(&options.directory)?;
     if let Some(warning) = options.ports.warning().filter(|_| origin == Origin::New) {
         tracing::warn!("{warning}");
