@@ -41,18 +41,36 @@ use tasks::Task;
 /// The server did not start or did not end well.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The address is taken, or not this machine's.
     #[error("cannot listen on {address}: {source}; choose another address with --listen")]
-    Listen { address: SocketAddr, source: std::io::Error },
+    Listen {
+        /// As it was asked for.
+        address: SocketAddr,
+        /// The system's word.
+        source: std::io::Error,
+    },
+    /// The database cannot be opened or read.
     #[error(transparent)]
     Store(#[from] store::Error),
+    /// There is no host to work with: none answers and none could be started, or the one that runs is
+    /// of another account or location.
     #[error("the host in {directory} cannot be used: {message}")]
-    Host { directory: String, message: String },
+    Host {
+        /// Its directory.
+        directory: String,
+        /// Why, and what to do.
+        message: String,
+    },
+    /// Another living server on the same database names the same place and reaches another host there.
     #[error("{0}")]
     Rival(String),
+    /// The sender is no address, or the roots are no certificates.
     #[error("mail cannot be set up: {0}")]
     Mail(String),
+    /// The collector's client could not be made.
     #[error("the collector of traces cannot be used: {0}")]
     Traces(String),
+    /// `admin` has never had a token, and it, or its token, could not be made.
     #[error("the first principal cannot be made: {0}")]
     FirstPrincipal(String),
 }

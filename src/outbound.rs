@@ -34,12 +34,15 @@ pub type OwnListeners = Arc<dyn Fn(IpAddr, u16) -> bool + Send + Sync>;
 pub struct Options {
     /// What is let through beside public addresses.
     pub allow: Vec<Allow>,
+    /// Those are let through too.
     pub own_listeners: OwnListeners,
     /// The system's resolver by default.
     pub lookup: Lookup,
+    /// For the connection alone, TLS included.
     pub connect_timeout: Duration,
     /// More of a body is not read.
     pub body_bytes_max: usize,
+    /// One more ends the call with [`Error::TooManyRedirects`].
     pub redirects_max: usize,
 }
 
@@ -64,10 +67,13 @@ impl Default for Options {
 /// A call to make.
 #[derive(Debug, Clone)]
 pub struct Request {
+    /// Of the first call; redirects may turn it into GET.
     pub method: Method,
     /// `http` or `https`, without user and password.
     pub url: String,
+    /// Of the first call; a redirect to another origin carries none of them.
     pub headers: HeaderMap,
+    /// None: no body.
     pub body: Option<Vec<u8>>,
     /// For all of it, redirects and body included.
     pub timeout: Duration,
@@ -76,8 +82,11 @@ pub struct Request {
 /// What came back.
 #[derive(Debug, Clone)]
 pub struct Response {
+    /// Of the last answer, redirects followed.
     pub status: StatusCode,
+    /// Of the last answer.
     pub headers: HeaderMap,
+    /// At most [`Options::body_bytes_max`] of it.
     pub body: Bytes,
     /// The body was longer than what is read of one.
     pub truncated: bool,
@@ -86,31 +95,86 @@ pub struct Response {
 /// The call did not work out. Never holds headers or bodies.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The URL does not hold; nothing was called.
     #[error("`{url}` cannot be called: {reason}")]
-    Url { url: String, reason: &'static str },
+    Url {
+        /// As given, without what may be secret in it.
+        url: String,
+        /// Why.
+        reason: &'static str,
+    },
+    /// An address that may not be reached; there was no connection to it.
     #[error(transparent)]
     Refused(#[from] Refused),
+    /// The last of them was not followed.
     #[error("`{host}` answered with more than {max} redirects")]
-    TooManyRedirects { host: String, max: usize },
+    TooManyRedirects {
+        /// Who sent it.
+        host: String,
+        /// [`Options::redirects_max`].
+        max: usize,
+    },
+    /// A redirect that leads where the call must not go.
     #[error("`{host}` redirects to `{to}`, which is not followed: {reason}")]
-    Redirect { host: String, to: String, reason: &'static str },
+    Redirect {
+        /// Who sent it.
+        host: String,
+        /// Where to, without what may be secret in it.
+        to: String,
+        /// Why it is not followed.
+        reason: &'static str,
+    },
+    /// The request was not sent.
     #[error("no connection to `{host}`: {cause}")]
-    Connect { host: String, cause: String },
+    Connect {
+        /// Who was called.
+        host: String,
+        /// The error beneath.
+        cause: String,
+    },
+    /// It took longer than it may, at whatever point.
     #[error("`{host}` did not answer within {} ms", .after.as_millis())]
-    Timeout { host: String, after: Duration },
+    Timeout {
+        /// Who was called.
+        host: String,
+        /// [`Request::timeout`].
+        after: Duration,
+    },
+    /// It broke on the way.
     #[error("the connection to `{host}` failed: {cause}")]
-    Transport { host: String, cause: String },
+    Transport {
+        /// Who was called.
+        host: String,
+        /// The error beneath.
+        cause: String,
+    },
+    /// The client could not be set up; nothing was called.
     #[error("the HTTP client could not be made: {0}")]
     Client(String),
     /// Of a download only.
     #[error("`{host}` answered {status}")]
-    Status { host: String, status: StatusCode },
+    Status {
+        /// Who answered.
+        host: String,
+        /// What.
+        status: StatusCode,
+    },
     /// Of a download only.
     #[error("what `{host}` sends has more than {max} bytes")]
-    TooLarge { host: String, max: u64 },
+    TooLarge {
+        /// Who sends it.
+        host: String,
+        /// How much was allowed.
+        max: u64,
+    },
     /// Of a download only: where it goes to, not where it comes from.
     #[error("what `{host}` sends cannot be written: {cause}")]
-    Write { host: String, cause: std::io::Error },
+    Write {
+        /// Who sends it.
+        host: String,
+        /// The system's word.
+        cause: std::io::Error,
+    },
 }
 
 impl Error {
@@ -142,6 +206,7 @@ impl fmt::Debug for Outbound {
 }
 
 impl Outbound {
+    /// A client under these rules; nothing is connected yet.
     #[must_use]
     pub fn new(options: Options) -> Self {
         // The second of two calls, or another part that installed it first, is fine.

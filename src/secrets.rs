@@ -22,22 +22,35 @@ pub const MASK_CHARS_MIN: usize = 4;
 /// A reference could not be resolved. Names the reference, never a value.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The text is none; it is given.
     #[error("`{0}` is not a secret reference; write `secret://env/NAME` or `secret://file/ABSOLUTE_PATH`")]
     NotAReference(String),
+    /// The variable's name does not begin with [`ENVIRONMENT_PREFIX`].
     #[error(
         "the environment variable `{0}` may not be used as a secret; only names that begin with `GENNAKER_SECRET_` may"
     )]
     NameNotAllowed(String),
+    /// There is no such variable.
     #[error("the environment variable `{0}` is not set for the server")]
     NotSet(String),
+    /// The file is not below a directory of secrets, links resolved.
     #[error("`{0}` is not below a directory that secrets may be read from; see the setting for secret directories")]
     PathNotAllowed(String),
+    /// The file is not there, or may not be read.
     #[error("secret file `{path}` cannot be read")]
-    File { path: String, source: std::io::Error },
+    File {
+        /// As the reference names it.
+        path: String,
+        /// The system's word.
+        source: std::io::Error,
+    },
+    /// The file has more than [`FILE_BYTES_MAX`].
     #[error("secret file `{0}` is larger than 64 KiB")]
     TooLarge(String),
+    /// The value is not UTF-8.
     #[error("the secret `{0}` is not UTF-8 text")]
     NotText(String),
+    /// There is nothing, or nothing but the end of a line.
     #[error("the secret `{0}` is empty")]
     Empty(String),
 }

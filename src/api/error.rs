@@ -23,7 +23,9 @@ pub enum Code {
     DepthLimitExceeded,
     /// A page has more items than the server gives at a time.
     PageLimitExceeded,
+    /// No token, or one that is not valid.
     Unauthenticated,
+    /// The token's principal may not do this.
     Forbidden,
     /// Nothing has that name or id, or it may not be seen.
     NotFound,
@@ -31,6 +33,7 @@ pub enum Code {
     NotImplemented,
     /// The client reads more slowly than things happen; go on after the cursor given.
     SlowConsumer,
+    /// The request took longer than it may; what it asked for may be done.
     Timeout,
     /// A provider or the database cannot be reached; try again.
     Unavailable,

@@ -44,6 +44,7 @@ pub struct Options {
     pub timeout: std::time::Duration,
     /// What a document may ask for at the most.
     pub limits: Limits,
+    /// Settings of WebSockets and event streams.
     pub socket: SocketOptions,
 }
 
@@ -126,13 +127,21 @@ impl Default for SocketOptions {
 /// What the API works with. Cheap to clone.
 #[derive(Clone)]
 pub struct Context {
+    /// What is read.
     pub store: Store,
+    /// What is changed, in the name of who asks.
     pub commands: Commands,
+    /// The kinds of stages and triggers that pipelines may name.
     pub registry: Registry,
+    /// What runs in the clouds.
     pub inventory: Inventory,
+    /// The channels that messages go out by.
     pub notifiers: Notifiers,
+    /// What time it is.
     pub clock: Clock,
+    /// Settings of the API.
     pub config: Options,
+    /// What `/readyz` and `/metrics` answer from.
     pub probes: probes::Probes,
 }
 

@@ -25,7 +25,9 @@ pub struct Limits {
     pub selections: u64,
     /// Fields within fields.
     pub depth: u64,
+    /// Fields that are answered under another name.
     pub aliases: u64,
+    /// Directives in all of the document.
     pub directives: u64,
     /// Fields of a query or mutation itself; a subscription has one.
     pub root_fields: u64,

@@ -41,14 +41,18 @@ pub struct Probes {
 /// Whether the server can work.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Readiness {
+    /// All checks are well.
     pub ready: bool,
+    /// Each, in the order they were added.
     pub checks: Vec<Checked>,
 }
 
 /// One check's word.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Checked {
+    /// What was checked: `database`.
     pub name: String,
+    /// It is as it must be.
     pub ok: bool,
     /// Why not.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -18,6 +18,7 @@ const CACHED_FOR: TimeDelta = TimeDelta::seconds(10);
 /// Why nobody could be recognised.
 #[derive(Debug, thiserror::Error)]
 pub enum Unauthenticated {
+    /// The request has no token.
     #[error("there is no token; send `Authorization: Bearer gnk_…` (make one with `gennaker token create`)")]
     Missing,
     /// Unknown, wrong, expired or revoked: the caller need not learn which.

@@ -11,8 +11,11 @@ use crate::model::{Action, Actor, Resource, Role};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{actor} may not {action} here; it needs the role {needs}")]
 pub struct Denied {
+    /// The principal's name.
     pub actor: String,
+    /// What was wanted, in lower case: `save`.
     pub action: String,
+    /// The least role that would do, in upper case: `OPERATOR`.
     pub needs: &'static str,
 }
 

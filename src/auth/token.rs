@@ -23,16 +23,22 @@ const DESCRIPTION_CHARS_MAX: usize = 200;
 /// A token could not be made or revoked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The operating system gives no random bytes.
     #[error("the operating system gives no random bytes: {0}")]
     Random(String),
+    /// The actor may not.
     #[error(transparent)]
     Denied(#[from] Denied),
+    /// The input does not hold; the text says what and why.
     #[error("{0}")]
     Invalid(String),
+    /// There is no such token.
     #[error("{0}")]
     NotFound(String),
+    /// The database could not be read.
     #[error(transparent)]
     Store(#[from] crate::store::Error),
+    /// The database did not take it, or nobody knows.
     #[error(transparent)]
     Commit(#[from] CommitError),
 }
@@ -40,6 +46,7 @@ pub enum Error {
 /// A token's text, taken apart.
 #[derive(Clone, Copy)]
 pub struct Parsed {
+    /// Where to find the row.
     pub id: TokenId,
     hash: [u8; SECRET_BYTES],
 }

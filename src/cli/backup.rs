@@ -28,8 +28,10 @@ pub struct Args {
     /// Replace the file if it is there
     #[arg(long)]
     pub force: bool,
+    /// Where the database is.
     #[command(flatten)]
     pub data: DataArgs,
+    /// How the log is written.
     #[command(flatten)]
     pub log: LogArgs,
 }

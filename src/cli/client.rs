@@ -30,10 +30,22 @@ const PING: Duration = Duration::from_secs(10);
 pub enum Error {
     /// No server, or it went away.
     #[error("{url} cannot be reached: {message}")]
-    Unreachable { url: String, message: String },
+    Unreachable {
+        /// What was asked.
+        url: String,
+        /// Why.
+        message: String,
+    },
     /// An answer that is none of GraphQL: the beginning of it.
     #[error("{url} does not answer as Gennaker does (status {status}){body}")]
-    Status { url: String, status: u16, body: String },
+    Status {
+        /// What was asked.
+        url: String,
+        /// The HTTP status.
+        status: u16,
+        /// Its beginning, with what sets it off from the text before it.
+        body: String,
+    },
     /// The answer has errors.
     #[error("{}", first_message(.0))]
     GraphQl(Vec<Value>),
@@ -42,13 +54,25 @@ pub enum Error {
     Refused(Vec<Value>),
     /// A file of certificates does not serve.
     #[error("certificates cannot be read from {}: {message}", file.display())]
-    Certificates { file: PathBuf, message: String },
+    Certificates {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        message: String,
+    },
     /// The WebSocket was closed before the subscription was over.
     #[error("the subscription broke off: {0}")]
     Broken(String),
     /// A list that has to be taken whole has more than that.
     #[error("`{list}` has {count} items, and a command takes {most} of a list; name a part of it")]
-    TooMany { list: String, count: u64, most: usize },
+    TooMany {
+        /// The field that has it.
+        list: String,
+        /// Items that there are.
+        count: u64,
+        /// Items that would be taken.
+        most: usize,
+    },
 }
 
 impl Error {

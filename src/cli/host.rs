@@ -88,6 +88,7 @@ pub struct Args {
     /// Seconds for which an artifact stays that no server group uses
     #[arg(long, default_value_t = ARTIFACT_KEEP_SECONDS, value_name = "SECONDS")]
     pub artifact_keep_seconds: u64,
+    /// How the log is written.
     #[command(flatten)]
     pub log: LogArgs,
     /// Used by a host for its own parts.
@@ -99,6 +100,7 @@ pub struct Args {
     /// Used by a host for its own parts.
     #[arg(long, hide = true, conflicts_with_all = ["worker", "adopt"])]
     pub resume: bool,
+    /// What to ask of a running host; None: run one.
     #[command(subcommand)]
     pub command: Option<Command>,
 }

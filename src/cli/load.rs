@@ -23,9 +23,11 @@ use tokio_util::sync::CancellationToken;
 pub struct Options {
     /// Where to.
     pub target: SocketAddr,
+    /// Path and query, from the `/` on.
     pub path: String,
     /// Over all connections.
     pub requests_per_second: u32,
+    /// How many are open at a time; each has one request under way.
     pub connections: u32,
     /// A request that breaks with its connection before an answer began is sent once more on a new
     /// one, as browsers do with a GET. For tests that kill the data plane itself.
@@ -40,7 +42,9 @@ const FAILURES_KEPT: usize = 100;
 /// What came back so far.
 #[derive(Debug, Clone, Default)]
 pub struct Report {
+    /// Requests, each counted once.
     pub sent: u64,
+    /// Of them, those without an answer 200 in time.
     pub failed: u64,
     /// Requests sent once more; zero unless [`Options::retry_broken`].
     pub retried: u64,

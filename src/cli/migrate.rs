@@ -35,8 +35,10 @@ pub struct Args {
     /// After the move, read both again and compare every row
     #[arg(long, requires = "to")]
     pub verify: bool,
+    /// Where the database is.
     #[command(flatten)]
     pub data: DataArgs,
+    /// How the log is written.
     #[command(flatten)]
     pub log: LogArgs,
 }

@@ -55,8 +55,10 @@ pub struct Args {
     /// Hold back the mails and triggers of the time before, which may have been sent and started since
     #[arg(long)]
     pub hold: bool,
+    /// Where the database shall be.
     #[command(flatten)]
     pub data: DataArgs,
+    /// How the log is written.
     #[command(flatten)]
     pub log: LogArgs,
 }

@@ -62,6 +62,7 @@ pub struct Args {
 /// When the health check begins to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailHealth {
+    /// From the start.
     Always,
     /// After this many requests other than for health.
     After(u64),

@@ -45,6 +45,7 @@ Files, in the data directory:
 Exit status: 0 asked to end, 1 a part did not start or ended by itself, 2 a
 setting does not hold.")]
 pub struct Args {
+    /// All settings of a server.
     #[command(flatten)]
     pub config: config::Args,
 }

@@ -68,6 +68,7 @@ pub enum Error {
     /// Also the help that was asked for.
     #[error("{}", config::in_one_line(.0))]
     Line(#[from] clap::Error),
+    /// The file of settings does not hold; all faults of it.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Faults(Vec<Fault>),
 }

@@ -110,8 +110,11 @@ fn default_dir(variable: impl Fn(&str) -> Option<PathBuf>) -> Result<PathBuf, Er
 /// Settings.
 #[derive(Debug, Clone)]
 pub struct DataConfig {
+    /// The data directory, absolute.
     pub dir: PathBuf,
+    /// `postgres://…`; None: SQLite in the data directory.
     pub database_url: Option<String>,
+    /// What a power cut may take of SQLite's commits.
     pub durability: Durability,
     /// Finished executions and messages older than this are deleted; None keeps them.
     pub retention: Option<Duration>,

@@ -31,9 +31,18 @@ const MASK: &str = "***";
 /// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
+    /// The command line: the flag, with its hyphens.
     Flag(String),
+    /// The environment: the variable's name.
     Variable(String),
-    File { path: PathBuf, line: usize },
+    /// The file of settings.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Counted from 1.
+        line: usize,
+    },
+    /// Nobody gave it.
     Default,
 }
 
@@ -53,6 +62,7 @@ impl std::fmt::Display for Source {
 pub struct Setting {
     /// The flag's name, without the hyphens before it.
     pub name: String,
+    /// Where the value came from.
     pub source: Source,
     /// As given: may be secret. Empty when it is not set.
     raw: Vec<OsString>,

@@ -68,7 +68,9 @@ impl Default for HostArgs {
 /// Ports from the first to the last, both included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PortRange {
+    /// The lowest; 1024 or above where it was read from text.
     pub first: u16,
+    /// The highest, included.
     pub last: u16,
 }
 
@@ -242,7 +244,9 @@ fn named(text: &str, also: &str) -> Result<String, String> {
 /// Settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostConfig {
+    /// The account that the host belongs to.
     pub account: String,
+    /// The location within the account that the host is.
     pub location: String,
     /// Of the machine; none: its hostname.
     pub host_name: Option<String>,
@@ -250,6 +254,7 @@ pub struct HostConfig {
     pub dir: PathBuf,
     /// Absolute, links resolved.
     pub artifact_roots: Vec<PathBuf>,
+    /// Where instances get their ports from.
     pub port_range: PortRange,
     /// Bytes of all unpacked artifacts of the host together, at most.
     pub max_artifact_bytes: u64,

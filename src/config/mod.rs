@@ -82,20 +82,28 @@ impl Error {
 #[derive(Debug, Clone, Default, clap::Args)]
 #[group(skip)]
 pub struct Args {
+    /// Where it listens, to whom, and how it ends.
     #[command(flatten)]
     pub server: ServerArgs,
+    /// Where the data is, and for how long it is kept.
     #[command(flatten)]
     pub data: DataArgs,
+    /// The host that it starts or finds.
     #[command(flatten)]
     pub host: HostArgs,
+    /// Which secrets and which addresses it may reach.
     #[command(flatten)]
     pub security: SecurityArgs,
+    /// How much is taken at the most.
     #[command(flatten)]
     pub limits: LimitsArgs,
+    /// The mail server, and how often mails are tried.
     #[command(flatten)]
     pub smtp: SmtpArgs,
+    /// How the log is written.
     #[command(flatten)]
     pub log: LogArgs,
+    /// Metrics and traces.
     #[command(flatten)]
     pub observe: ObserveArgs,
 }
@@ -103,13 +111,21 @@ pub struct Args {
 /// All settings of a server, checked.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// Where it listens, to whom, and how it ends.
     pub server: ServerConfig,
+    /// Where the data is, and for how long it is kept.
     pub data: DataConfig,
+    /// The host that it starts or finds.
     pub host: HostConfig,
+    /// Which secrets and which addresses it may reach.
     pub security: SecurityConfig,
+    /// How much is taken at the most.
     pub limits: LimitsConfig,
+    /// Metrics and traces.
     pub observe: ObserveConfig,
+    /// The mail server, and how often mails are tried.
     pub smtp: SmtpConfig,
+    /// How the log is written; its flags need no check.
     pub log: LogArgs,
 }
 

@@ -23,6 +23,7 @@ pub struct SecurityArgs {
 pub struct SecurityConfig {
     /// Absolute, links resolved.
     pub secret_dirs: Vec<PathBuf>,
+    /// What outgoing calls may reach beside public addresses and own load balancers.
     pub outbound_allow: Vec<Allow>,
 }
 

@@ -33,6 +33,7 @@ pub struct ServerArgs {
     /// is taken up again at the next start
     #[arg(long, env = "GENNAKER_SHUTDOWN_GRACE_SECONDS", value_name = "SECONDS", default_value_t = ServerArgs::GRACE_SECONDS)]
     pub shutdown_grace_seconds: u64,
+    /// The certificate, if it speaks TLS.
     #[command(flatten)]
     pub tls: TlsArgs,
 }

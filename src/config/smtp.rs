@@ -85,6 +85,7 @@ impl Default for SmtpArgs {
 pub struct SmtpConfig {
     /// None: no mail is sent.
     pub email: Option<Options>,
+    /// How often and how long messages of any channel are tried.
     pub deliveries: deliver::Options,
     /// What links to this server begin with, if not with its own address.
     pub public_url: Option<String>,

@@ -52,6 +52,7 @@ pub enum Code {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Error {
+    /// What sort of refusal.
     pub code: Code,
     /// What failed, on what, and what to do.
     pub message: String,
@@ -62,6 +63,7 @@ pub struct Error {
 /// What to start.
 #[derive(Debug, Clone)]
 pub struct StartPipeline {
+    /// The pipeline; its newest revision is run.
     pub pipeline: PipelineId,
     /// An object, or null.
     pub parameters: Value,
@@ -72,16 +74,20 @@ pub struct StartPipeline {
 /// An ad-hoc operation: one or a few stages without a pipeline.
 #[derive(Debug, Clone)]
 pub struct StartOperation {
+    /// The application that it belongs to.
     pub application: ApplicationId,
     /// For people: `Resize hello-v002 to 5`.
     pub title: String,
+    /// What is done; at least one.
     pub stages: Vec<StageSpec>,
+    /// As of [`StartPipeline`].
     pub idempotency_key: Option<String>,
 }
 
 /// An execution was started, or found by its key.
 #[derive(Debug, Clone)]
 pub struct Started {
+    /// With its stages.
     pub execution: Execution,
     /// It was started by an earlier call with the same key.
     pub replay: bool,
@@ -90,19 +96,24 @@ pub struct Started {
 /// A person's word on a manual judgment.
 #[derive(Debug, Clone)]
 pub struct Judgment {
+    /// The stage that waits for it.
     pub stage: StageId,
     /// True: go on; false: stop.
     pub proceed: bool,
     /// One of the stage's inputs, if it has any.
     pub input: Option<String>,
+    /// In the person's own words.
     pub comment: Option<String>,
 }
 
 /// A pipeline to create, or the next revision of one.
 #[derive(Debug, Clone)]
 pub struct SavePipeline {
+    /// The application that it belongs to.
     pub application: ApplicationId,
+    /// The name under which it is found or made.
     pub name: String,
+    /// What it is to do from now on.
     pub definition: PipelineDefinition,
     /// The revision that the caller has read; the save is refused if there is a newer one.
     pub expected_revision: Option<i64>,
@@ -111,8 +122,11 @@ pub struct SavePipeline {
 /// A pipeline to check, whose application need not be there yet.
 #[derive(Debug, Clone)]
 pub struct CheckPipeline {
+    /// That application's name.
     pub application: String,
+    /// The name under which it would be saved.
     pub name: String,
+    /// What it would do.
     pub definition: PipelineDefinition,
     /// As of [`SavePipeline`].
     pub expected_revision: Option<i64>,
@@ -124,22 +138,29 @@ pub struct CheckPipeline {
 /// start it.
 #[derive(Debug, Clone)]
 pub struct PipelineBeside {
+    /// The pipeline's name.
     pub name: PipelineName,
+    /// Those whose ends will start it, once it is saved.
     pub started_by: Vec<PipelineName>,
 }
 
 /// Application and name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PipelineName {
+    /// The application's name.
     pub application: String,
+    /// The pipeline's name within it.
     pub name: String,
 }
 
 /// An application to create or change.
 #[derive(Debug, Clone)]
 pub struct SaveApplication {
+    /// How it is found; of one that is there it cannot be changed.
     pub name: String,
+    /// For people; may be empty.
     pub description: String,
+    /// Whom to ask.
     pub email: Option<String>,
 }
 

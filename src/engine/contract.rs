@@ -29,14 +29,33 @@ pub enum Next<C> {
     /// Save the cursor and step again at once.
     Goto(C),
     /// Save the cursor and step again after a while, or earlier on a notice on the topic.
-    Poll { cursor: C, after: Duration, topic: Option<String> },
+    Poll {
+        /// Where the stage stands.
+        cursor: C,
+        /// How long to wait at the most.
+        after: Duration,
+        /// Whose notices end the wait earlier; None: nobody's.
+        topic: Option<String>,
+    },
     /// Save the cursor and step again on the signal ([`StepContext::signal`] has its payload) or
     /// when the time is over (it has none).
-    Wait { cursor: C, signal: &'static str, timeout: Duration },
+    Wait {
+        /// Where the stage stands.
+        cursor: C,
+        /// The signal's name; one of the kind's `SIGNALS`.
+        signal: &'static str,
+        /// How long to wait for it.
+        timeout: Duration,
+    },
     /// Save the cursor, run the children (in parallel, but for what `requires` says), and step
     /// again when all have ended well; a child's failure fails this stage by the child's
     /// `on_failure`. Keys must be new among this attempt's children. No children: as `Goto`.
-    Spawn { children: Vec<ChildSpec>, cursor: C },
+    Spawn {
+        /// What to run.
+        children: Vec<ChildSpec>,
+        /// Where the stage stands when they have ended.
+        cursor: C,
+    },
     /// The stage's own work is done; an object that others may read.
     Done(Value),
 }
@@ -115,6 +134,7 @@ pub struct Effect<'a> {
     pub key: &'a str,
     /// For people and the log: `create server group web-v002`. No secrets.
     pub what: String,
+    /// What is done after an unknown outcome.
     pub repeat: Repeat,
     /// The call is given up after this long; at most 10 minutes.
     pub timeout: Duration,
@@ -126,7 +146,7 @@ pub struct Effect<'a> {
 pub struct Ticket {
     /// `<execution>/<stage>/<attempt>/<effect key>`.
     pub operation: String,
-    /// The lease's number: the other side keeps the highest seen per object and refuses lower ones.
+    /// The lease's number: the other side keeps the highest seen of each execution and refuses lower ones.
     pub fence: i64,
     /// The call has ended by then.
     pub deadline: DateTime<Utc>,
@@ -138,9 +158,19 @@ pub enum EffectError<E> {
     /// The call was made and answered with an error.
     Call(E),
     /// The call was made, now or before a crash, and nobody knows whether it took effect.
-    Unknown { what: String, since: DateTime<Utc> },
+    Unknown {
+        /// [`Effect::what`].
+        what: String,
+        /// When the call was begun.
+        since: DateTime<Utc>,
+    },
     /// The call was not made: it changes a cluster that the stage does not hold. A fault of the stage.
-    Unclaimed { what: String, cluster: String },
+    Unclaimed {
+        /// [`Effect::what`].
+        what: String,
+        /// The cluster that is not held.
+        cluster: String,
+    },
     /// The call was not made: the lease is lost, the execution is cancelled, the database is
     /// away. The step has to end; return this as it is with [`EffectError::into_step`].
     NotMade(String),
@@ -183,6 +213,7 @@ pub const INVENTORY_TOPIC: &str = "inventory";
 pub struct StageKind {
     /// The name in pipelines: `resizeServerGroup`.
     pub kind: &'static str,
+    /// What people see where the pipeline gives the stage no name.
     pub title: &'static str,
     /// One to three sentences.
     pub description: &'static str,
@@ -200,11 +231,17 @@ pub struct StageKind {
 pub trait Stage: Send + Sync + 'static {
     /// `camelCase`, as in pipelines.
     const KIND: &'static str;
+    /// What people see where the pipeline gives the stage no name.
     const TITLE: &'static str;
+    /// One to three sentences.
     const DESCRIPTION: &'static str;
+    /// From start to failure by timeout where the pipeline says nothing.
     const TIMEOUT: Duration = Duration::from_secs(30 * 60);
+    /// Signals that a step may wait for by [`Next::Wait`].
     const SIGNALS: &'static [&'static str] = &[];
+    /// What the schema lets through, read after expressions were evaluated.
     type Config: DeserializeOwned + Send + Sync;
+    /// Where the steps stand, saved after each; the default is where they begin.
     type Cursor: Serialize + DeserializeOwned + Default + Send + Sync;
 
     /// JSON Schema of the config. Where a value may be an expression the engine checks the schema
@@ -261,6 +298,7 @@ pub type Fault = (String, String);
 
 /// A kind of stage with its types erased, for the registry.
 pub trait DynStage: Send + Sync {
+    /// What the kind says of itself.
     fn kind(&self) -> StageKind;
     /// At save time: a string that holds an expression counts as any type.
     ///
@@ -276,15 +314,20 @@ pub trait DynStage: Send + Sync {
     fn timeout(&self) -> Duration;
     /// What people see where the pipeline gives no name.
     fn title(&self) -> &'static str;
+    /// [`Stage::tasks`], and the index of the one that the cursor is in.
     fn tasks(&self, config: &Value, cursor: &Value) -> (Vec<&'static str>, usize);
     /// The cursor as this binary reads it and would store it again.
     ///
     /// # Errors
     /// Why it cannot be read.
     fn reread(&self, cursor: &Value) -> Result<Value, String>;
+    /// [`Stage::before`].
     fn before(&self, config: &Value) -> Vec<ChildSpec>;
+    /// [`Stage::after`].
     fn after(&self, config: &Value, outputs: &Value) -> Vec<ChildSpec>;
+    /// [`Stage::unwind`].
     fn unwind(&self, execution: &Execution, stage: &StageRow, config: &Value, cursor: &Value) -> Vec<ChildSpec>;
+    /// [`Stage::step`].
     fn step<'a>(
         &'a self,
         cx: &'a StepContext,

@@ -26,13 +26,35 @@ pub enum Decision {
     /// The stage has to end, and a step of it is under way: that ends first.
     Interrupt(StageId),
     /// The stage fails for this reason; it ends once nothing runs below it.
-    Fail { stage: StageId, failure: Failure },
+    Fail {
+        /// The stage.
+        stage: StageId,
+        /// Why.
+        failure: Failure,
+    },
     /// The stage ends badly, now that nothing runs below it: by way of its unwind if it has begun.
-    End { stage: StageId, status: Status, unwind: bool },
+    End {
+        /// The stage.
+        stage: StageId,
+        /// What it ends as.
+        status: Status,
+        /// Its unwind is asked for first.
+        unwind: bool,
+    },
     /// The stage is over.
-    Finish { stage: StageId, status: Status },
+    Finish {
+        /// The stage.
+        stage: StageId,
+        /// What it ended as.
+        status: Status,
+    },
     /// Nothing runs and nothing may start.
-    FinishExecution { status: Status, failure: Option<Failure> },
+    FinishExecution {
+        /// What it ended as.
+        status: Status,
+        /// Why, where it failed.
+        failure: Option<Failure>,
+    },
     /// Look again at that instant.
     WaitUntil(DateTime<Utc>),
 }

@@ -131,6 +131,7 @@ impl fmt::Debug for CrashHook {
 /// A place where the engine may die.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CrashPoint {
+    /// The execution that is under way.
     pub execution: ExecutionId,
     /// The stage's kind.
     pub kind: String,
@@ -140,6 +141,7 @@ pub struct CrashPoint {
     pub cursor: serde_json::Value,
     /// The effect's key; None at [`Moment::BeforeCommit`].
     pub effect: Option<String>,
+    /// How far the step is.
     pub moment: Moment,
 }
 

@@ -14,6 +14,7 @@ use crate::model::Status;
 pub struct TriggerKind {
     /// The name in pipelines: `cron`.
     pub kind: &'static str,
+    /// For people, in lists of kinds.
     pub title: &'static str,
     /// One to three sentences.
     pub description: &'static str,
@@ -46,19 +47,24 @@ pub trait Timetable: Send + Sync {
     fn next(&self, after: DateTime<Utc>) -> Option<DateTime<Utc>>;
     /// The last instant that is not after this one.
     fn last(&self, until: DateTime<Utc>) -> Option<DateTime<Utc>>;
+    /// What to do about slots in whose time no server was there.
     fn missed(&self) -> Missed;
 }
 
 /// The pipeline whose executions' ends count.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
+    /// The name of its application.
     pub application: String,
+    /// Its name within the application.
     pub pipeline: String,
+    /// The ends that count.
     pub statuses: Vec<Status>,
 }
 
 /// A kind of trigger.
 pub trait Trigger: Send + Sync + 'static {
+    /// What the kind says of itself.
     fn kind(&self) -> TriggerKind;
     /// Reads a config that has passed the schema.
     ///
@@ -84,6 +90,7 @@ impl KnownTrigger {
         Self { trigger: Box::new(trigger), schema: kind.schema, validator }
     }
 
+    /// What the kind says of itself.
     #[must_use]
     pub fn kind(&self) -> TriggerKind {
         self.trigger.kind()

@@ -24,10 +24,22 @@ const FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// The files cannot be used. Says nothing of the key's content.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
+    /// The certificate's file.
     #[error("{path}: {message}")]
-    Certificate { path: String, message: String },
+    Certificate {
+        /// As it was given.
+        path: String,
+        /// Why.
+        message: String,
+    },
+    /// The key's file, or that the key is another certificate's.
     #[error("{path}: {message}")]
-    Key { path: String, message: String },
+    Key {
+        /// As it was given.
+        path: String,
+        /// Why.
+        message: String,
+    },
 }
 
 /// Where a certificate and its key are.

@@ -25,6 +25,7 @@ pub enum Transport {
 /// What came of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
+    /// Answered as asked.
     Ok,
     /// Answered with errors of GraphQL.
     Errors,
@@ -37,9 +38,13 @@ pub enum Outcome {
 /// Which limit was met.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Limit {
+    /// Fields within fields.
     Depth,
+    /// Fields, aliases, directives or items that a document asks for.
     Complexity,
+    /// Bytes of a request's body.
     Body,
+    /// WebSockets and event streams that are open.
     Connections,
     /// Operations of one connection.
     Operations,

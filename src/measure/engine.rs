@@ -9,10 +9,15 @@ use metrics::{Counter, Histogram, counter, describe_counter, describe_histogram,
 /// How a step ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StepOutcome {
+    /// The next step is due at once.
     Goto,
+    /// It looks again later.
     Poll,
+    /// It waits for a signal.
     Wait,
+    /// It waits for its children.
     Spawn,
+    /// The stage's own work is over.
     Done,
     /// It failed and is tried again.
     Retry,
@@ -22,6 +27,7 @@ pub enum StepOutcome {
     NotMade,
     /// It was ended from without.
     Interrupted,
+    /// Code of the stage panicked; counted as a violated invariant too.
     Panicked,
 }
 
@@ -34,7 +40,9 @@ const ENDS: [&str; 6] = ["SUCCEEDED", "FAILED_CONTINUE", "FAILED", "CANCELED", "
 /// How a call outside ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EffectOutcome {
+    /// The other side has done it.
     Done,
+    /// The other side has answered with an error.
     Failed,
     /// Nobody knows.
     Unknown,
@@ -45,6 +53,7 @@ pub enum EffectOutcome {
 const EFFECT_OUTCOMES: [&str; 4] = ["done", "failed", "unknown", "not_made"];
 
 impl EffectOutcome {
+    /// The label's value.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         EFFECT_OUTCOMES[self as usize]

@@ -8,6 +8,7 @@ use metrics::{Counter, Histogram, counter, describe_counter, describe_histogram,
 /// What became of a commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CommitOutcome {
+    /// It happened.
     Ok,
     /// A guard did not hold.
     Refused,

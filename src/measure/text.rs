@@ -5,8 +5,11 @@ use std::fmt::Write as _;
 /// What sort of numbers a family has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
+    /// Only rises while the process lives.
     Counter,
+    /// Rises and falls.
     Gauge,
+    /// Buckets, sum and count.
     Histogram,
 }
 

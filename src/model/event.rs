@@ -1,4 +1,5 @@
-//! The event log: what subscribers read. A stream is gapless; a cursor is (epoch, sequence).
+//! The event log: what subscribers read. A stream is gapless; a cursor is (epoch, stream,
+//! sequence).
 
 use std::fmt;
 use std::str::FromStr;
@@ -32,12 +33,15 @@ impl StreamId {
 /// One event.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Event {
+    /// The stream that it belongs to.
     pub stream: StreamId,
     /// From 1, without gaps within the stream.
     pub seq: i64,
     /// Over all streams, in the order of commits; may have gaps.
     pub position: i64,
+    /// When it was committed, by the server's clock.
     pub at: DateTime<Utc>,
+    /// What happened.
     pub body: EventBody,
 }
 
@@ -47,11 +51,20 @@ pub struct Event {
 #[serde(tag = "type", rename_all = "camelCase")]
 pub enum EventBody {
     /// The execution's own fields changed; `stages` is empty.
-    ExecutionChanged { execution: Box<Execution> },
+    ExecutionChanged {
+        /// As it is after the change, without its stages.
+        execution: Box<Execution>,
+    },
     /// A stage began to exist or changed.
-    StageChanged { stage: Box<Stage> },
+    StageChanged {
+        /// As it is after the change.
+        stage: Box<Stage>,
+    },
     /// A message to people was written.
-    Notified { notification: Box<Notification> },
+    Notified {
+        /// The message, whole.
+        notification: Box<Notification>,
+    },
 }
 
 impl EventBody {
@@ -68,13 +81,15 @@ impl EventBody {
     }
 }
 
-/// Where a reader stands in a stream: the epoch of the database and the sequence number of the
-/// last event it has. Its text is opaque to clients.
+/// Where a reader stands in a stream: the epoch of the database, the stream, and the sequence number
+/// of the last event it has. Its text is opaque to clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cursor {
     /// Random; changed when the database is restored from a backup.
     pub epoch: Uuid,
+    /// The stream's key ([`StreamId::key`]).
     pub stream: Uuid,
+    /// The sequence number of the last event read; 0 before the first.
     pub seq: i64,
 }
 

@@ -22,9 +22,13 @@ pub enum ExecutionKind {
 /// One run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Execution {
+    /// Rises with time, so that it orders executions by their start.
     pub id: ExecutionId,
+    /// Whether a pipeline runs or a single operation.
     pub kind: ExecutionKind,
+    /// The application that it belongs to.
     pub application: ApplicationId,
+    /// The application's name as of the start.
     pub application_name: String,
     /// None for operations, and where the pipeline was deleted since.
     pub pipeline: Option<PipelineId>,
@@ -34,12 +38,15 @@ pub struct Execution {
     pub revision: i64,
     /// Counts from 1 within the pipeline, or within the application for operations.
     pub number: i64,
+    /// Where it stands as a whole.
     pub status: Status,
     /// Rises by one with each commit that changes this execution or one of its stages; guards them.
     pub version: i64,
     /// The sequence number of the newest event in this execution's stream; 0 before the first.
     pub event_seq: i64,
+    /// Who started it; where a trigger did, who saved the pipeline's revision.
     pub started_by: PrincipalId,
+    /// That principal's name as of the start.
     pub started_by_name: String,
     /// Why it was started, where nobody asked for it; boxed, since most have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -48,10 +55,15 @@ pub struct Execution {
     pub parameters: Value,
     /// The rules of the pipeline and of its stages, as of the start.
     pub notifications: Vec<ExecutionRule>,
+    /// The wish to end it early, once somebody had it.
     pub cancel: Option<Cancel>,
+    /// Why it failed, if it has.
     pub failure: Option<Failure>,
+    /// When it was asked for.
     pub created_at: DateTime<Utc>,
+    /// When the engine began with it; None: not yet.
     pub started_at: Option<DateTime<Utc>>,
+    /// When it ended; None: not yet.
     pub ended_at: Option<DateTime<Utc>>,
     /// The end at the latest; an execution past it is failed.
     pub deadline: DateTime<Utc>,
@@ -93,10 +105,15 @@ impl Execution {
 /// A wish to end an execution early, recorded once.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cancel {
+    /// Who wanted it.
     pub by: PrincipalId,
+    /// That principal's name as of then.
     pub by_name: String,
+    /// When.
     pub at: DateTime<Utc>,
+    /// Why, in that person's words; may be empty.
     pub reason: String,
+    /// What happens to what was begun.
     pub mode: CancelMode,
 }
 
@@ -131,6 +148,7 @@ pub enum Phase {
 pub struct StageSpec {
     /// Unique within the pipeline; letters, digits, `-` and `_`; at most 64.
     pub key: String,
+    /// The kind's name in the registry: `deploy`, `webhook` …
     pub kind: String,
     /// What people see; the kind's title when empty.
     #[serde(default)]
@@ -138,8 +156,10 @@ pub struct StageSpec {
     /// Keys of the stages that must have ended before this one starts.
     #[serde(default)]
     pub requires: Vec<String>,
+    /// As the kind's schema says; texts in it may have expressions and `secret://` references.
     #[serde(default)]
     pub config: Value,
+    /// What its failure does to the rest of the pipeline.
     #[serde(default)]
     pub on_failure: OnFailure,
     /// Seconds from the stage's start to its failure by timeout; the kind's default when absent.
@@ -155,11 +175,15 @@ pub struct StageSpec {
 pub struct ChildSpec {
     /// Unique among the siblings of the same parent and attempt.
     pub key: String,
+    /// The kind's name in the registry.
     pub kind: String,
+    /// What people see; the kind's title when empty.
     pub name: String,
     /// Keys of siblings that must have ended before this one starts.
     pub requires: Vec<String>,
+    /// As the kind's schema says.
     pub config: Value,
+    /// From the child's start to its failure by timeout; the kind's default when absent.
     pub timeout_seconds: Option<u64>,
     /// What this child's failure does to its siblings and its parent.
     pub on_failure: OnFailure,
@@ -168,21 +192,29 @@ pub struct ChildSpec {
 /// One stage of one execution.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Stage {
+    /// The same over its attempts.
     pub id: StageId,
+    /// The execution that it is part of.
     pub execution: ExecutionId,
     /// As configured, or given by the parent; unique among siblings of one phase.
     pub key: String,
+    /// The stage that spawned it; None at the top level.
     pub parent: Option<StageId>,
+    /// Where it stands within its parent.
     pub phase: Phase,
+    /// The kind's name in the registry.
     pub kind: String,
+    /// What people see.
     pub name: String,
     /// Keys of siblings.
     pub requires: Vec<String>,
+    /// What its failure does to its siblings and its parent.
     pub on_failure: OnFailure,
     /// Place among the execution's stages, from 0, by creation.
     pub position: i64,
     /// From 1; a restart makes the next one.
     pub attempt: i32,
+    /// Where it stands.
     pub status: Status,
     /// As configured, expressions and secret references unresolved.
     pub config: Value,
@@ -196,14 +228,21 @@ pub struct Stage {
     pub retries: i32,
     /// What descendants and downstream stages may read; an object.
     pub outputs: Value,
+    /// How far it has come, if its kind says so.
     pub progress: Option<Progress>,
+    /// Its steps as people see them, in their order.
     pub tasks: Vec<Task>,
+    /// Why it failed, if it has.
     pub failure: Option<Failure>,
     /// Set while the unwind runs: what the stage ends as when that is over.
     pub unwinding: Option<Unwinding>,
+    /// From its start to its failure by timeout.
     pub timeout_seconds: i64,
+    /// The instant of that failure; None before it has started.
     pub deadline: Option<DateTime<Utc>>,
+    /// When its present attempt began; None: not yet.
     pub started_at: Option<DateTime<Utc>>,
+    /// When its present attempt ended; None: not yet.
     pub ended_at: Option<DateTime<Utc>>,
 }
 
@@ -234,8 +273,10 @@ impl Stage {
 pub struct Judgment {
     /// True: go on; false: stop.
     pub proceed: bool,
+    /// The choice made, where the stage offers some.
     #[serde(default)]
     pub input: Option<String>,
+    /// In the person's own words.
     #[serde(default)]
     pub comment: Option<String>,
     /// The principal's name as of then.
@@ -244,6 +285,7 @@ pub struct Judgment {
     /// None: by a version that did not write it down.
     #[serde(default)]
     pub principal: Option<PrincipalId>,
+    /// When it was given; None: by a version that did not write it down.
     #[serde(default)]
     pub at: Option<DateTime<Utc>>,
 }
@@ -292,7 +334,9 @@ impl Judgment {
 /// Why a stage is being brought back, and what it ends as afterwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unwinding {
+    /// What the stage ends as when all is brought back.
     pub then: Status,
+    /// The end of the unwind at the latest.
     pub deadline: DateTime<Utc>,
 }
 
@@ -303,9 +347,21 @@ pub enum Wake {
     /// For nothing: a step is due, or the stage has not begun or has ended.
     Now,
     /// For an instant, or for an earlier notice on the topic.
-    At { at: DateTime<Utc>, topic: Option<String> },
+    At {
+        /// When to look again.
+        at: DateTime<Utc>,
+        /// What else wakes it: a notice on this topic; None: nothing but the instant.
+        topic: Option<String>,
+    },
     /// For a person's or a program's signal, until the instant.
-    Signal { name: String, until: DateTime<Utc>, payload: Option<Value> },
+    Signal {
+        /// The signal's name, such as [`Judgment::SIGNAL`].
+        name: String,
+        /// When to stop waiting for it.
+        until: DateTime<Utc>,
+        /// What the signal brought, until a step takes it; None: it has not come.
+        payload: Option<Value>,
+    },
     /// For the children it spawned.
     Children,
 }
@@ -313,12 +369,15 @@ pub enum Wake {
 /// How far a stage has come, in a unit of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
+    /// How many of `total` are done.
     pub completed: i64,
+    /// How many there are to do.
     pub total: i64,
     /// `instances`, `seconds`, `attempts` …
     pub unit: String,
     /// A sentence for people: `2 of 3 healthy`.
     pub message: String,
+    /// When this was last true.
     pub updated_at: DateTime<Utc>,
 }
 
@@ -327,8 +386,11 @@ pub struct Progress {
 pub struct Task {
     /// Unique within the stage.
     pub name: String,
+    /// Where it stands.
     pub status: Status,
+    /// When it began; None: not yet.
     pub started_at: Option<DateTime<Utc>>,
+    /// When it ended; None: not yet, or it never began.
     pub ended_at: Option<DateTime<Utc>>,
 }
 
@@ -345,6 +407,7 @@ pub struct Failure {
     pub stage: Option<StageId>,
     /// The error beneath, in its own words.
     pub cause: Option<String>,
+    /// The stage's attempt in which it was met, from 1.
     pub attempt: i32,
     /// Whether trying again may help.
     pub retryable: bool,

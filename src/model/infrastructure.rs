@@ -26,7 +26,9 @@ pub struct Account {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Place {
+    /// The account's name.
     pub account: String,
+    /// One of the account's locations; for `host` the name of a host.
     pub location: String,
 }
 
@@ -34,8 +36,11 @@ pub struct Place {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Capacity {
+    /// The least; never more than `desired`.
     pub min: u32,
+    /// How many the provider keeps running.
     pub desired: u32,
+    /// The most; never less than `desired`.
     pub max: u32,
 }
 
@@ -64,17 +69,23 @@ impl Capacity {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServerGroupSpec {
+    /// Where it runs.
     #[serde(flatten)]
     pub place: Place,
     /// `application-stack-detail-vNNN`.
     pub name: String,
+    /// Free text to free text, for people and programs; nothing follows from it.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// How many instances.
     pub capacity: Capacity,
     /// Whether it takes traffic from its load balancers as soon as it is healthy.
     pub enabled: bool,
+    /// Names of the load balancers of the same place that it registers with.
     #[serde(default)]
     pub load_balancers: Vec<String>,
+    /// Names of security groups of the same place. What they let in is up to the provider: `host` keeps
+    /// them, and admits by those of load balancers alone.
     #[serde(default)]
     pub security_groups: Vec<String>,
     /// The instance's own check; without one a running instance counts as healthy.
@@ -90,10 +101,12 @@ pub struct ServerGroupSpec {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", try_from = "WrittenHealthCheck")]
 pub struct HealthCheck {
+    /// How it asks.
     #[serde(flatten)]
     pub probe: Probe,
     /// From one probe to the next.
     pub interval_ms: u64,
+    /// A probe that has no answer by then has failed.
     pub timeout_ms: u64,
     /// Passes in a row that make it healthy.
     pub healthy_threshold: u32,
@@ -184,14 +197,19 @@ pub enum Probe {
     Tcp {},
     /// A command with the instance's environment exits with 0.
     #[serde(alias = "COMMAND")]
-    Command { command: Vec<String> },
+    Command {
+        /// The program, then its arguments; no shell reads them.
+        command: Vec<String>,
+    },
 }
 
 /// GET of a path.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HttpProbe {
+    /// May have a query; a `/` is put before it where it begins with none.
     pub path: String,
+    /// The statuses of an answer that count as healthy; 200 alone by default.
     #[serde(default = "defaults::statuses")]
     pub statuses: Vec<u16>,
     /// The instance's port when absent.
@@ -211,21 +229,29 @@ pub enum HealthSource {
     /// The instance's own check.
     Instance,
     /// The check of a load balancer.
-    LoadBalancer { name: String },
+    LoadBalancer {
+        /// The load balancer's name.
+        name: String,
+    },
 }
 
 /// What a check says (Spinnaker's HealthState).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum HealthState {
+    /// It was not asked yet, or could not be looked at.
     Unknown,
+    /// Has not been healthy since it was started, and may still become so.
     Starting,
+    /// Healthy.
     Up,
+    /// Was asked and is not healthy.
     Down,
     /// Registered, but taken out of traffic.
     OutOfService,
     /// Finishing what it has.
     Draining,
+    /// It does not run: its process has ended or could not be started.
     Failed,
 }
 
@@ -233,7 +259,9 @@ pub enum HealthState {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct InstanceHealth {
+    /// Which check.
     pub source: HealthSource,
+    /// What it says.
     pub state: HealthState,
     /// Why, for people: `GET /health answered 503`.
     pub message: String,
@@ -245,18 +273,25 @@ pub struct InstanceHealth {
 pub struct Instance {
     /// Unique within the place: `<server group>-<4 base-36 characters>`.
     pub id: String,
+    /// The name of its server group.
     pub server_group: String,
     /// The machine's name.
     pub host: String,
+    /// Where it is reached; None where the provider does not say.
     pub address: Option<IpAddr>,
+    /// The port that it was given; None where the provider does not say.
     pub port: Option<u16>,
     /// The sum of all sources.
     pub state: HealthState,
+    /// What each source says, the platform first.
     pub health: Vec<InstanceHealth>,
     /// Rises with each start of a process for this instance.
     pub incarnation: u64,
+    /// How often its process was started again after it had ended.
     pub restarts: u32,
+    /// Of its process, on its machine; None while none runs.
     pub pid: Option<u32>,
+    /// When its present process was started; None while none runs.
     pub launched_at: Option<DateTime<Utc>>,
     /// How the last process ended: `exit status 3`, `signal 9`; where it never began, [`NOT_STARTED`]
     /// and why.
@@ -270,11 +305,14 @@ pub const NOT_STARTED: &str = "not started: ";
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServerGroup {
+    /// As wanted by now: capacity and enabled are those of the last change.
     pub spec: ServerGroupSpec,
+    /// When the provider made it.
     pub created_at: DateTime<Utc>,
     /// The key of the operation that made it, where the provider keeps it.
     #[serde(default)]
     pub operation: Option<String>,
+    /// All that there are, healthy or not.
     pub instances: Vec<Instance>,
     /// What the provider says is in the way: an artifact that cannot be fetched, a full port range.
     pub problem: Option<String>,
@@ -294,7 +332,9 @@ impl ServerGroup {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Protocol {
+    /// Any bytes over a connection.
     Tcp,
+    /// HTTP over TCP.
     Http,
 }
 
@@ -305,6 +345,7 @@ pub struct Listener {
     /// 127.0.0.1 by default.
     #[serde(default = "loopback")]
     pub address: IpAddr,
+    /// The port, or the first of the range; never 0.
     pub port: u16,
     /// The last port of the range; `port` alone when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -322,12 +363,14 @@ pub type LoadBalancerHealthCheck = HealthCheck;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LoadBalancerSpec {
+    /// Where it listens.
     #[serde(flatten)]
     pub place: Place,
     /// `application[-stack[-detail]]`.
     pub name: String,
     /// At least one.
     pub listeners: Vec<Listener>,
+    /// Its own check of each instance behind it; without one all count as healthy to it.
     #[serde(default)]
     pub health_check: Option<LoadBalancerHealthCheck>,
     /// Whose rules let connections in; without any, nothing enters.
@@ -354,6 +397,7 @@ pub fn addresses_meet(one: IpAddr, other: IpAddr) -> bool {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Share {
+    /// The server group's name.
     pub server_group: String,
     /// Hundredths of a per cent, 0 to 10,000.
     pub basis_points: u32,
@@ -363,10 +407,12 @@ pub struct Share {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LoadBalancer {
+    /// As wanted by now.
     pub spec: LoadBalancerSpec,
     /// The name of the machine that listens; empty where the provider does not say.
     #[serde(default)]
     pub host: String,
+    /// When the provider made it.
     pub created_at: DateTime<Utc>,
     /// `address:port` of each listener that is open, in the order of the spec.
     pub bound: Vec<String>,
@@ -392,12 +438,14 @@ impl LoadBalancer {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LoadBalancerProblem {
+    /// Of what sort it is.
     pub kind: LoadBalancerProblemKind,
     /// What of the load balancer: a listener's address, or a server group. There is one problem of a
     /// kind about one thing.
     pub about: String,
     /// For people; may change while it lasts.
     pub message: String,
+    /// When it began.
     pub since: DateTime<Utc>,
 }
 
@@ -422,6 +470,7 @@ pub enum LoadBalancerProblemKind {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Served {
+    /// Account and location, as the server names them.
     #[serde(flatten)]
     pub place: Place,
     /// Tells the host from all others.
@@ -436,7 +485,9 @@ pub struct Served {
 pub struct TrafficSecond {
     /// Unix time.
     pub second: i64,
+    /// The server group's name.
     pub server_group: String,
+    /// Those that were answered, or failed, in that second.
     pub requests: u64,
     /// Answers by class: index 0 for 1xx … 4 for 5xx.
     pub by_class: [u64; 5],
@@ -452,10 +503,14 @@ pub struct TrafficSecond {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct InboundRule {
+    /// The network of the clients that it lets in.
     pub cidr: IpNet,
+    /// The transport that it is about; `host` admits by network and port alone.
     #[serde(default = "tcp")]
     pub protocol: Protocol,
+    /// The first port of the listener that it lets in to.
     pub port_from: u16,
+    /// The last one, included.
     pub port_to: u16,
 }
 
@@ -467,10 +522,12 @@ const fn tcp() -> Protocol {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SecurityGroupSpec {
+    /// Where it holds.
     #[serde(flatten)]
     pub place: Place,
     /// `application[-stack[-detail]]`.
     pub name: String,
+    /// For people; may be empty.
     #[serde(default)]
     pub description: String,
     /// No rule, no entry.
@@ -481,7 +538,9 @@ pub struct SecurityGroupSpec {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SecurityGroup {
+    /// As wanted by now.
     pub spec: SecurityGroupSpec,
+    /// When the provider made it.
     pub created_at: DateTime<Utc>,
     /// Names of the load balancers that use it.
     pub load_balancers: Vec<String>,

@@ -14,6 +14,7 @@ const SEQUENCES: u32 = 1000;
 /// A name taken apart.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Name {
+    /// The first part; never empty.
     pub application: String,
     /// Absent where empty.
     pub stack: Option<String>,
@@ -171,19 +172,35 @@ impl AsRef<str> for ClusterName {
 /// A part of a name does not hold.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
+    /// The application's name does not hold; it is given, cut short.
     #[error(
         "application name `{0}` is not of 1 to {APPLICATION_MAX} letters, digits, `.` and `_` without a dot at the \
          beginning"
     )]
     Application(String),
+    /// The stack has a character that a stack may not have; it is given, cut short.
     #[error("stack `{0}` may have only letters, digits, `.` and `_`")]
     Stack(String),
+    /// The detail has a character that a detail may not have; it is given, cut short.
     #[error("detail `{0}` may have only letters, digits, `.`, `_`, `-`, `~` and `^`")]
     Detail(String),
+    /// A part would be read as the push suffix of a server group.
     #[error("{part} `{text}` holds a server group's sequence like `v012`; choose another {part}")]
-    Push { part: &'static str, text: String },
+    Push {
+        /// `stack` or `detail`.
+        part: &'static str,
+        /// The part as given, cut short.
+        text: String,
+    },
+    /// The value of a labeled variable is not of letters and digits alone.
     #[error("labeled variable {variable} `{value}` may have only letters and digits")]
-    Label { variable: &'static str, value: String },
+    Label {
+        /// The variable's name: `devPhase`.
+        variable: &'static str,
+        /// Its value as given, cut short.
+        value: String,
+    },
+    /// The whole is longer than [`CLUSTER_MAX`]; its beginning is given.
     #[error("cluster name `{0}` is longer than {CLUSTER_MAX} characters; shorten the stack or the detail")]
     TooLong(String),
 }
@@ -192,6 +209,7 @@ pub enum Error {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("all {SEQUENCES} server group names of cluster `{cluster}` are taken; destroy old server groups")]
 pub struct NamesExhausted {
+    /// The cluster's name.
     pub cluster: String,
 }
 
@@ -227,13 +245,21 @@ fn server_group(cluster: &str, sequence: u32) -> String {
 /// Variables that stand at the end of a cluster's name as `-<key>0<value>`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Labels {
+    /// Key `c`.
     pub countries: Option<String>,
+    /// Key `d`.
     pub dev_phase: Option<String>,
+    /// Key `h`.
     pub hardware: Option<String>,
+    /// Key `p`.
     pub partners: Option<String>,
+    /// Key `r`.
     pub revision: Option<String>,
+    /// Key `u`.
     pub used_by: Option<String>,
+    /// Key `w`.
     pub red_black_swap: Option<String>,
+    /// Key `z`.
     pub zone: Option<String>,
 }
 

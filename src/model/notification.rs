@@ -40,7 +40,9 @@ impl Occasion {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NotificationRule {
+    /// When a message is written.
     pub on: Vec<Occasion>,
+    /// Who gets it by mail too; None: nobody.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub email: Option<EmailTarget>,
 }
@@ -63,7 +65,9 @@ pub struct ExecutionRule {
     /// The key of the stage it is about; none: the whole execution and its judgments.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stage: Option<String>,
+    /// When a message is written.
     pub on: Vec<Occasion>,
+    /// Who gets it by mail too; None: nobody.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub email: Option<EmailTarget>,
 }
@@ -107,15 +111,20 @@ pub fn check_address(text: &str) -> Result<(), String> {
 /// A message: a row of the outbox, written in the transaction of what it tells about.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Notification {
+    /// Rises with time.
     pub id: NotificationId,
+    /// What made it be written.
     pub occasion: Occasion,
+    /// The name of the application that it concerns.
     pub application_name: String,
+    /// What it tells about.
     #[serde(flatten)]
     pub about: About,
     /// One line.
     pub subject: String,
     /// A few lines of plain text.
     pub text: String,
+    /// When it was written.
     pub created_at: DateTime<Utc>,
 }
 
@@ -123,28 +132,37 @@ pub struct Notification {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum About {
+    /// The message was asked for by a rule of a pipeline or a stage.
     Execution(AboutExecution),
+    /// The message is about a load balancer's problem, or that it is over.
     LoadBalancer(AboutLoadBalancer),
 }
 
 /// An execution, or one of its stages.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AboutExecution {
+    /// The execution's id.
     pub execution: ExecutionId,
+    /// The pipeline's name, or the operation's title.
     pub execution_name: String,
+    /// The execution's number within its pipeline, or within its application for operations.
     pub execution_number: i64,
+    /// The stage; None: the whole execution.
     pub stage: Option<StageId>,
 }
 
 /// A load balancer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AboutLoadBalancer {
+    /// Where it listens.
     #[serde(flatten)]
     pub place: Place,
+    /// Its name.
     pub load_balancer: String,
 }
 
 impl Notification {
+    /// What it says of an execution; None where it is about something else.
     #[must_use]
     pub const fn about_execution(&self) -> Option<&AboutExecution> {
         match &self.about {
@@ -153,6 +171,7 @@ impl Notification {
         }
     }
 
+    /// What it says of a load balancer; None where it is about something else.
     #[must_use]
     pub const fn about_load_balancer(&self) -> Option<&AboutLoadBalancer> {
         match &self.about {
@@ -189,13 +208,17 @@ pub enum DeliveryState {
 /// A message on its way to one target over one channel: written in the transaction of the message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delivery {
+    /// Part of a mail's Message-ID, so that a repetition is known as one.
     pub id: DeliveryId,
+    /// The message that is delivered.
     pub notification: NotificationId,
+    /// The execution that the message tells about; the deliveries of one to one target go in order.
     pub execution: ExecutionId,
     /// `email`.
     pub channel: String,
     /// An address, in the channel's own form.
     pub target: String,
+    /// Where it stands.
     pub state: DeliveryState,
     /// Tries that were begun since it was written, or since a person asked for more.
     pub attempts: i32,
@@ -203,7 +226,9 @@ pub struct Delivery {
     pub next_at: Option<DateTime<Utc>>,
     /// Why the last try failed, without secrets and without the target.
     pub last_error: Option<String>,
+    /// When it was written.
     pub created_at: DateTime<Utc>,
+    /// When the other side took it; None: not yet.
     pub sent_at: Option<DateTime<Utc>>,
 }
 

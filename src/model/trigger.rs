@@ -13,6 +13,7 @@ use super::{ExecutionId, PipelineId, Status, TriggerId};
 pub struct TriggerSpec {
     /// Unique within the pipeline; letters, digits, `-` and `_`; at most 64.
     pub key: String,
+    /// The kind's name in the registry: `cron`, `pipeline`.
     pub kind: String,
     /// False: it is kept, and starts nothing.
     #[serde(default = "yes")]
@@ -32,11 +33,15 @@ const fn yes() -> bool {
 /// A trigger as it stands: a row, kept in the commits that save its pipeline.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Trigger {
+    /// The same over the pipeline's revisions while its key stays.
     pub id: TriggerId,
+    /// The pipeline that it starts.
     pub pipeline: PipelineId,
     /// Unique within the pipeline.
     pub key: String,
+    /// The kind's name in the registry.
     pub kind: String,
+    /// False: it starts nothing.
     pub enabled: bool,
     /// Place in the pipeline's list, from 0.
     pub position: i64,
@@ -48,9 +53,11 @@ pub struct Trigger {
     pub next_at: Option<DateTime<Utc>>,
     /// When it last started an execution, and which.
     pub last_at: Option<DateTime<Utc>>,
+    /// The execution that it last started.
     pub last_execution: Option<ExecutionId>,
     /// Why the newest slot started nothing; none once one has.
     pub last_error: Option<String>,
+    /// When that was.
     pub last_error_at: Option<DateTime<Utc>>,
     /// The newest slot that was let go by, since no server was there in its time.
     pub last_missed_at: Option<DateTime<Utc>>,
@@ -59,6 +66,7 @@ pub struct Trigger {
 /// The end of an execution that a trigger has still to act upon.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PendingSlot {
+    /// The trigger that has to act.
     pub trigger: Trigger,
     /// The execution that ended.
     pub source: ExecutionId,
@@ -69,6 +77,7 @@ pub struct PendingSlot {
 pub struct Triggered {
     /// The trigger's kind and key as of then.
     pub kind: String,
+    /// The trigger's key within its pipeline.
     pub key: String,
     /// The slot of the timetable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -85,9 +94,14 @@ pub struct Triggered {
 /// An execution that started another by its end.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TriggerSource {
+    /// Its id.
     pub execution: ExecutionId,
+    /// The name of its application.
     pub application: String,
+    /// The name of its pipeline as of then.
     pub pipeline: String,
+    /// Its number within that pipeline.
     pub number: i64,
+    /// What it ended as.
     pub status: Status,
 }

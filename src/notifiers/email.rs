@@ -56,8 +56,11 @@ impl fmt::Debug for Password {
 /// Which server, and who we are there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
+    /// The mail server's name or address.
     pub host: String,
+    /// The mail server's port.
     pub port: u16,
+    /// How the connection is protected.
     pub security: Security,
     /// User name and password.
     pub login: Option<(String, Password)>,

@@ -24,7 +24,9 @@ use crate::store::Claimed;
 pub struct Kind {
     /// Its name in rules: `email`.
     pub kind: &'static str,
+    /// Its name for people.
     pub title: &'static str,
+    /// One to three sentences.
     pub description: &'static str,
     /// JSON Schema (2020-12) of what stands below its name in a rule.
     pub schema: Value,
@@ -61,6 +63,7 @@ pub fn kinds() -> Vec<Kind> {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Fault {
+    /// What failed, and why.
     pub message: String,
     /// Trying again is of no use.
     pub permanent: bool,

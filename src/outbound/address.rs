@@ -15,7 +15,12 @@ pub enum Allow {
     /// Addresses, on any port.
     Net(IpNet),
     /// A host as it stands in the URL (a name or an address), on one port.
-    Host { host: String, port: u16 },
+    Host {
+        /// In lower case, without the brackets of an IPv6 address.
+        host: String,
+        /// The only port that it is about.
+        port: u16,
+    },
 }
 
 /// The text is no allow entry.
@@ -48,8 +53,11 @@ impl FromStr for Allow {
      network in the server's settings if that is wanted"
 )]
 pub struct Refused {
+    /// As it stands in the URL.
     pub host: String,
+    /// What it was found to be.
     pub address: IpAddr,
+    /// The port that was to be called.
     pub port: u16,
     /// What sort of address it is: `a loopback address`.
     pub what: &'static str,

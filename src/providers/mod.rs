@@ -23,7 +23,7 @@ use crate::model::{
 pub struct Operation {
     /// `<execution>/<stage>/<attempt>/<effect>`: the same means the same call.
     pub key: String,
-    /// The highest seen per object stands; lower ones are refused.
+    /// The highest seen of each execution stands; lower ones are refused.
     pub fence: i64,
     /// The call has ended by then.
     pub deadline: DateTime<Utc>,
@@ -33,6 +33,7 @@ pub struct Operation {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[error("{message}")]
 pub struct Error {
+    /// What sort of failure.
     pub kind: ErrorKind,
     /// What failed, on what, and what to do.
     pub message: String,
@@ -70,16 +71,22 @@ impl ErrorKind {
 pub struct Snapshot {
     /// Rises with each change.
     pub revision: u64,
+    /// With their instances.
     pub server_groups: Vec<ServerGroup>,
+    /// With what is in their way.
     pub load_balancers: Vec<LoadBalancer>,
+    /// With what uses them.
     pub security_groups: Vec<SecurityGroup>,
 }
 
 /// What a provider says of itself.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ProviderKind {
+    /// Its name in accounts: `host`.
     pub kind: &'static str,
+    /// Its name for people.
     pub title: &'static str,
+    /// One to three sentences.
     pub description: &'static str,
     /// JSON Schema of [`ServerGroupSpec::launch`].
     pub schema: Value,
@@ -90,6 +97,7 @@ pub struct ProviderKind {
 /// A place in what an instance wrote: files are named by a generation that only rises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct LogPlace {
+    /// Which file.
     pub generation: u64,
     /// Bytes from the beginning of the generation's file.
     pub offset: u64,
@@ -99,6 +107,7 @@ pub struct LogPlace {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LogPart {
+    /// What is not UTF-8 is replaced.
     pub text: String,
     /// Where the next part begins.
     pub end: LogPlace,
@@ -111,7 +120,9 @@ pub struct LogPart {
 /// A cloud account.
 #[async_trait]
 pub trait Provider: Send + Sync {
+    /// What the provider says of itself.
     fn kind(&self) -> ProviderKind;
+    /// The account that it speaks for.
     fn account(&self) -> Account;
     /// Checks a launch beyond the schema. Error: (JSON pointer, message).
     ///
@@ -126,6 +137,7 @@ pub trait Provider: Send + Sync {
 
     /// Makes the server group, or finds it made by the same operation key. `Conflict` when another made it.
     async fn ensure_server_group(&self, op: &Operation, spec: &ServerGroupSpec) -> Result<ServerGroup, Error>;
+    /// How many instances it has from now on; they are started and stopped after the answer.
     async fn ensure_capacity(
         &self,
         op: &Operation,
@@ -144,6 +156,7 @@ pub trait Provider: Send + Sync {
     /// Out of traffic at once and on its way out for good: its instances are stopped by its stop
     /// policy, and then the snapshot has it no more. Comes back before that. Absent already is fine.
     async fn ensure_server_group_destroyed(&self, op: &Operation, place: &Place, name: &str) -> Result<(), Error>;
+    /// Makes the load balancer, or changes the one of that name; its shares stay.
     async fn ensure_load_balancer(&self, op: &Operation, spec: &LoadBalancerSpec) -> Result<LoadBalancer, Error>;
     /// Absent already is fine; `Conflict` while server groups are registered with it.
     async fn ensure_load_balancer_deleted(&self, op: &Operation, place: &Place, name: &str) -> Result<(), Error>;
@@ -155,6 +168,8 @@ pub trait Provider: Send + Sync {
         load_balancer: &str,
         shares: &[Share],
     ) -> Result<LoadBalancer, Error>;
+    /// Makes the security group, or changes the one of that name; its rules hold for new connections at
+    /// once.
     async fn ensure_security_group(&self, op: &Operation, spec: &SecurityGroupSpec) -> Result<SecurityGroup, Error>;
     /// Absent already is fine; `Conflict` while something uses it.
     async fn ensure_security_group_deleted(&self, op: &Operation, place: &Place, name: &str) -> Result<(), Error>;

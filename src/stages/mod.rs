@@ -27,8 +27,11 @@ use crate::secrets::Secrets;
 /// What stages work with. Cheap to clone.
 #[derive(Clone)]
 pub struct Deps {
+    /// What is known of the clouds, and the providers behind it.
     pub inventory: Inventory,
+    /// The guarded client for webhooks.
     pub outbound: Outbound,
+    /// Where `secret://` references are resolved.
     pub secrets: Secrets,
 }
 

@@ -22,7 +22,9 @@ use super::{Error, Options, rows};
 /// A backup that was made and read back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackedUp {
+    /// Of the file.
     pub bytes: u64,
+    /// How many are in it.
     pub executions: i64,
     /// Of them, those that a restore would go on with.
     pub unfinished: i64,
@@ -31,6 +33,7 @@ pub struct BackedUp {
 /// A database that was made from a backup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Restored {
+    /// How many are in it.
     pub executions: i64,
     /// Of them, those that go on at the next start.
     pub unfinished: i64,

@@ -37,7 +37,9 @@ fn waited(now: DateTime<Utc>) -> sea_orm::Value {
 /// Which deliveries.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DeliveryFilter {
+    /// In this state only.
     pub state: Option<DeliveryState>,
+    /// Of this channel only: `email`.
     pub channel: Option<String>,
 }
 
@@ -46,6 +48,7 @@ pub struct DeliveryFilter {
 pub struct Claimed {
     /// With this try counted.
     pub delivery: Delivery,
+    /// What to tell.
     pub notification: Notification,
     /// The first delivery of this execution to this target: what the others answer to.
     pub first: DeliveryId,
@@ -54,9 +57,23 @@ pub struct Claimed {
 /// What came of a try.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Tried {
-    Sent { at: DateTime<Utc> },
-    Again { at: DateTime<Utc>, error: String },
-    Dead { error: String },
+    /// The other side has taken it.
+    Sent {
+        /// When.
+        at: DateTime<Utc>,
+    },
+    /// It failed, and is worth another try.
+    Again {
+        /// When it is due again.
+        at: DateTime<Utc>,
+        /// Why it failed, without secrets and without the target.
+        error: String,
+    },
+    /// It is given up.
+    Dead {
+        /// Why, without secrets and without the target.
+        error: String,
+    },
 }
 
 impl Store {
@@ -156,6 +173,7 @@ impl Store {
         }
     }
 
+    /// The delivery of that id.
     pub async fn delivery(&self, id: DeliveryId) -> Result<Option<Delivery>, Error> {
         let sql = format!("SELECT {} FROM delivery WHERE id = ?", rows::DELIVERY);
         one(&self.inner.read, &sql, vec![rows::id(id.uuid())]).await?.as_ref().map(rows::read_delivery).transpose()

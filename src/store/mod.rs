@@ -75,27 +75,48 @@ pub enum Durability {
 /// The database could not do it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// It was not reached, or a statement failed; the text says why, for the log.
     #[error("database: {0}")]
     Database(String),
+    /// A newer binary has been here.
     #[error("the database's schema is at `{found}`, newer than this binary knows (`{known}`); start the newer binary")]
-    NewerSchema { found: String, known: String },
+    NewerSchema {
+        /// The newest migration that the database has.
+        found: String,
+        /// The newest that this binary has.
+        known: String,
+    },
+    /// Another process holds the data directory's lock.
     #[error(
         "the data directory {} is in use by another server{}; stop that one first, or give another --data-dir",
         .dir.display(),
         .holder.map(|pid| format!(" (process {pid})")).unwrap_or_default()
     )]
     Locked {
+        /// The data directory.
         dir: PathBuf,
         /// Its process id, where it could be read.
         holder: Option<u32>,
     },
+    /// The data directory, or a file in it, cannot be used.
     #[error("data directory {}: {source}{}", .path.display(), what_to_do(.source))]
-    Directory { path: PathBuf, source: std::io::Error },
+    Directory {
+        /// What was tried.
+        path: PathBuf,
+        /// The system's word.
+        source: std::io::Error,
+    },
     /// It was not done, and nothing has changed; the text says why and what to do.
     #[error("{0}")]
     Refused(String),
+    /// A row holds what this binary cannot read.
     #[error("stored {what} is not readable: {message}")]
-    Corrupt { what: String, message: String },
+    Corrupt {
+        /// Which column, or what sort of thing.
+        what: String,
+        /// Why.
+        message: String,
+    },
 }
 
 fn what_to_do(error: &std::io::Error) -> &'static str {
@@ -138,24 +159,33 @@ pub struct PageRequest {
 pub struct Page<T> {
     /// Each with its key.
     pub items: Vec<(String, T)>,
+    /// There are items after the last one of the slice.
     pub has_next: bool,
+    /// There are items before the first one of the slice.
     pub has_previous: bool,
+    /// Items of the whole list.
     pub total: u64,
 }
 
 /// Which executions.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ExecutionFilter {
+    /// Of this application only.
     pub application: Option<ApplicationId>,
+    /// Of this pipeline only.
     pub pipeline: Option<PipelineId>,
+    /// Of this kind only.
     pub kind: Option<ExecutionKind>,
+    /// In one of these states; empty: in any.
     pub statuses: Vec<Status>,
 }
 
 /// The right to work on an execution: held until another owner takes a higher number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lease {
+    /// What may be worked on.
     pub execution: ExecutionId,
+    /// Who may.
     pub owner: OwnerId,
     /// The fencing number; rises with each claim by another owner.
     pub number: i64,
@@ -164,13 +194,16 @@ pub struct Lease {
 /// Whether a cluster may be changed by who asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClusterClaim {
+    /// It may.
     Held,
     /// Executions that come before, the holder first.
     Waiting {
+        /// At least one.
         ahead: Vec<ExecutionId>,
     },
     /// As many wait as may.
     Full {
+        /// How many may wait.
         limit: usize,
     },
 }

@@ -37,11 +37,13 @@ impl Store {
 
     // --- applications and pipelines -------------------------------------------------------------
 
+    /// The application of that id.
     pub async fn application(&self, id: ApplicationId) -> Result<Option<Application>, Error> {
         let values = vec![rows::id(id.uuid())];
         self.one((rows::APPLICATION, "application"), "id = ?", values, rows::read_application).await
     }
 
+    /// The application of that name, as it is spelled.
     pub async fn application_by_name(&self, name: &str) -> Result<Option<Application>, Error> {
         let values = vec![rows::text(name)];
         self.one((rows::APPLICATION, "application"), "name = ?", values, rows::read_application).await
@@ -62,10 +64,12 @@ impl Store {
             .await
     }
 
+    /// The pipeline of that id, with its newest definition.
     pub async fn pipeline(&self, id: PipelineId) -> Result<Option<Pipeline>, Error> {
         self.one((rows::PIPELINE, "pipeline"), "id = ?", vec![rows::id(id.uuid())], rows::read_pipeline).await
     }
 
+    /// The application's pipeline of that name, as it is spelled.
     pub async fn pipeline_by_name(&self, application: ApplicationId, name: &str) -> Result<Option<Pipeline>, Error> {
         let values = vec![rows::id(application.uuid()), rows::text(name)];
         self.one((rows::PIPELINE, "pipeline"), "application_id = ? AND name = ?", values, rows::read_pipeline).await
@@ -94,6 +98,7 @@ impl Store {
         .await
     }
 
+    /// What the pipeline said as of that revision.
     pub async fn revision(&self, pipeline: PipelineId, number: i64) -> Result<Option<Revision>, Error> {
         let values = vec![rows::id(pipeline.uuid()), rows::int(number)];
         self.one((rows::REVISION, "revision"), "pipeline_id = ? AND number = ?", values, rows::read_revision).await
@@ -218,6 +223,7 @@ impl Store {
         Ok(stages)
     }
 
+    /// The stage of that id, whole.
     pub async fn stage(&self, id: StageId) -> Result<Option<Stage>, Error> {
         self.one((rows::STAGE, "stage"), "id = ?", vec![rows::id(id.uuid())], rows::read_stage).await
     }
@@ -229,6 +235,7 @@ impl Store {
         all(&self.inner.read, &sql, values).await?.iter().map(rows::read_intent).collect()
     }
 
+    /// The intent of that id.
     pub async fn intent(&self, id: IntentId) -> Result<Option<Intent>, Error> {
         self.one((rows::INTENT, "intent"), "id = ?", vec![rows::id(id.uuid())], rows::read_intent).await
     }
@@ -264,6 +271,7 @@ impl Store {
         })
     }
 
+    /// The message of that id.
     pub async fn notification(&self, id: NotificationId) -> Result<Option<Notification>, Error> {
         let values = vec![rows::id(id.uuid())];
         self.one((rows::NOTIFICATION, "notification"), "id = ?", values, rows::read_notification).await
@@ -281,10 +289,12 @@ impl Store {
 
     // --- principals, tokens, audit --------------------------------------------------------------------
 
+    /// The principal of that id.
     pub async fn principal(&self, id: PrincipalId) -> Result<Option<Principal>, Error> {
         self.one((rows::PRINCIPAL, "principal"), "id = ?", vec![rows::id(id.uuid())], rows::read_principal).await
     }
 
+    /// The principal of that name, as it is spelled.
     pub async fn principal_by_name(&self, name: &str) -> Result<Option<Principal>, Error> {
         self.one((rows::PRINCIPAL, "principal"), "name = ?", vec![rows::text(name)], rows::read_principal).await
     }
@@ -304,6 +314,7 @@ impl Store {
             .await
     }
 
+    /// The token of that id, also where it was revoked or has expired.
     pub async fn token(&self, id: TokenId) -> Result<Option<Token>, Error> {
         self.one((rows::TOKEN, "token"), "id = ?", vec![rows::id(id.uuid())], rows::read_token).await
     }
@@ -324,6 +335,7 @@ impl Store {
             .await
     }
 
+    /// The audit log's row of that id.
     pub async fn audit_row(&self, id: AuditId) -> Result<Option<AuditRow>, Error> {
         self.one((rows::AUDIT, "audit"), "id = ?", vec![rows::id(id.uuid())], rows::read_audit).await
     }

@@ -17,13 +17,16 @@ use super::{Error, Options, rows};
 /// What was moved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Moved {
+    /// In the order they were moved in, empty ones too.
     pub tables: Vec<Table>,
 }
 
 /// One table's share.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Table {
+    /// As the schema has it.
     pub name: String,
+    /// How many were moved.
     pub rows: u64,
 }
 

@@ -16,7 +16,9 @@ const EDGES_MAX: i64 = 10_000;
 /// One pipeline starts another by its executions' ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Edge {
+    /// The pipeline whose ends count.
     pub source: PipelineId,
+    /// The pipeline that is started.
     pub target: PipelineId,
     /// `application/pipeline` of the target.
     pub target_name: String,
@@ -27,6 +29,7 @@ pub struct Edge {
 pub struct Unreadable {
     /// None where even that cannot be read.
     pub trigger: Option<TriggerId>,
+    /// Why.
     pub error: Error,
 }
 

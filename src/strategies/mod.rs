@@ -10,7 +10,9 @@ use crate::model::{ChildSpec, Execution, OnFailure, Place, Stage};
 /// What a strategy may look at.
 #[derive(Debug, Clone)]
 pub struct Deployment<'a> {
+    /// Where the cluster is.
     pub place: &'a Place,
+    /// The cluster's name.
     pub cluster: &'a str,
     /// The group that was just made and is healthy.
     pub created: &'a str,
@@ -62,14 +64,18 @@ impl Deployment<'_> {
 pub trait Strategy: Send + Sync {
     /// `redBlack`.
     fn kind(&self) -> &'static str;
+    /// Its name for people.
     fn title(&self) -> &'static str;
+    /// One to three sentences.
     fn description(&self) -> &'static str;
     /// JSON Schema of the options.
     fn schema(&self) -> Value;
+    /// Options that pass the schema.
     fn example(&self) -> Value;
     /// The next stages, given those that have finished; empty when the recipe is through. Called
     /// after each batch, at most [`Strategy::batches_max`] times.
     fn next(&self, deployment: &Deployment<'_>) -> Vec<ChildSpec>;
+    /// A recipe that is not through by then is at fault, and the deploy fails.
     fn batches_max(&self) -> u32 {
         16
     }

@@ -238,7 +238,9 @@ pub fn smoke(load_balancer: SocketAddr, every_minute: bool) -> Value {
 /// A run of *smoke hello* as the demo looks at it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SmokeRun {
+    /// The execution's id.
     pub id: String,
+    /// Counts from 1 within the pipeline.
     pub number: i64,
     /// As the API names it: `SUCCEEDED`.
     pub status: String,

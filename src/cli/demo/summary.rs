@@ -16,10 +16,15 @@ const BAR_WIDTH: u64 = 30;
 /// A server group as the summary shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Group {
+    /// The server group's name.
     pub name: String,
+    /// Its label `version`; `?` where it has none.
     pub version: String,
+    /// It takes traffic.
     pub enabled: bool,
+    /// Instances that are up.
     pub healthy: usize,
+    /// Instances that there are.
     pub instances: usize,
 }
 

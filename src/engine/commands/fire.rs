@@ -36,6 +36,7 @@ pub enum Slot {
 /// What became of a slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fired {
+    /// This execution was started, by this call.
     Started(ExecutionId),
     /// Nothing was started, for this reason; the trigger shows it.
     Refused(String),

@@ -48,12 +48,17 @@ pub struct Options {
     pub directory: PathBuf,
     /// The `gennaker` binary that a host is started from; the running one for most.
     pub binary: PathBuf,
+    /// The account that it belongs to; a running host of another is refused.
     pub account: String,
+    /// The location that it is; a running host of another is refused.
     pub location: String,
     /// The machine's name, of a host that is started.
     pub host_name: String,
+    /// Below which artifacts may lie.
     pub artifact_roots: Vec<PathBuf>,
+    /// Below which `secret://file/…` may point.
     pub secret_roots: Vec<PathBuf>,
+    /// Ports for instances.
     pub ports: PortRange,
     /// Of a host that is started: bytes of all its unpacked artifacts, at most.
     pub max_artifact_bytes: u64,

@@ -24,10 +24,16 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub enum Error {
     /// Nobody listens.
     #[error("no host answers at {}: {source}", socket.display())]
-    Absent { socket: PathBuf, source: io::Error },
+    Absent {
+        /// Where it would listen.
+        socket: PathBuf,
+        /// The system's word.
+        source: io::Error,
+    },
     /// The connection broke, or the host is handing over to another worker: the same call may be made again.
     #[error("the host broke off: {0}")]
     Broken(String),
+    /// It took longer than the caller waits; whether the call was made is not known.
     #[error("the host gave no answer within {} s", .0.as_secs())]
     Timeout(Duration),
     /// The host's own word.
@@ -51,6 +57,7 @@ pub struct Control {
 }
 
 impl Control {
+    /// Connects to nothing yet.
     #[must_use]
     pub fn new(directory: &Path) -> Self {
         Self { directory: directory.to_path_buf() }

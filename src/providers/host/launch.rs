@@ -14,17 +14,20 @@ use serde_json::{Value, json};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Launch {
+    /// What is run; its directory is where the command starts.
     pub artifact: Artifact,
     /// Program and arguments, never a shell line. A program that begins with `./` stands in the artifact.
     pub command: Vec<String>,
     /// On top of PATH, HOME and PORT. Values may be `secret://…` references.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub environment: BTreeMap<String, String>,
+    /// How it is asked to end, and how long that may take.
     #[serde(default)]
     pub stop: Stop,
     /// The user to run as; the host's own when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_as: Option<String>,
+    /// What it may take at the most.
     #[serde(default)]
     pub limits: Limits,
 }
@@ -43,6 +46,7 @@ pub enum Artifact {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PathArtifact {
+    /// Absolute; below one of the host's artifact roots once links are resolved.
     pub path: PathBuf,
     /// Hex; of the file. Checked when given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -53,6 +57,7 @@ pub struct PathArtifact {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct UrlArtifact {
+    /// `https://…`, or `file://…` below the host's artifact roots.
     pub url: String,
     /// Hex; of the tarball.
     pub sha256: String,
@@ -92,13 +97,16 @@ impl Stop {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Limits {
+    /// Of all its processes together; without a control group, of the address space of each.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
     /// Thousandths of a CPU.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_millis: Option<u64>,
+    /// Processes and threads; without a control group, all of the user's count, and root is exempt.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub processes: Option<u64>,
+    /// Of each process.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub open_files: Option<u64>,
 }

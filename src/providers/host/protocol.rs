@@ -73,9 +73,13 @@ pub struct Status {
     pub pid: u32,
     /// Of the small parent that holds the sockets.
     pub keeper: Option<u32>,
+    /// When that process began.
     pub started_at: DateTime<Utc>,
+    /// The host's own.
     pub directory: PathBuf,
+    /// The account that it belongs to.
     pub account: String,
+    /// The location that it is.
     pub location: String,
     /// Of its directory; another one has another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -97,13 +101,18 @@ pub struct Status {
     /// Bytes of an instance's log, at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_instance_log_bytes: Option<u64>,
+    /// How many it has, those on their way out too.
     pub server_groups: usize,
+    /// How many it has, running or not.
     pub instances: usize,
+    /// How many it has.
     pub load_balancers: usize,
+    /// How many it has.
     pub security_groups: usize,
     /// What unpacked artifacts take of the disk.
     #[serde(default)]
     pub artifacts: Artifacts,
+    /// Rises with each change; that of the newest snapshot.
     pub revision: u64,
 }
 
@@ -111,7 +120,9 @@ pub struct Status {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Artifacts {
+    /// How many there are.
     pub count: usize,
+    /// What they take together.
     pub bytes: u64,
     /// How many of them no server group uses; they go when their time is over, or room is needed.
     pub unused: usize,
@@ -119,15 +130,17 @@ pub struct Artifacts {
     pub max_bytes: u64,
 }
 
-/// `GET /v1/changes?after=N`: the newest revision, as soon as it is above N or the wait is over.
+/// `GET /v1/changes?after=N`: the newest revision, as soon as it is another than N or the wait is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Changes {
+    /// The newest.
     pub revision: u64,
 }
 
 /// The query of `GET /v1/changes`.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct ChangesQuery {
+    /// The revision that the caller has.
     #[serde(default)]
     pub after: u64,
     /// Seconds; at most [`MAX_WAIT_SECONDS`].
@@ -138,70 +151,87 @@ pub struct ChangesQuery {
 /// `PUT /v1/server-groups/<name>`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct EnsureServerGroup {
+    /// Whose call it is.
     pub op: Operation,
+    /// As wanted.
     pub spec: ServerGroupSpec,
 }
 
 /// `PUT /v1/server-groups/<name>/capacity`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct EnsureCapacity {
+    /// Whose call it is.
     pub op: Operation,
+    /// As wanted.
     pub capacity: Capacity,
 }
 
 /// `PUT /v1/server-groups/<name>/enabled`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct EnsureEnabled {
+    /// Whose call it is.
     pub op: Operation,
+    /// In its load balancers, or out of them.
     pub enabled: bool,
 }
 
 /// `POST /v1/server-groups/<name>/destroy`, `…/load-balancers/<name>/delete`, `…/security-groups/<name>/delete`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct EnsureAbsent {
+    /// Whose call it is.
     pub op: Operation,
 }
 
 /// `PUT /v1/load-balancers/<name>`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct EnsureLoadBalancer {
+    /// Whose call it is.
     pub op: Operation,
+    /// As wanted.
     pub spec: LoadBalancerSpec,
 }
 
 /// `PUT /v1/load-balancers/<name>/shares`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct EnsureShares {
+    /// Whose call it is.
     pub op: Operation,
+    /// All of them; none removes those that are there.
     pub shares: Vec<Share>,
 }
 
 /// `PUT /v1/security-groups/<name>`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct EnsureSecurityGroup {
+    /// Whose call it is.
     pub op: Operation,
+    /// As wanted.
     pub spec: SecurityGroupSpec,
 }
 
 /// The query of `GET /v1/instances/<id>/log`.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct LogQuery {
+    /// How much of the end; at most [`MAX_LOG_BYTES`].
     pub bytes: usize,
 }
 
 /// The answer: the end of what the instance wrote.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogTail {
+    /// What is not UTF-8 is replaced.
     pub text: String,
 }
 
 /// The query of `GET /v1/instances/<id>/log-part`; the answer is a [`crate::providers::LogPart`].
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct LogPartQuery {
+    /// How much; at most [`MAX_LOG_BYTES`].
     pub bytes: usize,
     /// From this place on: both or neither.
     #[serde(default)]
     pub generation: Option<u64>,
+    /// Bytes from the beginning of the generation's file.
     #[serde(default)]
     pub offset: Option<u64>,
 }
@@ -216,6 +246,7 @@ pub struct TrafficQuery {
 /// The answer, oldest first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Traffic {
+    /// One for each second and server group in which something passed.
     pub seconds: Vec<TrafficSecond>,
 }
 

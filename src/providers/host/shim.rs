@@ -37,11 +37,15 @@ use crate::secrets::{self, Secrets};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Start {
+    /// The instance's id.
     pub instance: String,
+    /// Which start of this instance it is, from 1.
     pub incarnation: u64,
+    /// How to run it.
     pub launch: Launch,
     /// The unpacked artifact; the command's working directory.
     pub directory: PathBuf,
+    /// The port that it has to listen on; `PORT` in its environment.
     pub port: u16,
     /// Below which `secret://file/…` may point.
     pub secret_roots: Vec<PathBuf>,
@@ -58,10 +62,13 @@ const fn log_bytes() -> u64 {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Running {
+    /// Of the [`Start`] that it was started by.
     pub incarnation: u64,
+    /// The parent of the command.
     pub shim: Identity,
     /// The command; leads a process group of its own.
     pub process: Option<Identity>,
+    /// When the shim began.
     pub launched_at: DateTime<Utc>,
     /// How the limits asked for are enforced.
     pub limits: Option<String>,
@@ -89,8 +96,11 @@ impl Running {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Exited {
+    /// Of the [`Start`] that it was started by.
     pub incarnation: u64,
+    /// When it ended.
     pub at: DateTime<Utc>,
+    /// In which way.
     pub how: Exit,
 }
 
@@ -98,10 +108,14 @@ pub struct Exited {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "type")]
 pub enum Exit {
+    /// It ended by itself.
     Status {
+        /// Its exit status; 0 is no better than others to the host.
         code: i32,
     },
+    /// A signal ended it.
     Signal {
+        /// The signal's number.
         number: i32,
         /// The kernel sent it, since the instance's control group had no memory left.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -109,6 +123,7 @@ pub enum Exit {
     },
     /// It never ran.
     NotStarted {
+        /// Why, and what to do.
         message: String,
     },
     /// The shim was killed before it could say.
@@ -132,14 +147,17 @@ impl fmt::Display for Exit {
 pub struct InstanceDirectory(pub PathBuf);
 
 impl InstanceDirectory {
+    /// A [`Start`].
     #[must_use]
     pub fn start(&self) -> PathBuf {
         self.0.join("start.json")
     }
+    /// A [`Running`], of the latest start; it stays when that has ended.
     #[must_use]
     pub fn running(&self) -> PathBuf {
         self.0.join("pid.json")
     }
+    /// An [`Exited`], of the latest start that has ended.
     #[must_use]
     pub fn exited(&self) -> PathBuf {
         self.0.join("exit.json")
@@ -149,6 +167,7 @@ impl InstanceDirectory {
     pub fn lock(&self) -> PathBuf {
         self.0.join("shim.lock")
     }
+    /// The command's `HOME`; kept over its restarts.
     #[must_use]
     pub fn home(&self) -> PathBuf {
         self.0.join("home")

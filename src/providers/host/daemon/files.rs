@@ -124,15 +124,18 @@ pub fn about(path: &Path, what: &str, error: &io::Error) -> io::Error {
 pub mod scratch {
     use std::path::{Path, PathBuf};
 
+    /// Below the system's directory for temporary files.
     pub struct Scratch(PathBuf);
 
     impl Scratch {
+        /// A new, empty one.
         #[expect(clippy::new_without_default, reason = "each call makes another directory")]
         pub fn new() -> Self {
             let path = std::env::temp_dir().join(format!("gennaker-{}", uuid::Uuid::now_v7().simple()));
             std::fs::create_dir_all(&path).expect("a temporary directory can be made");
             Self(path.canonicalize().expect("it is there"))
         }
+        /// Absolute, links resolved.
         pub fn path(&self) -> &Path {
             &self.0
         }

@@ -12,7 +12,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Identity {
+    /// Of the machine; another one after a restart of it.
     pub boot: String,
+    /// The process id.
     pub pid: i32,
     /// Clock ticks since boot on Linux; a text for people elsewhere.
     pub start: String,
@@ -57,10 +59,13 @@ impl Identity {
 /// What the system says of a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stat {
+    /// The parent's process id.
     pub parent: i32,
+    /// The process group's id.
     pub group: i32,
     /// None where the system does not tell.
     pub session: Option<i32>,
+    /// As of [`Identity::start`].
     pub start: String,
     /// Dead, but not yet reaped.
     pub ended: bool,

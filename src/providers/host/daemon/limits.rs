@@ -12,7 +12,9 @@ use crate::providers::host::launch::Limits;
 
 /// What is to be set, made before the process is.
 pub struct Plan {
+    /// Set by the process itself before it becomes the command.
     pub rlimits: Vec<(Resource, rlim_t)>,
+    /// Where the machine lets us make one, and something asks for it.
     pub cgroup: Option<Cgroup>,
     /// For people; none when nothing is limited.
     pub report: Option<String>,
@@ -126,6 +128,7 @@ impl Cgroup {
         self.entry.take()
     }
 
+    /// Its directory below `/sys/fs/cgroup`.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path

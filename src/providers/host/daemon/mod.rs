@@ -50,7 +50,9 @@ pub const ARTIFACT_KEEP_SECONDS: u64 = 10 * 60;
 /// How a host's log is written, in the words of the flags; whoever runs the processes sets it up.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LogOptions {
+    /// `text` or `json`; None: text.
     pub format: Option<String>,
+    /// In the syntax of `tracing`'s filters; None: the default of the flag.
     pub filter: Option<String>,
 }
 
@@ -59,7 +61,9 @@ pub struct LogOptions {
 pub struct Options {
     /// Its own; one host per directory.
     pub directory: PathBuf,
+    /// The account that it belongs to.
     pub account: String,
+    /// The location that it is.
     pub location: String,
     /// The machine's.
     pub host_name: String,
@@ -77,6 +81,7 @@ pub struct Options {
     pub max_instance_log_bytes: u64,
     /// For so long an artifact stays that no server group uses.
     pub artifact_keep_seconds: u64,
+    /// How its own log is written.
     pub log: LogOptions,
     /// The binary that workers and shims are started from.
     pub program: PathBuf,

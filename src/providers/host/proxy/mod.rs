@@ -40,19 +40,24 @@ use crate::model::{InboundRule, LoadBalancerProblem, LoadBalancerSpec, Share, Tr
 /// What a load balancer is to be: given whole, applied at once.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
+    /// As wanted.
     pub spec: LoadBalancerSpec,
     /// All rules of its security groups; none, no entry.
     pub inbound: Vec<InboundRule>,
+    /// Explicit shares of server groups; the others divide the rest by healthy instances.
     pub shares: Vec<Share>,
 }
 
 /// One instance behind a load balancer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backend {
+    /// Its server group's name.
     pub server_group: String,
+    /// Its id.
     pub instance: String,
     /// Connections are pooled per (instance, incarnation); another number means another process.
     pub incarnation: u64,
+    /// Where it takes connections.
     pub address: SocketAddr,
     /// Passes its own and the load balancer's check.
     pub healthy: bool,
