@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use error::Code;
-pub use graphql::{Schema, sdl};
+pub use graphql::{Folds, Schema, sdl};
 pub use http::Origin;
 pub use precheck::Limits;
 
@@ -134,6 +134,8 @@ pub struct Context {
     pub clock: Clock,
     pub config: Options,
     pub probes: probes::Probes,
+    /// Makes pages of events cheap; the default is an empty one.
+    pub folds: Folds,
 }
 
 /// What executes documents; the caller puts the [`crate::model::Actor`] into each request's data.
