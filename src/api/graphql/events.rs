@@ -59,19 +59,21 @@ pub struct Tail {
     bus: broadcast::Receiver<(StreamId, i64)>,
     /// The sequence number of the last event given out.
     pub seq: i64,
+    /// How many are read at one time.
+    pub batch: u64,
     read: VecDeque<Event>,
 }
 
 impl Tail {
     /// Listens from now on; to be opened before anything else is read.
     pub fn open(api: &api::Context, stream: StreamId) -> Self {
-        Self { api: api.clone(), stream, bus: api.store.appended(), seq: 0, read: VecDeque::new() }
+        Self { api: api.clone(), stream, bus: api.store.appended(), seq: 0, batch: BATCH, read: VecDeque::new() }
     }
 
     /// The next event, if there is one already.
     pub async fn next(&mut self) -> Result<Option<Event>> {
         if self.read.is_empty() {
-            self.read = self.api.store.events(self.stream, self.seq, BATCH).await.map_err(stored)?.into();
+            self.read = self.api.store.events(self.stream, self.seq, self.batch).await.map_err(stored)?.into();
         }
         let event = self.read.pop_front();
         if let Some(event) = &event {
@@ -253,6 +255,7 @@ pub async fn page(
         Some(from) => follower.fold_to(from).await?,
         None => follower.begin_behind_gap(seq, oldest),
     }
+    follower.tail.batch = u64::try_from(first).map_or(BATCH, |first| first.clamp(1, BATCH));
     let told = std::mem::take(&mut follower.first).into_iter().take(first);
     let mut items: Vec<_> = told.map(|event| (follower.tail.cursor(), event)).collect();
     while items.len() < first
