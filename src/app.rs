@@ -224,6 +224,7 @@ impl App {
                 ..api::Options::default()
             },
             probes: watched::probes(watched, config.observe.metrics_public),
+            folds: api::Folds::default(),
         };
         let taking = listener::Options { certificates: live.certificates.clone(), proxies: live.proxies.subscribe() };
         let retention = (live.keep.subscribe(), Arc::clone(&live.prune));

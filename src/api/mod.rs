@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use error::Code;
-pub use graphql::{Schema, sdl};
+pub use graphql::{Folds, Schema, sdl};
 pub use http::Origin;
 pub use precheck::Limits;
 
@@ -143,6 +143,8 @@ pub struct Context {
     pub config: Options,
     /// What `/readyz` and `/metrics` answer from.
     pub probes: probes::Probes,
+    /// Makes pages of events cheap; the default is an empty one.
+    pub folds: Folds,
 }
 
 /// What executes documents; the caller puts the [`crate::model::Actor`] into each request's data.

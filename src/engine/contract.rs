@@ -18,7 +18,7 @@ use serde_json::Value;
 
 pub use super::context::StepContext;
 use super::erased::Erased;
-pub use super::erased::unknown_fields;
+pub use super::erased::{known_faults, unknown_fields};
 pub use super::trigger::{KnownTrigger, Missed, Source, Timetable, Trigger, TriggerKind, When};
 use crate::model::{ChildSpec, Execution, Stage as StageRow};
 use crate::store::ClusterKey;
@@ -249,12 +249,21 @@ pub trait Stage: Send + Sync + 'static {
     fn schema(&self) -> Value;
     /// A config that passes.
     fn example(&self) -> Value;
-    /// What the schema cannot say. Called at save time too (with expressions unevaluated only
-    /// when there are none in the config). Error: (JSON pointer, message).
+    /// What the schema cannot say. Called at save time too, when there are no expressions in the
+    /// config. Error: (JSON pointer, message).
     ///
     /// # Errors
     /// The first fault found.
     fn validate(&self, config: &Self::Config) -> Result<(), Fault> {
+        let _ = config;
+        Ok(())
+    }
+    /// The same at save time for a config in which expressions stand: what holds whatever they
+    /// come to. The schema has been checked, each expression taken for any value.
+    ///
+    /// # Errors
+    /// The first fault found.
+    fn validate_known(&self, config: &Value) -> Result<(), Fault> {
         let _ = config;
         Ok(())
     }

@@ -70,15 +70,8 @@ impl<S: Stage> DynStage for Erased<S> {
         if !expression::has_expression(config) {
             return self.validate_resolved(config);
         }
-        let known = self.validator.iter_errors(config).filter(|error| {
-            let instance = error.instance();
-            let unknown = match instance.as_ref() {
-                Value::String(text) => expression::is_expression(text),
-                other => HANGS_ON_VALUES.contains(&error.kind().keyword()) && expression::has_expression(other),
-            };
-            !unknown
-        });
-        faults_of(&self.schema, known)
+        faults_of(&self.schema, self.validator.iter_errors(config).filter(stands))?;
+        self.stage.validate_known(config).map_err(one)
     }
 
     fn validate_resolved(&self, config: &Value) -> Result<(), Vec<Fault>> {
@@ -189,6 +182,27 @@ pub(super) fn faults_of<'a>(
 
 fn is_unknown_field(error: &ValidationError<'_>) -> bool {
     matches!(error.kind(), ValidationErrorKind::AdditionalProperties { .. })
+}
+
+/// Whether an error stands, whatever the expressions in the value come to.
+fn stands(error: &ValidationError<'_>) -> bool {
+    // That nothing may stand there does not hang on what it is.
+    if matches!(error.kind(), ValidationErrorKind::FalseSchema) {
+        return true;
+    }
+    match error.instance().as_ref() {
+        Value::String(text) => !expression::is_expression(text),
+        other => !(HANGS_ON_VALUES.contains(&error.kind().keyword()) && expression::has_expression(other)),
+    }
+}
+
+/// What a schema says of a value in which expressions stand, each of them taken for any value.
+///
+/// # Errors
+/// All that no value of the expressions can mend, by its place.
+pub fn known_faults(schema: &Value, value: &Value) -> Result<(), Vec<Fault>> {
+    let Ok(validator) = jsonschema::options().offline().build(schema) else { return Ok(()) };
+    faults_of(schema, validator.iter_errors(value).filter(stands))
 }
 
 /// What an object has and its schema does not know; what else is wrong with it is not told.

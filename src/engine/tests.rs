@@ -236,6 +236,7 @@ engine_test! {
                 stage("c", &["a"], json!({"steps": [{"progress": {"completed": 3}}], "outputs": {"n": 5}})),
                 stage("d", &["b", "c"], json!({"outputs": {
                     "sum": "${stages.c.outputs.n + 1}", "text": "${execution.application}-$${x}", "by": "${execution.startedBy}",
+                    "all": "${(execution.id ~ execution.number ~ execution.pipeline ~ trigger.kind ~ stages.a.status)|length > 40}",
                 }})),
             ],
             notifications: vec![NotificationRule { on: vec![Occasion::Started, Occasion::Completed, Occasion::Failed], email: None }],
@@ -245,7 +246,7 @@ engine_test! {
         let id = home.begin_again(&server.commands, &pipeline).await;
         let execution = home.over(id).await;
         assert_eq!(execution.status, Status::Succeeded);
-        assert_eq!(row(&execution, "d").outputs, json!({"sum": 6, "text": "hello-${x}", "by": "ann"}));
+        assert_eq!(row(&execution, "d").outputs, json!({"sum": 6, "text": "hello-${x}", "by": "ann", "all": true}));
         assert_eq!(row(&execution, "c").progress.as_ref().unwrap().message, "3 of 10");
         assert_eq!(home.world.names()[0], "a");
         home.intents_are_closed(id).await;
@@ -400,11 +401,11 @@ engine_test! {
     async fn an_expression_that_does_not_hold_fails_its_stage_with_the_place() {
         let home = Home::new(Clock::system()).await;
         let server = home.start(Home::options());
-        let config = json!({"outputs": {"x": ["${stages.nope.outputs}"]}});
+        let config = json!({"outputs": {"x": ["${stages.a.outputs.nope.x}"]}});
         let id = home.begin(&server.commands, vec![stage("a", &[], config)]).await;
         let failure = home.over(id).await.failure.unwrap();
         assert_eq!(failure.code, "EXPRESSION");
-        assert!(failure.message.contains("/outputs/x/0") && failure.message.contains("stages.nope"), "{failure:?}");
+        assert!(failure.message.contains("/outputs/x/0") && failure.message.contains("outputs.nope"), "{failure:?}");
         // What holds at save time as any type is checked once it is known.
         let config = json!({"size": "${execution.application}"});
         let id = home.begin(&server.commands, vec![stage("a", &[], config)]).await;
@@ -811,9 +812,17 @@ engine_test! {
         assert_eq!(refused(vec![ok("x", &[]), stage("a", &[], json!({"size": "5"}))]).0, "stages/1/config/size");
         assert_eq!(refused(vec![stage("a", &[], json!({"steps": ["goto", {"poll": {"millis": -1}}]}))]).0, "stages/0/config/steps/1/poll/millis");
         assert_eq!(refused(vec![stage("a", &[], json!({"outputs": ["${1 +}"]}))]).0, "stages/0/config/outputs/0");
+        // What nothing will have is not read.
+        let (field, message) = refused(vec![ok("build", &[]), stage("a", &[], json!({"outputs": ["${stages.biuld.outputs}"]}))]);
+        assert_eq!(field, "stages/1/config/outputs/0");
+        assert!(message.contains("`stages.biuld`") && message.contains("did you mean `build`?"), "{message}");
+        let (field, message) = refused(vec![stage("a", &[], json!({"size": "${parameters.size}"}))]);
+        assert_eq!(field, "stages/0/config/size");
+        assert!(message.contains("no parameter `size`"), "{message}");
         // An expression counts as any type until it is known.
         let stages = vec![stage("a", &[], json!({"size": "${parameters.size}"}))];
-        let definition = PipelineDefinition { format_version: 1, stages, ..PipelineDefinition::default() };
+        let parameters = vec![Parameter { name: "size".to_owned(), description: String::new(), default: None, options: vec![] }];
+        let definition = PipelineDefinition { format_version: 1, parameters, stages, ..PipelineDefinition::default() };
         assert_eq!(commands.validate_definition(&definition), Ok(()));
     }
 }

@@ -1,5 +1,7 @@
 //! Whether a pipeline's definition holds: its faults, each by its path.
 
+mod names;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::LazyLock;
 
@@ -9,6 +11,7 @@ use super::{Options, notices};
 use crate::expression;
 use crate::model::{NotificationRule, PipelineDefinition, StageSpec, TriggerSpec, check_address};
 use crate::near::did_you_mean;
+use names::Names;
 use serde_json::Value;
 
 /// Stages of a pipeline.
@@ -65,7 +68,8 @@ pub(super) fn faults(definition: &PipelineDefinition, registry: &Registry, optio
         Err(wrong) => faults.push(wrong),
     }
     faults.extend(notifications(definition).err());
-    faults.extend(stages.iter().enumerate().flat_map(|(index, stage)| config(index, stage, registry, options)));
+    let names = Names::of(definition);
+    faults.extend(stages.iter().enumerate().flat_map(|(index, stage)| config(index, stage, &names, registry, options)));
     faults.extend(triggers(definition, registry, options));
     faults.truncate(FAULTS_MAX);
     faults
@@ -241,7 +245,7 @@ fn cycles(stages: &[StageSpec]) -> Result<(), Error> {
     Ok(())
 }
 
-fn config(index: usize, stage: &StageSpec, registry: &Registry, options: &Options) -> Vec<Error> {
+fn config(index: usize, stage: &StageSpec, names: &Names<'_>, registry: &Registry, options: &Options) -> Vec<Error> {
     let at = index.to_string();
     let Some(kind) = registry.get(&stage.kind) else {
         let kinds: Vec<&'static str> = registry.iter().map(|kind| kind.kind().kind).collect();
@@ -256,7 +260,9 @@ fn config(index: usize, stage: &StageSpec, registry: &Registry, options: &Option
     if let Err(error) = expression::parse_all(&stage.config) {
         return vec![fault((error.pointer, error.message))];
     }
-    kind.validate(given(&stage.config)).map_or_else(|faults| faults.into_iter().map(fault).collect(), |()| Vec::new())
+    let mut faults = names.faults(&stage.config);
+    faults.extend(kind.validate(given(&stage.config)).err().unwrap_or_default());
+    faults.into_iter().map(fault).collect()
 }
 
 fn size(config: &Value, options: &Options) -> Result<(), Fault> {
@@ -345,6 +351,9 @@ fn trigger_parameters(
         };
         expression::parse_all(value)
             .map_err(|error| Error::invalid(&field, format!("trigger `{}`: {}", trigger.key, error.message)))?;
+        if let Some((_, message)) = names::of_trigger(value).into_iter().next() {
+            return Err(Error::invalid(&field, format!("trigger `{}`: {message}", trigger.key)));
+        }
         let known = !expression::has_expression(value);
         if known && !parameter.options.is_empty() && !parameter.options.contains(value) {
             let options: Vec<String> = parameter.options.iter().map(ToString::to_string).collect();

@@ -5,6 +5,7 @@
 //! strings the value's text is put in. `$${` is a literal `${`. References to secrets
 //! (`secret://…`) pass untouched, and no expression may make one.
 
+mod names;
 mod scan;
 
 use std::sync::OnceLock;
@@ -13,6 +14,7 @@ use minijinja::value::ValueKind;
 use minijinja::{Environment, UndefinedBehavior};
 use serde_json::{Map, Number, Value};
 
+pub use names::Reading;
 use scan::Part;
 
 /// Bytes of one expression, without its braces.
@@ -85,6 +87,58 @@ pub fn parse_all(value: &Value) -> Result<(), Error> {
     .map(|_| ())
 }
 
+/// Where in the value expressions stand: JSON pointers of the strings.
+#[must_use]
+pub fn places(value: &Value) -> Vec<String> {
+    let mut found = Vec::new();
+    each(value, &mut String::new(), &mut |pointer, _| found.push(pointer.to_owned()));
+    found
+}
+
+/// What the expressions in the value read, as far as their text alone can say, each with the JSON
+/// pointer of its string. What is not well formed is left out: [`parse_all`] says so.
+#[must_use]
+pub fn readings(value: &Value) -> Vec<(String, Reading)> {
+    let mut found = Vec::new();
+    each(value, &mut String::new(), &mut |pointer, text| {
+        for part in scan::parts(text).unwrap_or_default() {
+            if let Part::Expression(source) = part {
+                found.extend(names::readings(source).into_iter().map(|reading| (pointer.to_owned(), reading)));
+            }
+        }
+    });
+    found
+}
+
+/// Whether expressions may call something by that name.
+#[must_use]
+pub fn is_function(name: &str) -> bool {
+    environment().globals().any(|(known, _)| known == name)
+}
+
+/// Every string that holds an expression, with its JSON pointer.
+fn each(value: &Value, pointer: &mut String, found: &mut dyn FnMut(&str, &str)) {
+    match value {
+        Value::String(text) if is_expression(text) => found(pointer, text),
+        Value::Array(items) => {
+            for (index, item) in items.iter().enumerate() {
+                within(pointer, &index.to_string(), |pointer| each(item, pointer, found));
+            }
+        }
+        Value::Object(members) => {
+            for (name, member) in members {
+                within(pointer, &escaped(name), |pointer| each(member, pointer, found));
+            }
+        }
+        _ => {}
+    }
+}
+
+/// A member's name as it stands in a JSON pointer.
+fn escaped(name: &str) -> String {
+    name.replace('~', "~0").replace('/', "~1")
+}
+
 fn walk(
     value: &Value,
     pointer: &mut String,
@@ -103,8 +157,7 @@ fn walk(
         Value::Object(members) => {
             let mut out = Map::with_capacity(members.len());
             for (name, member) in members {
-                let escaped = name.replace('~', "~0").replace('/', "~1");
-                let member = within(pointer, &escaped, |pointer| walk(member, pointer, string))?;
+                let member = within(pointer, &escaped(name), |pointer| walk(member, pointer, string))?;
                 out.insert(name.clone(), member);
             }
             Ok(Value::Object(out))
@@ -327,6 +380,32 @@ mod tests {
         for source in ["${parameters.evil}", "${'secret'}://env/X", "${parameters}", "${[parameters.evil]}"] {
             assert!(text(source).unwrap_err().contains("secret"), "{source}");
         }
+    }
+
+    #[test]
+    fn what_is_not_defined_may_be_asked_about_but_nothing_below_it() {
+        for (source, expected) in [
+            ("${parameters.missing | default('x')}", json!("x")),
+            ("${parameters.missing is defined}", json!(false)),
+            ("${parameters.missing if parameters.missing is defined else 1}", json!(1)),
+            ("${(parameters.missing) | default('x')}", json!("x")),
+        ] {
+            assert_eq!(text(source), Ok(expected), "{source}");
+        }
+        // So a name above the one that is asked about has to be there.
+        assert!(text("${stages.nope.outputs | default('x')}").is_err());
+        assert!(text("${stages.nope.outputs is defined}").is_err());
+        assert!(text("${parametres | default('x')}").is_ok());
+    }
+
+    #[test]
+    fn expressions_are_found_with_their_places() {
+        let value = json!({"a/b": [1, "x ${parameters.y} ${1}"], "c": "$${no}", "d": "secret://env/${x}"});
+        assert_eq!(places(&value), ["/a~1b/1"]);
+        let readings = readings(&value);
+        assert_eq!(readings.len(), 1, "{readings:?}");
+        assert_eq!((readings[0].0.as_str(), readings[0].1.up_to(1)), ("/a~1b/1", "parameters.y"));
+        assert!(is_function("dict") && !is_function("range") && !is_function("parameters"));
     }
 
     #[test]

@@ -124,11 +124,12 @@ pub trait Provider: Send + Sync {
     fn kind(&self) -> ProviderKind;
     /// The account that it speaks for.
     fn account(&self) -> Account;
-    /// Checks a launch beyond the schema. Error: (JSON pointer, message).
+    /// Checks a launch beyond the schema. Error: (JSON pointer, message). What stands at the JSON
+    /// pointers `open` is not known yet: it is text, and counts as any value.
     ///
     /// # Errors
     /// The first fault.
-    fn validate_launch(&self, launch: &Value) -> Result<(), (String, String)>;
+    fn validate_launch(&self, launch: &Value, open: &[String]) -> Result<(), (String, String)>;
 
     /// Fresh, not cached.
     async fn snapshot(&self) -> Result<Snapshot, Error>;

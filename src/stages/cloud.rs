@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::known;
 use crate::engine::contract::{Cause, Effect, Next, Repeat, StepContext, StepError, Ticket, cluster_topic};
 use crate::inventory::Inventory;
 use crate::model::{HealthState, Instance, Place, ServerGroup, names};
@@ -90,21 +91,43 @@ pub(super) fn provider(inventory: &Inventory, account: &str) -> Result<Arc<dyn P
 
 /// Account and location exist; said at save time and again at the start.
 pub(super) fn check_place(inventory: &Inventory, place: &Place) -> Result<(), (&'static str, String)> {
+    check_place_parts(inventory, Some(&place.account), Some(&place.location))
+}
+
+/// The same where one of them, or both, may not be known yet.
+pub(super) fn check_place_parts(
+    inventory: &Inventory,
+    account: Option<&str>,
+    location: Option<&str>,
+) -> Result<(), (&'static str, String)> {
     let accounts = inventory.accounts();
     if accounts.is_empty() {
         // Not known yet; the stage's first step says so.
         return Ok(());
     }
     let quoted = |names: &mut dyn Iterator<Item = &String>| names.map(|name| format!("`{name}`")).collect::<Vec<_>>();
-    let Some(account) = accounts.iter().find(|account| account.name == place.account) else {
-        let names = quoted(&mut accounts.iter().map(|account| &account.name)).join(", ");
-        return Err(("account", format!("there is no account `{}`; there is {names}", place.account)));
+    let Some(name) = account else {
+        // Whichever account it will be, it has to have the location.
+        let mut known = accounts.iter().flat_map(|account| &account.locations);
+        return match location {
+            Some(location) if !known.any(|known| known == location) => {
+                let names = quoted(&mut accounts.iter().flat_map(|account| &account.locations)).join(", ");
+                Err(("location", format!("no account has a location `{location}`; there is {names}")))
+            }
+            _ => Ok(()),
+        };
     };
-    if account.locations.contains(&place.location) {
-        return Ok(());
+    let Some(account) = accounts.iter().find(|account| account.name == name) else {
+        let names = quoted(&mut accounts.iter().map(|account| &account.name)).join(", ");
+        return Err(("account", format!("there is no account `{name}`; there is {names}")));
+    };
+    match location {
+        Some(location) if !account.locations.iter().any(|known| known == location) => {
+            let names = quoted(&mut account.locations.iter()).join(", ");
+            Err(("location", format!("account `{name}` has no location `{location}`; it has {names}")))
+        }
+        _ => Ok(()),
     }
-    let names = quoted(&mut account.locations.iter()).join(", ");
-    Err(("location", format!("account `{}` has no location `{}`; it has {names}", place.account, place.location)))
 }
 
 /// The name belongs to the execution's application.
@@ -255,17 +278,26 @@ impl Target {
     /// What the schema cannot say.
     pub fn check(&self, inventory: &Inventory) -> Result<(), (String, String)> {
         check_place(inventory, &self.place()).map_err(|(field, message)| (format!("/{field}"), message))?;
-        for (field, name) in [("serverGroup", &self.server_group), ("cluster", &self.cluster)] {
-            if let Some(name) = name
-                && names::parse(name).is_none()
-            {
-                return Err((
-                    format!("/{field}"),
-                    format!("`{name}` is not a name of the form application-stack-detail-v000"),
-                ));
-            }
+        Self::check_name("serverGroup", self.server_group.as_deref())?;
+        Self::check_name("cluster", self.cluster.as_deref())
+    }
+
+    /// The same of a config in which expressions stand.
+    pub fn check_known(config: &Value, inventory: &Inventory) -> Result<(), (String, String)> {
+        known::check_place(inventory, config)?;
+        for field in ["serverGroup", "cluster"] {
+            Self::check_name(field, known::optional::<String>(config, field).flatten().as_deref())?;
         }
         Ok(())
+    }
+
+    fn check_name(field: &str, name: Option<&str>) -> Result<(), (String, String)> {
+        match name {
+            Some(name) if names::parse(name).is_none() => {
+                Err((format!("/{field}"), format!("`{name}` is not a name of the form application-stack-detail-v000")))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Waits for the cluster and finds the group in a fresh snapshot.

@@ -11,8 +11,9 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::{cloud, schema};
+use super::{cloud, known, schema};
 use crate::engine::contract::{self, Cause, INVENTORY_TOPIC, Next, Stage, StepContext, StepError};
+use crate::expression;
 use crate::inventory::Inventory;
 use crate::model::{
     Capacity, ChildSpec, Execution, HealthCheck, NOT_STARTED, OnFailure, Phase, Place, ServerGroup, ServerGroupSpec,
@@ -126,28 +127,10 @@ impl Config {
 
     /// What the schema cannot say. Error: (JSON pointer within this entry, message).
     pub fn check(&self, inventory: &Inventory) -> Result<(), (String, String)> {
-        self.cluster("a").map_err(|error| {
-            let field = if matches!(error, names::Error::Detail(_)) { "/detail" } else { "/stack" };
-            (field.to_owned(), error.to_string())
-        })?;
+        check_cluster(self.stack.as_deref(), self.detail.as_deref())?;
         self.capacity.checked().map_err(|error| ("/capacity".to_owned(), error.to_string()))?;
         cloud::check_place(inventory, &self.place()).map_err(|(field, message)| (format!("/{field}"), message))?;
-        self.check_launch(inventory)
-    }
-
-    fn check_launch(&self, inventory: &Inventory) -> Result<(), (String, String)> {
-        let Ok(provider) = inventory.provider(&self.account) else { return Ok(()) };
-        let below = |(pointer, message): (String, String)| (format!("/launch{pointer}"), message);
-        let schema = provider.kind().schema;
-        contract::unknown_fields(&schema, &self.launch).map_err(|mut faults| below(faults.swap_remove(0)))?;
-        // Then the provider, whose messages say more than a schema can.
-        provider.validate_launch(&self.launch).map_err(below)?;
-        if let Ok(schema) = jsonschema::draft202012::new(&schema)
-            && let Err(error) = schema.validate(&self.launch)
-        {
-            return Err(below((error.instance_path().to_string(), error.to_string())));
-        }
-        Ok(())
+        check_launch(inventory, &self.account, &self.launch, &[])
     }
 
     fn strategy(&self) -> Result<&'static dyn Strategy, StepError> {
@@ -182,6 +165,60 @@ impl Config {
     }
 }
 
+/// [`Config::check`] of an entry in which expressions stand: what holds whatever they come to.
+pub(super) fn check_known(inventory: &Inventory, entry: &Value) -> Result<(), (String, String)> {
+    // Stack and detail hang on each other only in how long they are together.
+    let part = |name| known::optional::<String>(entry, name).flatten();
+    check_cluster(part("stack").as_deref(), part("detail").as_deref())?;
+    known::check_capacity(entry)?;
+    known::check_place(inventory, entry)?;
+    known::check_reads::<HealthCheck>(entry, "healthCheck")?;
+    let Some(launch) = entry.get("launch") else { return Ok(()) };
+    let (open, accounts) = (expression::places(launch), inventory.accounts());
+    match (known::member(entry, "account", cloud::local), accounts.as_slice()) {
+        (Some(account), _) => check_launch(inventory, &account, launch, &open),
+        // Whichever it will be, there is only one.
+        (None, [account]) => check_launch(inventory, &account.name, launch, &open),
+        (None, _) => Ok(()),
+    }
+}
+
+/// The cluster that an entry names, where all of it is known.
+pub(super) fn known_cluster(entry: &Value) -> Option<(Place, String)> {
+    let account = known::member(entry, "account", cloud::local)?;
+    let location = known::member(entry, "location", cloud::local)?;
+    let (stack, detail) = (known::optional::<String>(entry, "stack")?, known::optional::<String>(entry, "detail")?);
+    let cluster = names::ClusterName::new("a", stack.as_deref(), detail.as_deref()).ok()?;
+    Some((Place { account, location }, cluster.as_str().to_owned()))
+}
+
+fn check_cluster(stack: Option<&str>, detail: Option<&str>) -> Result<(), (String, String)> {
+    names::ClusterName::new("a", stack, detail).map(|_| ()).map_err(|error| {
+        let field = if matches!(error, names::Error::Detail(_)) { "/detail" } else { "/stack" };
+        (field.to_owned(), error.to_string())
+    })
+}
+
+/// `open`: where expressions stand in it.
+fn check_launch(inventory: &Inventory, account: &str, launch: &Value, open: &[String]) -> Result<(), (String, String)> {
+    let Ok(provider) = inventory.provider(account) else { return Ok(()) };
+    let below = |(pointer, message): (String, String)| (format!("/launch{pointer}"), message);
+    let first = |mut faults: Vec<(String, String)>| below(faults.swap_remove(0));
+    let schema = provider.kind().schema;
+    contract::unknown_fields(&schema, launch).map_err(first)?;
+    // Then the provider, whose messages say more than a schema can.
+    provider.validate_launch(launch, open).map_err(below)?;
+    if !open.is_empty() {
+        return contract::known_faults(&schema, launch).map_err(first);
+    }
+    if let Ok(schema) = jsonschema::draft202012::new(&schema)
+        && let Err(error) = schema.validate(launch)
+    {
+        return Err(below((error.instance_path().to_string(), error.to_string())));
+    }
+    Ok(())
+}
+
 impl Stage for CreateServerGroup {
     const KIND: &'static str = "createServerGroup";
     const TITLE: &'static str = "Create server group";
@@ -200,6 +237,9 @@ impl Stage for CreateServerGroup {
     }
     fn validate(&self, config: &Config) -> Result<(), (String, String)> {
         config.check(&self.inventory)
+    }
+    fn validate_known(&self, config: &Value) -> Result<(), (String, String)> {
+        check_known(&self.inventory, config)
     }
     fn tasks(&self, _: &Config) -> Vec<&'static str> {
         vec!["Choose a name", "Create server group", "Wait until healthy", "Run strategy"]

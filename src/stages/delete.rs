@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{cloud, schema};
+use super::{cloud, known, schema};
 use crate::engine::contract::{Cause, INVENTORY_TOPIC, Next, Stage, StepContext, StepError};
 use crate::inventory::Inventory;
 use crate::model::Place;
@@ -93,6 +93,9 @@ impl<D: Deletable> Stage for Delete<D> {
     }
     fn validate(&self, config: &Config) -> Result<(), (String, String)> {
         cloud::check_place(&self.inventory, &config.place()).map_err(|(field, message)| (format!("/{field}"), message))
+    }
+    fn validate_known(&self, config: &Value) -> Result<(), (String, String)> {
+        known::check_place(&self.inventory, config)
     }
     fn tasks(&self, _: &Config) -> Vec<&'static str> {
         vec!["Look", "Delete", "Wait until it is gone"]

@@ -83,6 +83,18 @@ impl Stage for Deploy {
         }
         Ok(())
     }
+    fn validate_known(&self, config: &Value) -> Result<(), (String, String)> {
+        let mut seen: BTreeMap<(Place, String), usize> = BTreeMap::new();
+        for (index, entry) in config["clusters"].as_array().into_iter().flatten().enumerate() {
+            create_server_group::check_known(&self.inventory, entry)
+                .map_err(|(pointer, message)| (format!("/clusters/{index}{pointer}"), message))?;
+            let cluster = create_server_group::known_cluster(entry);
+            if let Some(first) = cluster.and_then(|cluster| seen.insert(cluster, index)) {
+                return Err((format!("/clusters/{index}"), format!("it is the same cluster as entry {first}")));
+            }
+        }
+        Ok(())
+    }
     fn tasks(&self, _: &Config) -> Vec<&'static str> {
         vec!["Wait for the clusters", "Deploy to the clusters"]
     }

@@ -55,6 +55,9 @@ impl Stage for DestroyServerGroup {
     fn validate(&self, config: &Config) -> Result<(), (String, String)> {
         config.target.check(&self.inventory)
     }
+    fn validate_known(&self, config: &Value) -> Result<(), (String, String)> {
+        Target::check_known(config, &self.inventory)
+    }
     fn tasks(&self, _: &Config) -> Vec<&'static str> {
         vec!["Find server group", "Destroy", "Wait until it is gone"]
     }

@@ -47,6 +47,9 @@ impl Stage for EnableServerGroup {
     fn validate(&self, config: &Config) -> Result<(), (String, String)> {
         config.target.check(&self.inventory)
     }
+    fn validate_known(&self, config: &Value) -> Result<(), (String, String)> {
+        Target::check_known(config, &self.inventory)
+    }
     fn tasks(&self, _: &Config) -> Vec<&'static str> {
         vec!["Find server group", "Enable", "Wait until healthy"]
     }

@@ -1,6 +1,7 @@
 //! The kinds of stages, one file each. A kind is added by its file and one line in [`registry`].
 //! Each is a persisted cursor and small idempotent steps ([`crate::engine::contract`]); what
-//! several of them share about clouds is in [`cloud`], about their configs' schemas in [`schema`].
+//! several of them share about clouds is in [`cloud`], about their configs' schemas in [`schema`],
+//! about configs with expressions in [`known`].
 
 mod cloud;
 mod create_server_group;
@@ -11,6 +12,7 @@ mod deploy;
 mod destroy_server_group;
 mod disable_server_group;
 mod enable_server_group;
+mod known;
 mod manual_judgment;
 mod resize_server_group;
 mod schema;

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::cloud::{self, Ready, Target};
-use super::{disable_server_group, schema};
+use super::{disable_server_group, known, schema};
 use crate::engine::contract::{INVENTORY_TOPIC, Next, Stage, StepContext, StepError};
 use crate::inventory::Inventory;
 use crate::model::{Capacity, ServerGroup};
@@ -61,6 +61,10 @@ impl Stage for ResizeServerGroup {
     fn validate(&self, config: &Config) -> Result<(), (String, String)> {
         config.target.check(&self.inventory)?;
         config.capacity.checked().map(|_| ()).map_err(|error| ("/capacity".to_owned(), error.to_string()))
+    }
+    fn validate_known(&self, config: &Value) -> Result<(), (String, String)> {
+        Target::check_known(config, &self.inventory)?;
+        known::check_capacity(config)
     }
     fn tasks(&self, _: &Config) -> Vec<&'static str> {
         vec!["Find server group", "Resize", "Wait for instances"]

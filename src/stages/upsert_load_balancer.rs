@@ -7,7 +7,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{cloud, schema};
+use super::{cloud, known, schema};
 use crate::engine::contract::{Cause, INVENTORY_TOPIC, Next, Stage, StepContext, StepError};
 use crate::inventory::Inventory;
 use crate::model::{
@@ -126,25 +126,21 @@ impl Stage for UpsertLoadBalancer {
     }
     fn validate(&self, config: &Config) -> Result<(), (String, String)> {
         cloud::check_unnumbered("load balancer", &config.name)?;
-        for (index, listener) in config.listeners.iter().enumerate() {
-            if listener.port_to.is_some_and(|to| to < listener.port) {
-                return Err((format!("/listeners/{index}/portTo"), "it is below the range's first port".to_owned()));
-            }
-            let meets = |other: &&Listener| {
-                other.port == listener.port
-                    && other.port_to.is_none()
-                    && addresses_meet(other.address, listener.address)
-            };
-            let other = config.listeners[..index].iter().find(meets).filter(|_| listener.port_to.is_none());
-            if let Some(other) = other {
-                let all =
-                    if other.address == listener.address { "" } else { ", and one of the two means all addresses" };
-                let (port, at) = (listener.port, other.address);
-                let message = format!("another listener has port {port} of {at} already{all}");
-                return Err((format!("/listeners/{index}/port"), message));
-            }
-        }
+        let listeners: Vec<_> = config.listeners.iter().cloned().enumerate().collect();
+        check_listeners(&listeners)?;
         cloud::check_place(&self.inventory, &config.place()).map_err(|(field, message)| (format!("/{field}"), message))
+    }
+    fn validate_known(&self, config: &Value) -> Result<(), (String, String)> {
+        if let Some(name) = known::optional::<String>(config, "name").flatten() {
+            cloud::check_unnumbered("load balancer", &name)?;
+        }
+        for (index, listener) in config["listeners"].as_array().into_iter().flatten().enumerate() {
+            let (port, to) = (known::optional(listener, "port"), known::optional(listener, "portTo"));
+            check_range(index, port.flatten().unwrap_or(0), to.flatten())?;
+        }
+        check_listeners(&known::items(config, "listeners")?)?;
+        known::check_reads::<LoadBalancerHealthCheck>(config, "healthCheck")?;
+        known::check_place(&self.inventory, config)
     }
     fn tasks(&self, _: &Config) -> Vec<&'static str> {
         vec!["Look", "Create or update", "Wait until it listens"]
@@ -195,6 +191,34 @@ impl Stage for UpsertLoadBalancer {
             Cursor::Open { before, since } => self.open(cx, config, before, since).await,
         }
     }
+}
+
+/// A range of ports goes upwards.
+fn check_range(index: usize, port: u16, to: Option<u16>) -> Result<(), (String, String)> {
+    match to {
+        Some(to) if to < port => {
+            Err((format!("/listeners/{index}/portTo"), "it is below the range's first port".to_owned()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Listeners, each with its place in the list, and no two of them at one port.
+fn check_listeners(listeners: &[(usize, Listener)]) -> Result<(), (String, String)> {
+    for (at, (index, listener)) in listeners.iter().enumerate() {
+        check_range(*index, listener.port, listener.port_to)?;
+        let meets = |other: &&Listener| {
+            other.port == listener.port && other.port_to.is_none() && addresses_meet(other.address, listener.address)
+        };
+        let others = listeners[..at].iter().map(|(_, other)| other);
+        if let Some(other) = others.into_iter().find(meets).filter(|_| listener.port_to.is_none()) {
+            let all = if other.address == listener.address { "" } else { ", and one of the two means all addresses" };
+            let (port, at) = (listener.port, other.address);
+            let message = format!("another listener has port {port} of {at} already{all}");
+            return Err((format!("/listeners/{index}/port"), message));
+        }
+    }
+    Ok(())
 }
 
 impl UpsertLoadBalancer {

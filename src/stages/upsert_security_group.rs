@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{cloud, schema};
+use super::{cloud, known, schema};
 use crate::engine::contract::{Next, Stage, StepContext, StepError};
 use crate::inventory::Inventory;
 use crate::model::{InboundRule, Place, SecurityGroupSpec};
@@ -40,6 +40,14 @@ impl Config {
     fn place(&self) -> Place {
         Place { account: self.account.clone(), location: self.location.clone() }
     }
+}
+
+/// A range of ports goes upwards.
+fn check_range(index: usize, from: u16, to: u16) -> Result<(), (String, String)> {
+    if to < from {
+        return Err((format!("/inbound/{index}/portTo"), "it is below the range's first port".to_owned()));
+    }
+    Ok(())
 }
 
 impl Stage for UpsertSecurityGroup {
@@ -90,11 +98,22 @@ impl Stage for UpsertSecurityGroup {
     fn validate(&self, config: &Config) -> Result<(), (String, String)> {
         cloud::check_unnumbered("security group", &config.name)?;
         for (index, rule) in config.inbound.iter().enumerate() {
-            if rule.port_to < rule.port_from {
-                return Err((format!("/inbound/{index}/portTo"), "it is below the range's first port".to_owned()));
-            }
+            check_range(index, rule.port_from, rule.port_to)?;
         }
         cloud::check_place(&self.inventory, &config.place()).map_err(|(field, message)| (format!("/{field}"), message))
+    }
+    fn validate_known(&self, config: &Value) -> Result<(), (String, String)> {
+        if let Some(name) = known::optional::<String>(config, "name").flatten() {
+            cloud::check_unnumbered("security group", &name)?;
+        }
+        for (index, rule) in config["inbound"].as_array().into_iter().flatten().enumerate() {
+            let port = |name| known::optional::<u16>(rule, name).flatten();
+            if let (Some(from), Some(to)) = (port("portFrom"), port("portTo")) {
+                check_range(index, from, to)?;
+            }
+        }
+        known::items::<InboundRule>(config, "inbound")?;
+        known::check_place(&self.inventory, config)
     }
     fn tasks(&self, _: &Config) -> Vec<&'static str> {
         vec!["Check", "Create or update"]

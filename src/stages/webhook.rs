@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::schema;
 use crate::engine::contract::{Cause, Effect, EffectError, Next, Repeat, Stage, StepContext, StepError};
+use crate::expression::{has_expression, is_expression};
 use crate::model::{ChildSpec, OnFailure};
 use crate::outbound::{self, Outbound};
 use crate::secrets::{self, Mask, Secrets};
@@ -178,6 +179,18 @@ impl Config {
     }
 }
 
+/// The value with null in the place of each text that holds an expression.
+fn without_expressions(value: &Value) -> Value {
+    match value {
+        Value::String(text) if is_expression(text) => Value::Null,
+        Value::Array(items) => items.iter().map(without_expressions).collect(),
+        Value::Object(fields) => {
+            fields.iter().map(|(name, value)| (name.clone(), without_expressions(value))).collect()
+        }
+        other => other.clone(),
+    }
+}
+
 /// A reference must be the whole of its string; in the middle of one it would be sent as it stands.
 fn whole_references(pointer: &str, value: &Value) -> Result<(), (String, String)> {
     match value {
@@ -271,6 +284,26 @@ impl Stage for Webhook {
         config.check()?;
         let sent = json!({"url": config.url, "headers": config.headers, "body": config.body});
         self.secrets.permits_all(&sent)
+    }
+    fn validate_known(&self, config: &Value) -> Result<(), (String, String)> {
+        // Each field is checked by itself: what is not known is left out, or stands for a plain one.
+        let Value::Object(fields) = config else { return Ok(()) };
+        let mut known = serde_json::Map::new();
+        for (name, value) in fields {
+            let value = match (name.as_str(), value) {
+                ("headers", Value::Object(headers)) => headers
+                    .iter()
+                    .map(|(name, value)| (name.clone(), if has_expression(value) { json!("") } else { value.clone() }))
+                    .collect(),
+                ("body", body) => without_expressions(body),
+                (_, value) if has_expression(value) => continue,
+                (_, value) => value.clone(),
+            };
+            known.insert(name.clone(), value);
+        }
+        known.entry("url").or_insert_with(|| json!("https://localhost"));
+        let known = Config::deserialize(Value::Object(known)).map_err(|error| (String::new(), error.to_string()))?;
+        self.validate(&known)
     }
     fn tasks(&self, config: &Config) -> Vec<&'static str> {
         if config.on_unknown_outcome == OnUnknownOutcome::Ask {

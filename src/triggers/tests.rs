@@ -387,6 +387,11 @@ async fn faults_of_triggers_name_their_place() {
             "triggers.0.parameters.version",
             "trigger.execution.number",
         ),
+        (
+            with(&|t| t["parameters"] = json!({ "version": "${ parameters.version }" })),
+            "triggers.0.parameters.version",
+            "may read `trigger` alone",
+        ),
         (definition(after("deplot")), "triggers.0.config.pipeline", "did you mean `deploy`"),
         (
             with(&|t| {

@@ -84,11 +84,16 @@ async fn definitions() -> Outcome {
     let mut negative = hello.pipeline();
     negative.pointer_mut("/stages/0/config/clusters/0").expect("a cluster")["capacity"]["min"] = json!(-1);
     let mut disorder = hello.pipeline();
-    // What a schema cannot say is checked at save time where the config has no expressions.
-    let cluster = disorder.pointer_mut("/stages/0/config/clusters/0").expect("a cluster");
-    cluster["labels"] = json!({});
-    cluster["launch"]["command"] = json!(["./gennaker", "sample-app", "--version", "1.0.0"]);
-    cluster["capacity"]["min"] = json!(9);
+    // What a schema cannot say is checked at save time beside the expressions of labels and command.
+    disorder.pointer_mut("/stages/0/config/clusters/0").expect("a cluster")["capacity"]["min"] = json!(9);
+    let in_cluster = |pointer: &str, value: Value| {
+        let mut definition = hello.pipeline();
+        let (above, name) = pointer.rsplit_once('/').expect("a pointer");
+        let above = format!("/stages/0/config/clusters/0{above}");
+        definition.pointer_mut(&above).expect("it is there")[name] = value;
+        definition
+    };
+    let version = "${ parameters.version }";
     let large = json!({ "seconds": "9".repeat(300 << 10) });
     // (definition, words the message has to contain, a part of the path)
     let cases: Vec<(Value, Vec<&str>, &str)> = vec![
@@ -103,6 +108,22 @@ async fn definitions() -> Outcome {
         (with(json!([{ "key": "a", "kind": "wait", "config": large }])), vec!["`a`", "262144"], "config"),
         (negative, vec!["-1"], "capacity"),
         (disorder, vec!["min"], "capacity"),
+        (in_cluster("/location", json!("mars")), vec!["mars", "`local`"], "location"),
+        (in_cluster("/launch/environment", json!({ "PORT": version })), vec!["PORT"], "PORT"),
+        (in_cluster("/launch/artifact", json!({ "pth": version })), vec!["pth", "path"], "artifact"),
+        (in_cluster("/launch/command", json!(["../x", version])), vec![".."], "command"),
+        // And what the expressions themselves read.
+        (
+            in_cluster("/labels", json!({ "version": "${ parameters.verison }" })),
+            vec!["`parameters.verison`", "did you mean `version`?"],
+            "version",
+        ),
+        (
+            in_cluster("/labels", json!({ "version": "${ stages.deplyo.outputs.x | default('') }" })),
+            vec!["`stages.deplyo`", "did you mean `deploy`?"],
+            "version",
+        ),
+        (in_cluster("/labels", json!({ "version": "${ parametres.version }" })), vec!["`parameters`?"], "version"),
     ];
     for (definition, words, part) in cases {
         let Err(error) = hello.save("bad", &definition).await else {
@@ -213,10 +234,8 @@ async fn unknown_keys() -> Outcome {
     let stage = |kind: &str, config: Value| json!({ "stages": [{ "key": "s", "kind": kind, "config": config }] });
     let cluster = |key: &str, value: Value| {
         let mut definition = hello.pipeline();
+        // There are expressions in it beside.
         let cluster = definition.pointer_mut("/stages/0/config/clusters/0").expect("a cluster");
-        // Without expressions, so that the provider sees what it is to launch.
-        cluster["labels"] = json!({});
-        cluster["launch"]["command"] = json!(["./x"]);
         match key.split_once('.') {
             Some((outer, inner)) => cluster[outer][inner] = value,
             None => cluster[key] = value,

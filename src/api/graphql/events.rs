@@ -9,6 +9,7 @@ use async_graphql::{Context, Interface, OneofObject, Result, SimpleObject, Subsc
 use chrono::{DateTime, Utc};
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 use tokio::sync::broadcast::{self, error::RecvError};
+use uuid::Uuid;
 
 use super::connection::Connection;
 use super::execution::{Execution, in_query};
@@ -58,19 +59,21 @@ pub struct Tail {
     bus: broadcast::Receiver<(StreamId, i64)>,
     /// The sequence number of the last event given out.
     pub seq: i64,
+    /// How many are read at one time.
+    pub batch: u64,
     read: VecDeque<Event>,
 }
 
 impl Tail {
     /// Listens from now on; to be opened before anything else is read.
     pub fn open(api: &api::Context, stream: StreamId) -> Self {
-        Self { api: api.clone(), stream, bus: api.store.appended(), seq: 0, read: VecDeque::new() }
+        Self { api: api.clone(), stream, bus: api.store.appended(), seq: 0, batch: BATCH, read: VecDeque::new() }
     }
 
     /// The next event, if there is one already.
     pub async fn next(&mut self) -> Result<Option<Event>> {
         if self.read.is_empty() {
-            self.read = self.api.store.events(self.stream, self.seq, BATCH).await.map_err(stored)?.into();
+            self.read = self.api.store.events(self.stream, self.seq, self.batch).await.map_err(stored)?.into();
         }
         let event = self.read.pop_front();
         if let Some(event) = &event {
@@ -243,19 +246,18 @@ pub async fn page(
     let (stream, store) = (StreamId::Execution(id), &session.api.store);
     let tail = Tail::open(session.api, stream);
     let now = store.execution_snapshot(id).await.map_err(stored)?;
-    let (row, _) = now.ok_or_else(|| not_found(format!("{id} is no longer kept")))?;
+    let (row, seq) = now.ok_or_else(|| not_found(format!("{id} is no longer kept")))?;
     let (oldest, newest) = store.event_bounds(stream).await.map_err(stored)?;
-    let from = match after.map(|text| parse(&text, stream)).transpose()? {
-        None => oldest - 1,
-        Some(cursor) if cursor.epoch == store.epoch() && (oldest - 1..=newest).contains(&cursor.seq) => cursor.seq,
-        Some(_) => {
-            let message = "what came after this cursor is no longer known; leave `after` out to begin anew";
-            return Err(coded(Code::BadRequest, message));
-        }
-    };
+    let after = after.map(|text| parse(&text, stream)).transpose()?;
+    let from = after.map_or(Some(oldest - 1), |cursor| known(cursor, store.epoch(), (oldest, newest)));
     let mut follower = Follower::new(tail, LastCursor::default(), id, row);
-    follower.fold_to(from).await?;
-    let mut items = Vec::new();
+    match from {
+        Some(from) => follower.fold_to(from).await?,
+        None => follower.begin_behind_gap(seq, oldest),
+    }
+    follower.tail.batch = u64::try_from(first).map_or(BATCH, |first| first.clamp(1, BATCH));
+    let told = std::mem::take(&mut follower.first).into_iter().take(first);
+    let mut items: Vec<_> = told.map(|event| (follower.tail.cursor(), event)).collect();
     while items.len() < first
         && let Some(event) = follower.tail.next().await?
     {
@@ -264,9 +266,20 @@ pub async fn page(
             items.push((follower.tail.cursor(), told));
         }
     }
+    // What began with a snapshot was not folded from events alone.
+    if from.is_some() {
+        session.api.folds.keep(id, follower.tail.seq, &follower.own, &follower.stages);
+    }
     let newest = newest.max(follower.tail.seq);
-    let (has_previous, has_next) = (from >= oldest, follower.tail.seq < newest);
+    let (has_previous, has_next) = (from.unwrap_or(seq) >= oldest, follower.tail.seq < newest);
     Ok(Connection::with_cursors(items, has_previous, has_next, u64::try_from(newest + 1 - oldest).unwrap_or(0)))
+}
+
+/// The sequence number behind which a cursor goes on; none where what came after it is no longer
+/// known: of a database that was restored since, or of events that are gone.
+fn known(cursor: Cursor, epoch: Uuid, (oldest, newest): (i64, i64)) -> Option<i64> {
+    let is_known = cursor.epoch == epoch && oldest == 1 && (1..=newest).contains(&cursor.seq);
+    is_known.then_some(cursor.seq)
 }
 
 /// One subscription to one execution: the execution folded from its events so far.
@@ -303,22 +316,24 @@ impl Follower {
         let cursor = parse(&after, StreamId::Execution(id))?;
         let store = follower.tail.api.store.clone();
         let (oldest, newest) = store.event_bounds(StreamId::Execution(id)).await.map_err(stored)?;
-        let known = cursor.epoch == store.epoch() && oldest == 1 && (1..=newest).contains(&cursor.seq);
-        if known {
-            follower.fold_to(cursor.seq).await?;
-        } else {
-            let execution = follower.execution();
-            follower.begin_at(seq);
-            let oldest_cursor =
-                Cursor { epoch: store.epoch(), stream: StreamId::Execution(id).key(), seq: oldest.max(1) }.to_string();
-            follower.first.push_front(ExecutionEvent::EventsTruncated(EventsTruncated {
-                cursor: follower.tail.cursor(),
-                occurred_at: follower.tail.api.clock.now(),
-                execution,
-                oldest_cursor,
-            }));
+        match known(cursor, store.epoch(), (oldest, newest)) {
+            Some(seq) => follower.fold_to(seq).await?,
+            None => follower.begin_behind_gap(seq, oldest),
         }
         Ok(follower)
+    }
+
+    /// Begins with the word that events are missing, and a snapshot.
+    fn begin_behind_gap(&mut self, seq: i64, oldest: i64) {
+        let execution = self.execution();
+        self.begin_at(seq);
+        let (epoch, stream) = (self.tail.api.store.epoch(), StreamId::Execution(self.id).key());
+        self.first.push_front(ExecutionEvent::EventsTruncated(EventsTruncated {
+            cursor: self.tail.cursor(),
+            occurred_at: self.tail.api.clock.now(),
+            execution,
+            oldest_cursor: Cursor { epoch, stream, seq: oldest.max(1) }.to_string(),
+        }));
     }
 
     /// Begins with a snapshot.
@@ -331,10 +346,14 @@ impl Follower {
         }));
     }
 
-    /// Brings the execution to what it was at that event, from the log. What events leave out
-    /// (configs) does not change and stays as it was read.
+    /// Brings the execution to what it was at that event, from the log: from where a page has
+    /// ended before, or from its beginning. What events leave out (configs) does not change and
+    /// stays as it was read.
     async fn fold_to(&mut self, seq: i64) -> Result<()> {
         let known = std::mem::take(&mut self.stages);
+        if let Some(folded) = self.tail.api.folds.before(self.id, seq) {
+            (self.tail.seq, self.own, self.stages) = (folded.seq, folded.own, folded.stages);
+        }
         while self.tail.seq < seq {
             let Some(event) = self.tail.next().await? else { break };
             self.apply(event.body);

@@ -11,6 +11,7 @@ mod definition;
 mod delivery;
 mod events;
 mod execution;
+mod folds;
 mod health;
 pub(super) mod ids;
 mod instance;
@@ -31,6 +32,7 @@ mod session;
 mod stage;
 mod trigger;
 
+pub use folds::Folds;
 pub use scalars::canonical_span;
 
 use async_graphql::dataloader::DataLoader;

@@ -130,19 +130,75 @@ async fn a_page_of_events_is_what_the_subscription_tells_behind_the_same_cursor(
         assert_eq!(nodes(&some).len(), 2);
     }
     assert_eq!(seen, events);
-    // Of a database that was restored since, of what has not happened, of nothing; and too many.
+    // Of a database that was restored since, and of what has not happened: said so, then a snapshot,
+    // as the subscription does.
     let execution = StreamId::Execution(execution_id(&server).await).key();
-    let elsewhere = Cursor { epoch: uuid::Uuid::new_v4(), stream: execution, seq: 1 }.to_string();
-    let ahead = Cursor { epoch: server.store.epoch(), stream: execution, seq: 1_000 }.to_string();
-    for (first, after, wanted) in [
-        (1, elsewhere.as_str(), "BAD_REQUEST"),
-        (1, ahead.as_str(), "BAD_REQUEST"),
-        (1, "x", "BAD_REQUEST"),
-        (101, "", "PAGE_LIMIT_EXCEEDED"),
-    ] {
+    let newest = seq(events.last().expect("events"));
+    for (epoch, seq) in [(uuid::Uuid::new_v4(), 1), (server.store.epoch(), 1_000)] {
+        let cursor = json!(Cursor { epoch, stream: execution, seq }.to_string());
+        socket.subscribe("1", FOLLOW, json!({"id": id, "after": cursor})).await;
+        let timeless = |mut events: Vec<Value>| {
+            events.iter_mut().for_each(|event| event["occurredAt"] = Value::Null);
+            events
+        };
+        let told = timeless(rest(&mut socket, "1").await);
+        let types: Vec<_> = told.iter().map(|event| &event["__typename"]).collect();
+        assert_eq!(types, ["EventsTruncated", "ExecutionSnapshot"]);
+        let again = page(Value::Null, &cursor).await;
+        assert_eq!(timeless(nodes(&again)), told, "{again}");
+        assert_eq!((&again["pageInfo"]["hasNextPage"], &again["totalCount"]), (&json!(false), &json!(newest)));
+        // One at a time: the first stands where the second does and has the same execution.
+        let one = page(json!(1), &cursor).await;
+        assert_eq!((timeless(nodes(&one)), &one["pageInfo"]["hasNextPage"]), (told[..1].to_vec(), &json!(false)));
+        let none = page(Value::Null, &one["pageInfo"]["endCursor"]).await;
+        assert_eq!(nodes(&none), Vec::<Value>::new());
+    }
+    // Of another stream, of nothing; and too many.
+    let other = Cursor { epoch: server.store.epoch(), stream: uuid::Uuid::new_v4(), seq: 1 }.to_string();
+    for (first, after, wanted) in
+        [(1, other.as_str(), "BAD_REQUEST"), (1, "x", "BAD_REQUEST"), (101, "", "PAGE_LIMIT_EXCEEDED")]
+    {
         let after = Some(after).filter(|text| !text.is_empty());
         let answer = server.ask(PAGE, json!({"id": id, "first": first, "after": after})).await;
         assert_eq!(code(&answer), wanted, "{first} {after:?}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_page_goes_on_where_the_one_before_it_ended() {
+    const PAGE: &str = "query($id: ID!, $first: Int, $after: String) { node(id: $id) { ... on Execution {
+        events(first: $first, after: $after) {
+            pageInfo { endCursor } nodes {
+                cursor execution { name status stages { key status outputs config } }
+                ... on StageChanged { stage { key status config } } } } } } }";
+    use sea_orm::ConnectionTrait as _;
+
+    let server = Server::start().await;
+    let id = server.start_waiting(30).await;
+    server.finish(&id, 31).await;
+    let page =
+        async |first: Value, after: &Value| server.ask(PAGE, json!({"id": id, "first": first, "after": after})).await;
+    let all = page(Value::Null, &Value::Null).await["data"]["node"]["events"]["nodes"].take();
+    let all = all.as_array().expect("nodes");
+    let some = page(json!(2), &Value::Null).await["data"]["node"]["events"].take();
+    assert_eq!(some["nodes"], json!(all[..2]));
+    // What lies before is not read again: let it be another.
+    let url = format!("sqlite://{}", server.directory.join("gennaker.db").display());
+    let database = sea_orm::Database::connect(url).await.expect("the database opens");
+    let stream = StreamId::Execution(execution_id(&server).await).key().simple();
+    let change = format!(
+        "UPDATE event SET body = replace(body, '\"name\":\"wait\"', '\"name\":\"other\"') WHERE seq <= 2 AND stream = x'{stream}'"
+    );
+    let changed = database.execute_unprepared(&change).await.expect("it is written").rows_affected();
+    assert_eq!(changed, 2);
+    let rest = page(Value::Null, &some["pageInfo"]["endCursor"]).await;
+    assert_eq!(rest["data"]["node"]["events"]["nodes"], json!(all[2..]), "{rest}");
+    // One that begins before where a page has ended is folded from the log.
+    for (after, at) in [(&Value::Null, 0), (&all[0]["cursor"], 1)] {
+        let mut early = page(Value::Null, after).await["data"]["node"]["events"]["nodes"].take();
+        assert_eq!(early[0]["execution"]["name"], "other", "{early}");
+        early[0]["execution"]["name"] = json!("wait");
+        assert_eq!(early[0], all[at]);
     }
 }
 

@@ -93,6 +93,7 @@ impl Server {
             clock: clock.clone(),
             config,
             probes: crate::api::probes::Probes::default(),
+            folds: crate::api::Folds::default(),
         };
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");

@@ -37,7 +37,7 @@ impl Worker {
     }
 }
 
-/// What expressions may read.
+/// What expressions may read; `validate/names.rs` knows the names.
 fn variables(execution: &Execution) -> Value {
     let stages: Map<String, Value> = execution
         .stages

@@ -495,8 +495,8 @@ impl Provider for HostProvider {
         }
     }
 
-    fn validate_launch(&self, launch: &Value) -> Result<(), (String, String)> {
-        let read = Launch::read(launch)?;
+    fn validate_launch(&self, launch: &Value, open: &[String]) -> Result<(), (String, String)> {
+        let Some(read) = Launch::read_known(launch, open)? else { return Ok(()) };
         let secrets = Secrets::new(self.0.options.secret_roots.iter().cloned());
         secrets.permits_all(&serde_json::json!({ "environment": read.environment }))
     }

@@ -128,82 +128,115 @@ impl Launch {
     /// # Errors
     /// (JSON pointer, what is wrong) of the first fault.
     pub fn read(launch: &Value) -> Result<Self, (String, String)> {
+        match Self::read_known(launch, &[])? {
+            Some(launch) => Ok(launch),
+            None => Err((String::new(), "it is not known".to_owned())),
+        }
+    }
+
+    /// The same of a launch in which the texts at some JSON pointers are not known yet: what can be
+    /// said of the others. None where nothing is known.
+    ///
+    /// # Errors
+    /// (JSON pointer, what is wrong) of the first fault that stands whatever the open texts come to.
+    pub fn read_known(launch: &Value, open: &[String]) -> Result<Option<Self>, (String, String)> {
+        if open.iter().any(String::is_empty) {
+            return Ok(None);
+        }
+        let mut known = launch.clone();
+        for pointer in open {
+            stand_in(&mut known, pointer);
+        }
+        let launch = Self::read_form(&known)?;
+        launch.check_names()?;
+        match launch.faults().into_iter().find(|(pointer, _)| !open.contains(pointer)) {
+            Some(fault) => Err(fault),
+            None => Ok(Some(launch)),
+        }
+    }
+
+    fn read_form(launch: &Value) -> Result<Self, (String, String)> {
         if let Some(artifact) = launch.get("artifact") {
             artifact_form(artifact)?;
         }
-        let launch: Self = serde_path_to_error::deserialize(launch).map_err(|error| {
+        serde_path_to_error::deserialize(launch).map_err(|error| {
             let pointer: String = error
                 .path()
                 .iter()
                 .map(|segment| format!("/{}", segment.to_string().trim_matches(['[', ']'])))
                 .collect();
             (pointer, error.into_inner().to_string())
-        })?;
-        launch.check()?;
-        Ok(launch)
+        })
     }
 
-    fn check(&self) -> Result<(), (String, String)> {
-        let fault = |pointer: &str, message: String| Err((pointer.to_owned(), message));
+    /// The names of variables, which are known in any case.
+    fn check_names(&self) -> Result<(), (String, String)> {
+        for name in self.environment.keys() {
+            let fault = |message: &str| Err((variable(name), message.to_owned()));
+            if name.is_empty() || name.contains(['=', '\0']) {
+                return fault("a variable's name must not be empty or contain `=`");
+            }
+            if name == "PORT" {
+                return fault("PORT is given by the host; read it instead of setting it");
+            }
+        }
+        Ok(())
+    }
+
+    /// What is wrong with its values.
+    fn faults(&self) -> Vec<(String, String)> {
+        let mut faults = Vec::new();
+        let mut fault = |pointer: &str, message: String| faults.push((pointer.to_owned(), message));
         match &self.artifact {
             Artifact::Path(artifact) => {
                 if !artifact.path.is_absolute() || artifact.path.components().any(|part| part == Component::ParentDir) {
-                    return fault("/artifact/path", "the path must be absolute and without `..`".to_owned());
+                    fault("/artifact/path", "the path must be absolute and without `..`".to_owned());
                 }
                 if artifact.sha256.as_deref().is_some_and(|digest| !is_digest(digest)) {
-                    return fault("/artifact/sha256", "a sha256 has 64 hex digits".to_owned());
+                    fault("/artifact/sha256", "a sha256 has 64 hex digits".to_owned());
                 }
             }
             Artifact::Url(artifact) => {
                 if !artifact.url.starts_with("https://") && !artifact.url.starts_with("file:///") {
-                    return fault("/artifact/url", "only https:// and file:/// urls are fetched".to_owned());
+                    fault("/artifact/url", "only https:// and file:/// urls are fetched".to_owned());
                 }
                 if !is_digest(&artifact.sha256) {
-                    return fault("/artifact/sha256", "a sha256 has 64 hex digits".to_owned());
+                    fault("/artifact/sha256", "a sha256 has 64 hex digits".to_owned());
                 }
             }
         }
         match self.command.first() {
-            None => return fault("/command", "the command needs at least a program".to_owned()),
-            Some(program) if program.is_empty() => {
-                return fault("/command/0", "the program must not be empty".to_owned());
-            }
+            None => fault("/command", "the command needs at least a program".to_owned()),
+            Some(program) if program.is_empty() => fault("/command/0", "the program must not be empty".to_owned()),
             Some(program) if Path::new(program).components().any(|part| part == Component::ParentDir) => {
-                return fault("/command/0", "the program must not contain `..`".to_owned());
+                fault("/command/0", "the program must not contain `..`".to_owned());
             }
             Some(_) => {}
         }
         if self.command.len() > MAX_ARGUMENTS {
-            return fault("/command", format!("more than {MAX_ARGUMENTS} arguments"));
+            fault("/command", format!("more than {MAX_ARGUMENTS} arguments"));
         }
         if let Some(index) = self.command.iter().position(|argument| argument.contains('\0')) {
-            return fault(&format!("/command/{index}"), "an argument must not contain a NUL character".to_owned());
+            fault(&format!("/command/{index}"), "an argument must not contain a NUL character".to_owned());
         }
         if self.environment.len() > MAX_VARIABLES {
-            return fault("/environment", format!("more than {MAX_VARIABLES} variables"));
+            fault("/environment", format!("more than {MAX_VARIABLES} variables"));
         }
         for (name, value) in &self.environment {
-            let pointer = format!("/environment/{name}");
-            if name.is_empty() || name.contains(['=', '\0']) {
-                return fault(&pointer, "a variable's name must not be empty or contain `=`".to_owned());
-            }
-            if name == "PORT" {
-                return fault(&pointer, "PORT is given by the host; read it instead of setting it".to_owned());
-            }
             if value.contains('\0') {
-                return fault(&pointer, "a variable must not contain a NUL character".to_owned());
+                fault(&variable(name), "a variable must not contain a NUL character".to_owned());
             }
         }
         if Signal::from_str(&self.stop.signal).is_err() {
-            return fault("/stop/signal", format!("`{}` is not a signal; SIGTERM is one", self.stop.signal));
+            fault("/stop/signal", format!("`{}` is not a signal; SIGTERM is one", self.stop.signal));
         }
         if self.stop.grace_seconds > 3_600 {
-            return fault("/stop/graceSeconds", "at most 3600 seconds".to_owned());
+            fault("/stop/graceSeconds", "at most 3600 seconds".to_owned());
         }
         if self.run_as.as_deref().is_some_and(str::is_empty) {
-            return fault("/runAs", "the user's name must not be empty".to_owned());
+            fault("/runAs", "the user's name must not be empty".to_owned());
         }
-        Ok(())
+        faults
     }
 
     /// JSON Schema of a launch.
@@ -296,6 +329,29 @@ impl Launch {
     }
 }
 
+/// The JSON pointer of a variable.
+fn variable(name: &str) -> String {
+    format!("/environment/{}", name.replace('~', "~0").replace('/', "~1"))
+}
+
+/// Puts something that holds in the place of a text that is not known yet. Names of variables are
+/// known; what is text in any case stays.
+fn stand_in(launch: &mut Value, pointer: &str) {
+    match pointer.split('/').skip(1).collect::<Vec<_>>().as_slice() {
+        ["artifact"] => launch["artifact"] = json!({ "path": "/" }),
+        ["command"] => launch["command"] = json!(["a"]),
+        ["artifact" | "command" | "environment", _] | ["stop", "signal"] | ["runAs"] => {}
+        [name] => {
+            launch.as_object_mut().and_then(|launch| launch.remove(*name));
+        }
+        [part, name] => {
+            launch.get_mut(*part).and_then(Value::as_object_mut).and_then(|part| part.remove(*name));
+        }
+        // Nothing is that deep: it is refused where it stands.
+        _ => {}
+    }
+}
+
 /// The forms that an artifact may have, said in words: an untagged choice cannot say which was meant.
 fn artifact_form(artifact: &Value) -> Result<(), (String, String)> {
     const FORMS: &str = "an artifact is either `{path: \"/srv/builds/hello\"}`, a file or directory below an artifact \
@@ -360,6 +416,70 @@ mod tests {
             if pointer == "/artifact" {
                 assert!(message.contains("path") && message.contains("url") && message.contains("sha256"), "{message}");
             }
+        }
+    }
+
+    #[test]
+    fn what_is_known_is_checked_beside_what_is_not() {
+        let open = |pointers: &[&str]| pointers.iter().map(|pointer| (*pointer).to_owned()).collect::<Vec<_>>();
+        let x = "${ parameters.x }";
+        let some = json!({
+            "artifact": { "path": x, "sha256": x }, "command": [x, "../x"], "environment": { "A": x },
+            "stop": { "signal": x, "graceSeconds": x }, "runAs": x, "limits": { "memoryBytes": x },
+        });
+        let places = open(&[
+            "/artifact/path",
+            "/artifact/sha256",
+            "/command/0",
+            "/environment/A",
+            "/stop/signal",
+            "/stop/graceSeconds",
+            "/runAs",
+            "/limits/memoryBytes",
+        ]);
+        assert!(matches!(Launch::read_known(&some, &places), Ok(Some(_))));
+        let cases: [(&str, Value, &str); 9] = [
+            ("/artifact", json!({ "pth": x }), "/artifact"),
+            ("/artifact", json!({ "url": x }), "/artifact/sha256"),
+            ("/artifact", json!({ "path": "srv", "sha256": x }), "/artifact/path"),
+            ("/artifact", json!({ "path": x, "sha256": "12" }), "/artifact/sha256"),
+            ("/command", json!(["../x", x]), "/command/0"),
+            ("/environment", json!({ "PORT": x }), "/environment/PORT"),
+            ("/environment", json!({ "PORT": "1" }), "/environment/PORT"),
+            ("/stop", json!({ "signal": "SIGNOTHING", "graceSeconds": x }), "/stop/signal"),
+            ("/limits", json!({ "memoryBytes": "much", "cpuMillis": x }), "/limits/memoryBytes"),
+        ];
+        for (field, value, pointer) in cases {
+            let mut launch = some.clone();
+            launch[&field[1..]] = value.clone();
+            let mut places = places.clone();
+            places.retain(|place| !place.starts_with(field));
+            let names = [
+                "pth",
+                "url",
+                "path",
+                "sha256",
+                "0",
+                "1",
+                "PORT",
+                "signal",
+                "graceSeconds",
+                "memoryBytes",
+                "cpuMillis",
+            ];
+            let within = names.map(|name| format!("{field}/{name}"));
+            places.extend(within.into_iter().filter(|place| launch.pointer(place).is_some_and(|value| value == x)));
+            let (at, message) = Launch::read_known(&launch, &places).expect_err("faulty");
+            assert_eq!(at, pointer, "{value} gave: {message}");
+        }
+        for (launch, places) in [
+            (json!(x), open(&[""])),
+            (
+                json!({ "artifact": x, "command": x, "environment": x, "stop": x, "limits": x }),
+                open(&["/artifact", "/command", "/environment", "/stop", "/limits"]),
+            ),
+        ] {
+            assert!(Launch::read_known(&launch, &places).is_ok(), "{launch}");
         }
     }
 

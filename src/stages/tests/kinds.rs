@@ -128,6 +128,169 @@ async fn bad_configs_are_refused_by_path() {
     assert_eq!(faults[0].0, "/clusters/1");
 }
 
+/// One expression must not keep what stands beside it from being checked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_no_expression_is_checked_beside_what_has_one() {
+    let world = World::new().await;
+    let kinds = World::kinds(&world.inventory);
+    let cluster = |more: serde_json::Value| {
+        let mut cluster = super::cluster(json!({"kind": "none"}), json!({"note": "${ parameters.x }"}));
+        cluster["labels"] = json!({"version": "${ parameters.x }"});
+        cluster.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        json!({"clusters": [cluster]})
+    };
+    let here = json!({"serverGroup": "${ parameters.x }"});
+    let with = |more: serde_json::Value| {
+        let mut config = here.clone();
+        config.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        config
+    };
+    let balancer = |listeners: serde_json::Value| json!({"name": "${ parameters.x }", "listeners": listeners});
+    let rule = |more: serde_json::Value| json!({"name": "${ parameters.x }", "inbound": [more]});
+    let hook = |more: serde_json::Value| {
+        let mut config = json!({"url": "https://example.org/${ parameters.x }"});
+        config.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        config
+    };
+    let mut wrong = Vec::new();
+    for (kind, config, pointer) in [
+        ("deploy", cluster(json!({"stack": "a-b"})), "/clusters/0/stack"),
+        ("deploy", cluster(json!({"detail": "a b"})), "/clusters/0/detail"),
+        ("deploy", cluster(json!({"stack": "a-b", "detail": "${ parameters.x }"})), "/clusters/0/stack"),
+        ("deploy", cluster(json!({"account": "aws"})), "/clusters/0/account"),
+        ("deploy", cluster(json!({"account": "aws", "location": "${ parameters.x }"})), "/clusters/0/account"),
+        ("deploy", cluster(json!({"location": "mars"})), "/clusters/0/location"),
+        ("deploy", cluster(json!({"account": "${ parameters.x }", "location": "mars"})), "/clusters/0/location"),
+        ("deploy", cluster(json!({"capacity": {"min": 2, "desired": 1, "max": 2}})), "/clusters/0/capacity"),
+        ("deploy", cluster(json!({"capacity": {"min": 3, "desired": "${ 1 }", "max": 2}})), "/clusters/0/capacity"),
+        ("deploy", cluster(json!({"capacity": {"min": "${ 1 }", "desired": 3, "max": 2}})), "/clusters/0/capacity"),
+        ("deploy", cluster(json!({"capacity": {"min": 2, "desired": 1, "max": "${ 1 }"}})), "/clusters/0/capacity"),
+        (
+            "deploy",
+            cluster(json!({"capacity": {"min": 2, "desierd": 2, "max": "${ 1 }"}})),
+            "/clusters/0/capacity/desierd",
+        ),
+        ("deploy", cluster(json!({"strategy": {"kind": "none", "scaleDown": true}})), "/clusters/0/strategy/scaleDown"),
+        ("deploy", cluster(json!({"launch": {"invalid": 1, "a": "${ parameters.x }"}})), "/clusters/0/launch/invalid"),
+        (
+            "deploy",
+            cluster(json!({"account": "${ parameters.x }", "launch": {"invalid": 1, "a": "${ parameters.x }"}})),
+            "/clusters/0/launch/invalid",
+        ),
+        (
+            "deploy",
+            json!({"clusters": [
+                cluster(json!({}))["clusters"][0], cluster(json!({"stack": "${ 1 }"}))["clusters"][0],
+                cluster(json!({}))["clusters"][0],
+            ]}),
+            "/clusters/2",
+        ),
+        ("createServerGroup", cluster(json!({"stack": "a-b"}))["clusters"][0].clone(), "/stack"),
+        ("disableServerGroup", with(json!({"account": "aws"})), "/account"),
+        ("enableServerGroup", with(json!({"location": "mars"})), "/location"),
+        ("destroyServerGroup", with(json!({"location": "mars"})), "/location"),
+        ("destroyServerGroup", with(json!({"cluster": "hello", "target": "newest"})), "/serverGroup"),
+        ("disableServerGroup", json!({"cluster": "-x", "target": "${ parameters.x }"}), "/cluster"),
+        ("resizeServerGroup", with(json!({"capacity": {"min": 2, "desired": 1, "max": 2}})), "/capacity"),
+        ("resizeServerGroup", with(json!({"capacity": {"min": "${ 1 }", "desired": 3, "max": 2}})), "/capacity"),
+        (
+            "resizeServerGroup",
+            with(json!({"capacity": {"min": 1, "desired": 1, "max": 1}, "account": "aws"})),
+            "/account",
+        ),
+        ("upsertLoadBalancer", balancer(json!([{"port": 9, "portTo": 8}])), "/listeners/0/portTo"),
+        ("upsertLoadBalancer", balancer(json!([{"port": 9, "portTo": 8, "address": "${ 1 }"}])), "/listeners/0/portTo"),
+        ("upsertLoadBalancer", balancer(json!([{"port": 9}, {"port": "${ 1 }"}, {"port": 9}])), "/listeners/2/port"),
+        ("upsertLoadBalancer", json!({"name": "hello-v001", "listeners": [{"port": "${ parameters.x }"}]}), "/name"),
+        (
+            "upsertLoadBalancer",
+            json!({"name": "hello", "location": "mars", "listeners": [{"port": "${ parameters.x }"}]}),
+            "/location",
+        ),
+        (
+            "upsertSecurityGroup",
+            rule(json!({"cidr": "${ parameters.x }", "portFrom": 2, "portTo": 1})),
+            "/inbound/0/portTo",
+        ),
+        (
+            "upsertSecurityGroup",
+            json!({"name": "hello-v001", "description": "${ parameters.x }", "inbound": []}),
+            "/name",
+        ),
+        ("upsertSecurityGroup", json!({"name": "${ parameters.x }", "account": "aws", "inbound": []}), "/account"),
+        ("deleteSecurityGroup", json!({"name": "${ parameters.x }", "account": "aws"}), "/account"),
+        ("deleteLoadBalancer", json!({"name": "${ parameters.x }", "location": "mars"}), "/location"),
+        ("webhook", hook(json!({"headers": {"a": "Bearer secret://env/X"}})), "/headers/a"),
+        ("webhook", hook(json!({"headers": {"host": "x", "b": "${ parameters.x }"}})), "/headers/host"),
+        ("webhook", hook(json!({"headers": {"a b": "${ parameters.x }"}})), "/headers/a b"),
+        ("webhook", hook(json!({"headers": {"x-token": "secret://env/PATH"}})), "/headers/x-token"),
+        ("webhook", hook(json!({"body": {"a": ["${ 1 }", "x secret://env/X"]}})), "/body/a/1"),
+        ("webhook", json!({"url": "https://u:p@example.org/", "body": "${ parameters.x }"}), "/url"),
+        ("webhook", json!({"url": "https://example.org/", "body": "${ parameters.x }", "methd": "PUT"}), "/methd"),
+    ] {
+        match kinds.get(kind).expect(kind).validate(&config) {
+            Ok(()) => wrong.push(format!("{kind} {config} passes")),
+            Err(faults) if faults[0].0 != pointer => wrong.push(format!("{kind} {config}: {faults:?}")),
+            Err(_) => {}
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_expression_may_mend_is_not_refused() {
+    let world = World::new().await;
+    let kinds = World::kinds(&world.inventory);
+    let x = "${ parameters.x }";
+    let cluster = |more: serde_json::Value| {
+        let mut cluster = super::cluster(json!({"kind": "none"}), json!({}));
+        cluster.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        cluster
+    };
+    let deploy = |more: serde_json::Value| json!({"clusters": [cluster(more)]});
+    for (kind, config) in [
+        ("deploy", json!(x)),
+        ("deploy", json!({"clusters": x})),
+        ("deploy", json!({"clusters": [x, cluster(json!({})), cluster(json!({"stack": x}))]})),
+        ("deploy", json!({"clusters": [cluster(json!({"detail": x})), cluster(json!({}))]})),
+        ("deploy", json!({"clusters": [cluster(json!({"location": x})), cluster(json!({}))]})),
+        ("deploy", deploy(json!({"account": x, "location": x}))),
+        ("deploy", deploy(json!({"account": x, "location": "local"}))),
+        ("deploy", deploy(json!({"account": "local", "location": x}))),
+        ("deploy", deploy(json!({"stack": x, "detail": x}))),
+        ("deploy", deploy(json!({"stack": x, "detail": "a-b"}))),
+        ("deploy", deploy(json!({"capacity": x}))),
+        ("deploy", deploy(json!({"capacity": {"min": x, "desired": 1, "max": 1}}))),
+        ("deploy", deploy(json!({"capacity": {"min": 1, "desired": x, "max": 1}}))),
+        ("deploy", deploy(json!({"strategy": x, "loadBalancers": x, "healthCheck": x, "labels": x}))),
+        ("deploy", deploy(json!({"strategy": {"kind": x, "scaleDown": true}, "loadBalancers": [x, x]}))),
+        ("deploy", deploy(json!({"healthCheck": {"protocol": x, "path": "/", "port": x}}))),
+        ("deploy", deploy(json!({"healthCheck": {"protocol": "http", "path": x}}))),
+        ("deploy", deploy(json!({"launch": x}))),
+        ("deploy", deploy(json!({"launch": {"invalid": x}, "account": "local"}))),
+        ("createServerGroup", cluster(json!({"launch": x}))),
+        ("disableServerGroup", json!({"serverGroup": x, "account": x, "allowLast": x})),
+        ("disableServerGroup", json!({"cluster": x, "target": x})),
+        ("resizeServerGroup", json!({"serverGroup": x, "capacity": {"min": x, "desired": x, "max": x}})),
+        ("upsertLoadBalancer", json!({"name": x, "listeners": x})),
+        ("upsertLoadBalancer", json!({"name": "hello", "listeners": [x, {"port": 9}, {"port": x, "portTo": 3}]})),
+        ("upsertLoadBalancer", json!({"name": x, "listeners": [{"port": 9, "address": x}, {"port": 9}]})),
+        ("upsertLoadBalancer", json!({"name": x, "listeners": [{"port": 9, "portTo": x}, {"port": 9}]})),
+        ("upsertSecurityGroup", json!({"name": x, "inbound": x})),
+        ("upsertSecurityGroup", json!({"name": x, "inbound": [x, {"cidr": x, "portFrom": 2, "portTo": x}]})),
+        ("deleteSecurityGroup", json!({"name": x, "account": x})),
+        (
+            "webhook",
+            json!({"url": x, "method": x, "headers": x, "body": x, "expectedStatuses": [200, x], "retries": x}),
+        ),
+        ("webhook", json!({"url": "https://example.org", "headers": {"authorization": "Bearer ${ parameters.x }"}})),
+        ("wait", json!({"seconds": x})),
+        ("manualJudgment", json!({"instructions": x, "inputs": [x, x]})),
+    ] {
+        assert_eq!(kinds.get(kind).expect(kind).validate(&config), Ok(()), "{kind} {config}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wait_ends_when_its_time_has_come() {
     let world = World::new().await;

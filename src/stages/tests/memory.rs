@@ -338,8 +338,8 @@ impl Provider for Memory {
     fn account(&self) -> Account {
         Account { name: "local".into(), provider: "memory".into(), locations: vec!["local".into()] }
     }
-    fn validate_launch(&self, launch: &Value) -> Result<(), (String, String)> {
-        if launch.get("invalid").is_some() {
+    fn validate_launch(&self, launch: &Value, open: &[String]) -> Result<(), (String, String)> {
+        if launch.get("invalid").is_some() && !open.iter().any(|open| open == "/invalid") {
             return Err(("/invalid".into(), "it is invalid".into()));
         }
         Ok(())
