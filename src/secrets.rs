@@ -30,7 +30,10 @@ pub enum Error {
     NameNotAllowed(String),
     #[error("the environment variable `{0}` is not set for the server")]
     NotSet(String),
-    #[error("`{0}` is not below a directory that secrets may be read from; see the setting for secret directories")]
+    #[error(
+        "`{0}` is not below a directory that secrets may be read from; the setting for secret directories names them: \
+         --secret-dir, GENNAKER_SECRET_DIRS, or `secret-dir` in the file of settings"
+    )]
     PathNotAllowed(String),
     #[error("secret file `{path}` cannot be read")]
     File { path: String, source: std::io::Error },

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use super::settings::Settings;
 use super::{Outcome, block_on};
-use crate::config::{DataArgs, LogArgs};
+use crate::config::{DatabaseArgs, LogArgs};
 use crate::store;
 use crate::telemetry;
 
@@ -29,7 +29,7 @@ pub struct Args {
     #[arg(long)]
     pub force: bool,
     #[command(flatten)]
-    pub data: DataArgs,
+    pub data: DatabaseArgs,
     #[command(flatten)]
     pub log: LogArgs,
 }

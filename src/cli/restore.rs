@@ -9,7 +9,7 @@ use super::settings::Settings;
 use super::view::visible;
 use super::{Outcome, block_on};
 use crate::clock::Clock;
-use crate::config::{DataArgs, LogArgs};
+use crate::config::{DatabaseArgs, LogArgs};
 use crate::engine::contract::Registry;
 use crate::model::DeliveryState;
 use crate::store::{self, DeliveryFilter, PageRequest, Store};
@@ -56,7 +56,7 @@ pub struct Args {
     #[arg(long)]
     pub hold: bool,
     #[command(flatten)]
-    pub data: DataArgs,
+    pub data: DatabaseArgs,
     #[command(flatten)]
     pub log: LogArgs,
 }

@@ -450,11 +450,23 @@ pub struct TrafficSecond {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct InboundRule {
+    #[serde(deserialize_with = "network")]
     pub cidr: IpNet,
     #[serde(default = "tcp")]
     pub protocol: Protocol,
     pub port_from: u16,
     pub port_to: u16,
+}
+
+/// The library's words are of addresses, also where the prefix is at fault.
+fn network<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<IpNet, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map_err(|_| {
+        serde::de::Error::custom(
+            "it is no CIDR block, which is an address, a slash and a prefix of at most 32 (128 for IPv6), such as \
+             10.0.0.0/8",
+        )
+    })
 }
 
 const fn tcp() -> Protocol {

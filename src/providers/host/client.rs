@@ -489,7 +489,7 @@ impl Provider for HostProvider {
     }
 
     fn validate_launch(&self, launch: &Value) -> Result<(), (String, String)> {
-        let read = Launch::read(launch)?;
+        let read = Launch::read_new(launch)?;
         let secrets = Secrets::new(self.0.options.secret_roots.iter().cloned());
         secrets.permits_all(&serde_json::json!({ "environment": read.environment }))
     }

@@ -111,6 +111,9 @@ impl Limits {
     }
 }
 
+/// In less, no program runs: its own pages, a stack and the loader take more. Who writes less means
+/// another unit.
+const MEMORY_BYTES_MIN: u64 = 1 << 20;
 const MAX_ARGUMENTS: usize = 1_000;
 const MAX_VARIABLES: usize = 1_000;
 
@@ -132,6 +135,22 @@ impl Launch {
             (pointer, error.into_inner().to_string())
         })?;
         launch.check()?;
+        Ok(launch)
+    }
+
+    /// The same for one that is wanted anew. A record from before a bound was set is still read.
+    ///
+    /// # Errors
+    /// (JSON pointer, what is wrong) of the first fault.
+    pub fn read_new(launch: &Value) -> Result<Self, (String, String)> {
+        let launch = Self::read(launch)?;
+        if let Some(bytes) = launch.limits.memory_bytes.filter(|bytes| *bytes < MEMORY_BYTES_MIN) {
+            let message = format!(
+                "{bytes} bytes are too few for any program; give at least {MEMORY_BYTES_MIN} (1 MiB), and mind that the \
+                 unit is bytes: 256 MiB are 268435456"
+            );
+            return Err(("/limits/memoryBytes".to_owned(), message));
+        }
         Ok(launch)
     }
 
@@ -262,7 +281,7 @@ impl Launch {
                     "type": "object",
                     "additionalProperties": false,
                     "properties": {
-                        "memoryBytes": positive("Memory in bytes"),
+                        "memoryBytes": { "type": "integer", "minimum": MEMORY_BYTES_MIN, "title": "Memory in bytes; at least 1 MiB" },
                         "cpuMillis": positive("Thousandths of a CPU"),
                         "processes": positive("Processes and threads"),
                         "openFiles": positive("Open files")
@@ -353,6 +372,24 @@ mod tests {
                 assert!(message.contains("path") && message.contains("url") && message.contains("sha256"), "{message}");
             }
         }
+    }
+
+    #[test]
+    fn memory_in_which_nothing_runs_is_refused_where_it_is_new() {
+        let with = |bytes: u64| {
+            let mut launch = launch();
+            launch["limits"] = json!({ "memoryBytes": bytes });
+            launch
+        };
+        let validator = jsonschema::validator_for(&Launch::schema()).expect("the schema is a schema");
+        for bytes in [1, 512, MEMORY_BYTES_MIN - 1] {
+            let (at, message) = Launch::read_new(&with(bytes)).expect_err("too few");
+            assert!(at == "/limits/memoryBytes" && message.contains("1 MiB"), "{at}: {message}");
+            assert!(!validator.is_valid(&with(bytes)), "{bytes}");
+            Launch::read(&with(bytes)).expect("a record of before");
+        }
+        Launch::read_new(&with(MEMORY_BYTES_MIN)).expect("enough");
+        assert!(validator.is_valid(&with(MEMORY_BYTES_MIN)));
     }
 
     #[test]
