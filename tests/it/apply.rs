@@ -194,7 +194,8 @@ async fn refused() -> Outcome {
                    limits: { memoryBytes: 512 }\n";
     let path = write(&server, "limited.yaml", limited)?;
     let done = apply(&server, &["-f", path.to_str().unwrap_or_default()]).await?.with_status(2)?;
-    let said = "limited.yaml:16: pipeline shop/deploy: 512 bytes are too few for any program; give at least 1048576";
+    anyhow::ensure!(done.err.contains("limited.yaml:16: pipeline shop/deploy: "), "{}", done.err);
+    let said = "512 bytes are too few for any program; give at least 1048576 (1 MiB)";
     anyhow::ensure!(done.err.contains(said), "{}", done.err);
     let path = write(&server, "broken.yaml", "kind: Application\nname: [shop\n")?;
     let done = apply(&server, &["-f", path.to_str().unwrap_or_default()]).await?.with_status(2)?;
