@@ -34,7 +34,10 @@ pub enum Error {
     #[error("the environment variable `{0}` is not set for the server")]
     NotSet(String),
     /// The file is not below a directory of secrets, links resolved.
-    #[error("`{0}` is not below a directory that secrets may be read from; see the setting for secret directories")]
+    #[error(
+        "`{0}` is not below a directory that secrets may be read from; the setting for secret directories names them: \
+         --secret-dir, GENNAKER_SECRET_DIRS, or `secret-dir` in the file of settings"
+    )]
     PathNotAllowed(String),
     /// The file is not there, or may not be read.
     #[error("secret file `{path}` cannot be read")]

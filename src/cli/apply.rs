@@ -30,7 +30,8 @@ Examples:
 A file holds YAML documents, or JSON; also what `gennaker export --json`
 writes. A document has `kind` (Application,
 SecurityGroup, LoadBalancer, Pipeline), `name`, and the fields of the API's
-input for that kind; a pipeline names its `application`.
+input for that kind; a pipeline names its `application`. One with `leftOut`
+stands for what an export could not write: that stays as the server has it.
 
 Every document that changes something is checked first, also by the server,
 and all that is wrong is told at once; then they are brought over in the order
@@ -111,18 +112,23 @@ impl Step {
 async fn apply(args: Args) -> Outcome {
     let files = files::find(&args.files).map_err(Failure::Input)?;
     let server = Server::ask(args.remote.client()?).await.map_err(fault)?;
-    let documents = match files::read(&files, &server.types).map_err(Failure::Input)? {
+    let mut documents = match files::read(&files, &server.types).map_err(Failure::Input)? {
         Ok(documents) => documents,
         Err(faults) => return Err(refuse(&faults)),
     };
     if documents.is_empty() {
         return Err(Failure::Input(anyhow::anyhow!("there is no document in what -f names")));
     }
-    let names: BTreeSet<&str> = documents.iter().map(|document| document.identity.application.as_str()).collect();
+    let names: BTreeSet<String> = documents.iter().map(|document| document.identity.application.clone()).collect();
     let mut present = BTreeMap::new();
-    for name in names {
+    for name in &names {
         for found in server.application(name).await.map_err(fault)? {
             present.insert(found.identity.clone(), found);
+        }
+    }
+    for document in documents.iter_mut().filter(|document| document.left_out.is_some()) {
+        if let Some(found) = present.get(&document.identity) {
+            document.fields = found.fields.clone();
         }
     }
     let documents = ordered(documents);
@@ -195,6 +201,11 @@ async fn check(
                 format!("there is no application `{}`, neither on the server nor in a file", application.name);
             faults.push(document.fault(&[field], message));
         }
+        if document.left_out.is_some() && there(&application) && !present.contains_key(identity) {
+            let message = "an export left it out, and this server has none: write it whole, with references \
+                           (secret://…) for what was hidden, or take this document out";
+            faults.push(document.fault(&["leftOut"], message));
+        }
         for (path, needed) in needs(document) {
             if doomed.contains(&needed) {
                 let message = format!("it needs {needed}, which --prune would delete, since no file mentions it");
@@ -204,6 +215,7 @@ async fn check(
     }
     let changing: Vec<&Document> =
         documents.iter().filter(|it| !present.get(&it.identity).is_some_and(|before| is_so(before, it))).collect();
+    let changing: Vec<&Document> = changing.into_iter().filter(|document| document.left_out.is_none()).collect();
     let held = ports::held(server, &changing).await.map_err(fault)?;
     faults.extend(ports::faults(documents, &changing, &held, doomed));
     for identity in doomed {
@@ -281,7 +293,7 @@ fn beside(document: &Document, changing: &[&Document]) -> Value {
 
 /// Whether the server has it as the document says, and working.
 fn is_so(before: &files::Found, document: &Document) -> bool {
-    before.fields == document.fields && before.dead_triggers.is_empty()
+    document.left_out.is_some() || (before.fields == document.fields && before.dead_triggers.is_empty())
 }
 
 /// What the server has and no document mentions, of the kinds that the documents have.
@@ -305,7 +317,9 @@ fn plan(
         let before = present.get(&document.identity).cloned();
         let identity = document.identity.clone();
         if before.as_ref().is_some_and(|before| is_so(before, &document)) {
-            steps.push(Step { identity, work: Work::Keep, diff: String::new(), why: None });
+            let left_out = document.left_out.is_some();
+            let why = left_out.then(|| "left out of the export, so it stays as the server has it".to_owned());
+            steps.push(Step { identity, work: Work::Keep, diff: String::new(), why });
             continue;
         }
         let dead = before.iter().flat_map(|before| &before.dead_triggers).map(|key| format!("`{key}`"));
@@ -472,7 +486,12 @@ fn tell(step: &Step, action: &str, error: Option<&str>, dry_run: bool, paint: Pa
         (None, true) if action != "unchanged" => " (dry run)".to_owned(),
         _ => String::new(),
     };
-    let why = step.why.as_ref().filter(|_| action == "changed").map(|why| format!(": {why}")).unwrap_or_default();
+    let why = step
+        .why
+        .as_ref()
+        .filter(|_| matches!(action, "changed" | "unchanged"))
+        .map(|why| format!(": {why}"))
+        .unwrap_or_default();
     print(&format!("{} {}", paint.with(colour, action), visible(&format!("{}{why}{note}", step.identity))));
     if matches!(action, "created" | "changed" | "deleted") {
         coloured(&visible(&step.diff), paint).iter().for_each(|line| print(line));

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use super::settings::Settings;
 use super::{Outcome, block_on};
-use crate::config::{DataArgs, LogArgs};
+use crate::config::{DatabaseArgs, LogArgs};
 use crate::store;
 use crate::telemetry;
 
@@ -30,7 +30,7 @@ pub struct Args {
     pub force: bool,
     /// Where the database is.
     #[command(flatten)]
-    pub data: DataArgs,
+    pub data: DatabaseArgs,
     /// How the log is written.
     #[command(flatten)]
     pub log: LogArgs,

@@ -139,13 +139,17 @@ file is not this program.")]
 The load balancers' sockets are closed until a host runs again. A server that
 is connected does not start one by itself after this; its next start does.
 
+With --instances nothing is left running until then. The server groups stay
+what they are: the next start of a host brings their instances back. To be rid
+of them for good, destroy the server groups first.
+
 Examples:
   gennaker host stop                  the instances run on
   gennaker host stop --instances      nothing is left running
 
 Exit status: 0 it has ended, 1 it has not, or none ran.")]
     Stop {
-        /// Stop the instances too, each as its stop policy says
+        /// Stop the instances too, each as its stop policy says; the next start of the host brings them back
         #[arg(long)]
         instances: bool,
     },
@@ -186,7 +190,13 @@ pub fn run(args: Args) -> Outcome {
             }
             Command::Stop { instances } => {
                 control.stop(StopHost { instances }, STOP).await?;
-                println!("stopped");
+                match instances {
+                    true => println!(
+                        "stopped, and the instances with it; the next start of the host brings them back, unless their \
+                         server groups are destroyed"
+                    ),
+                    false => println!("stopped; the instances run on, and the next start of the host takes them over"),
+                }
             }
         }
         Ok(ExitCode::SUCCESS)

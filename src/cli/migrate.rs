@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use super::settings::Settings;
 use super::{Failure, Outcome, block_on};
 use crate::clock::Clock;
-use crate::config::{DataArgs, DataConfig, LogArgs};
+use crate::config::{DataConfig, DatabaseArgs, LogArgs};
 use crate::store::{self, Store};
 use crate::telemetry;
 
@@ -37,7 +37,7 @@ pub struct Args {
     pub verify: bool,
     /// Where the database is.
     #[command(flatten)]
-    pub data: DataArgs,
+    pub data: DatabaseArgs,
     /// How the log is written.
     #[command(flatten)]
     pub log: LogArgs,
@@ -70,6 +70,7 @@ fn transfer(data: DataConfig, to: String, verify: bool) -> Outcome {
     if !["postgres://", "postgresql://"].iter().any(|scheme| to.starts_with(scheme)) {
         return Err(Failure::input(anyhow::anyhow!("--to is not a postgres:// URL")));
     }
+    store::judge_url(&to).map_err(|message| Failure::input(anyhow::anyhow!("--to: {message}")))?;
     block_on(async move {
         let tell = |table: &str, rows: u64| println!("  {table}: {rows} rows");
         let moved = store::transfer(&data.store_options(), &to, verify, tell).await?;

@@ -303,9 +303,11 @@ fn unknown_variables() -> Vec<crate::config::Fault> {
     crate::config::variables::unknown(&Cli::command(), std::env::vars_os())
 }
 
-/// The flags of `serve` and where they come from, read once more.
+/// The flags of `serve` and where they come from, read once more; what does not hold in the file is part
+/// of the latter.
 fn serve_again(arguments: &[OsString]) -> Result<(serve::Args, Settings), settings::Error> {
-    match settings::parse::<Cli>(arguments, |_| false)? {
+    // The faults of the file are told together with all others.
+    match settings::parse::<Cli>(arguments, config::tolerates)? {
         (Cli { command: Command::Serve(args) }, settings) => Ok((*args, settings)),
         _ => Err(clap::Error::new(clap::error::ErrorKind::InvalidSubcommand).into()),
     }

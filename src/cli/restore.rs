@@ -9,7 +9,7 @@ use super::settings::Settings;
 use super::view::visible;
 use super::{Outcome, block_on};
 use crate::clock::Clock;
-use crate::config::{DataArgs, LogArgs};
+use crate::config::{DatabaseArgs, LogArgs};
 use crate::engine::contract::Registry;
 use crate::model::DeliveryState;
 use crate::store::{self, DeliveryFilter, PageRequest, Store};
@@ -57,7 +57,7 @@ pub struct Args {
     pub hold: bool,
     /// Where the database shall be.
     #[command(flatten)]
-    pub data: DataArgs,
+    pub data: DatabaseArgs,
     /// How the log is written.
     #[command(flatten)]
     pub log: LogArgs,

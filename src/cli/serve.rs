@@ -111,12 +111,15 @@ fn reload(app: &App, running: &mut [Setting]) {
         Err(error) => return error!("the settings were read again and do not hold; all stays as it is: {error}"),
     };
     let filter = args.config.log.filter().to_owned();
-    let config = match args.config.validate() {
-        Ok(config) => config,
-        Err(errors) => {
-            let said = settings.explain(&errors).join("; ");
+    let config = match (args.config.validate(), settings.faults.is_empty()) {
+        (Ok(config), true) => config,
+        (validated, _) => {
+            let errors = validated.err().unwrap_or(config::Errors(Vec::new()));
+            let said: Vec<_> =
+                settings.faults.iter().map(ToString::to_string).chain(settings.explain(&errors)).collect();
             let also = errors.0.iter().any(|error| error.setting.starts_with("--tls-"));
             let also = if also && app.is_secure() { ", also the TLS certificate in use" } else { "" };
+            let said = said.join("; ");
             return error!("the settings were read again and do not hold; all stays as it is{also}: {said}");
         }
     };

@@ -280,16 +280,14 @@ fn of_application(data: &Value, screen: &Screen) -> Vec<String> {
         lines.push(screen.paint().bold("Server groups"));
     }
     for group in &groups {
-        let traffic = if group["isEnabled"] == true { "enabled " } else { "disabled" };
+        // A group out of traffic is not asked for its health.
+        let state = match group["isEnabled"] == true {
+            true => format!("enabled   {} of {} healthy", group["healthyCount"], group["instanceCount"]),
+            false => format!("disabled  {} instances, out of traffic", group["instanceCount"]),
+        };
         let labels: Vec<_> = group["labels"].as_object().into_iter().flatten().map(|(k, v)| pair(k, v)).collect();
         let problem = group["problem"].as_str().map(|problem| format!("  {problem}")).unwrap_or_default();
-        lines.push(format!(
-            "  {:<24} {traffic}  {} of {} healthy  {}{problem}",
-            text(group, "name"),
-            group["healthyCount"],
-            group["instanceCount"],
-            labels.join(" "),
-        ));
+        lines.push(format!("  {:<24} {state}  {}{problem}", text(group, "name"), labels.join(" "),));
     }
     lines.extend(more(data["serverGroups"]["beyond"].as_u64()));
     lines.push(screen.paint().bold("Pipelines"));

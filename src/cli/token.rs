@@ -12,7 +12,7 @@ use super::{Failure, Outcome, block_on};
 use crate::app::local_actor;
 use crate::auth::token;
 use crate::clock::Clock;
-use crate::config::DataArgs;
+use crate::config::DatabaseArgs;
 use crate::model::{PrincipalKind, Role, Token, TokenId};
 use crate::store::{PageRequest, Store};
 
@@ -73,7 +73,7 @@ struct Create {
     #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=36_500))]
     expires_in_days: Option<u32>,
     #[command(flatten)]
-    data: DataArgs,
+    data: DatabaseArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -83,7 +83,7 @@ Examples:
   gennaker token list --data-dir /var/lib/gennaker")]
 struct List {
     #[command(flatten)]
-    data: DataArgs,
+    data: DatabaseArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -97,7 +97,7 @@ struct Revoke {
     /// Id of the token, as listed: tk_…
     token: TokenId,
     #[command(flatten)]
-    data: DataArgs,
+    data: DatabaseArgs,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -130,7 +130,7 @@ pub fn run(args: Args, settings: &Settings) -> Outcome {
     })
 }
 
-async fn open(data: DataArgs, settings: &Settings, clock: &Clock) -> Result<Store, Failure> {
+async fn open(data: DatabaseArgs, settings: &Settings, clock: &Clock) -> Result<Store, Failure> {
     let data = data.validate().map_err(|errors| settings.failure(&errors))?;
     Ok(Store::open_beside(&data.store_options(), clock.clone()).await?)
 }

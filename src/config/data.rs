@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Error, Errors};
-use crate::store::{Durability, Options};
+use super::{Error, Errors, SecretArgs};
+use crate::secrets::{self, Secrets};
+use crate::store::{self, Durability, Options};
 
 /// Flags.
 #[derive(Debug, Clone, clap::Args)]
@@ -19,8 +20,8 @@ pub struct DataArgs {
     /// [default: $XDG_DATA_HOME/gennaker or ~/.local/share/gennaker]
     #[arg(long, env = "GENNAKER_DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
-    /// PostgreSQL instead of SQLite: postgres://user@host/database, or secret://file/… or
-    /// secret://env/… where that is written. Where GENNAKER_DATABASE_URL is not set, DATABASE_URL is read
+    /// PostgreSQL instead of SQLite: postgres://user@host/database, or secret://file/… (below a
+    /// --secret-dir) or secret://env/… where that is written. Where GENNAKER_DATABASE_URL is not set, DATABASE_URL is read
     #[arg(long, env = super::variables::DATABASE_URL, value_name = "URL", hide_env_values = true)]
     pub database_url: Option<String>,
     /// What a power cut may take from SQLite: nothing (full), or the last commits (normal)
@@ -40,18 +41,33 @@ impl DataArgs {
     /// Commits that may wait for the writer.
     const QUEUE_MAX: usize = 4096;
 
+    /// What `secrets` resolves; None: nothing does, since what it is made of has faults of its own.
+    ///
     /// # Errors
-    /// When no directory is given and none can be derived, and when the URL is of no database we know.
-    pub fn validate(self) -> Result<DataConfig, Errors> {
+    /// When no directory is given and none can be derived, when the URL is of no database we know, and
+    /// when it is a reference that leads to none.
+    pub fn validate(self, secrets: Option<&Secrets>) -> Result<DataConfig, Errors> {
+        const URL: &str = "--database-url";
         let mut errors = Errors::none();
-        let database_url = self.database_url.and_then(|url| errors.keep(super::revealed("--database-url", url)));
-        if let Some(url) = &database_url
-            && !["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme))
-        {
-            errors.add(
-                "--database-url",
+        let database_url = match (self.database_url, secrets) {
+            (Some(reference), Some(secrets)) if secrets::is_reference(&reference) => {
+                let secret = errors.keep(super::resolved(URL, &reference, secrets));
+                secret.map(|secret| secret.expose().to_owned())
+            }
+            (given, _) => given,
+        };
+        match &database_url {
+            Some(url) if secrets::is_reference(url) => {}
+            Some(url) if !["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme)) => errors.add(
+                URL,
                 "is not a postgres:// URL; leave it (and GENNAKER_DATABASE_URL, DATABASE_URL) out for SQLite in the data directory",
-            );
+            ),
+            Some(url) => {
+                if let Err(message) = store::judge_url(url) {
+                    errors.add(URL, message);
+                }
+            }
+            None => {}
         }
         let dir = errors.keep(directory(self.data_dir)).unwrap_or_default();
         errors.or(|| DataConfig {
@@ -61,6 +77,26 @@ impl DataArgs {
             retention: days(self.retention_days),
             audit_retention: days(self.audit_retention_days),
         })
+    }
+}
+
+/// Flags of the commands that open the database without a server.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[group(skip)]
+pub struct DatabaseArgs {
+    /// Where the database is.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Where its address may come from.
+    #[command(flatten)]
+    pub secrets: SecretArgs,
+}
+
+impl DatabaseArgs {
+    /// # Errors
+    /// As [`DataArgs::validate`].
+    pub fn validate(self) -> Result<DataConfig, Errors> {
+        self.data.validate(Some(&Secrets::new(self.secrets.secret_dir)))
     }
 }
 
@@ -169,9 +205,41 @@ mod tests {
 
     #[test]
     fn a_url_of_another_database_is_refused_without_being_repeated() {
-        let error = DataArgs { database_url: Some("mysql://root:pw@x/y".into()), ..DataArgs::default() }
-            .validate()
-            .expect_err("not a database of ours");
-        assert!(!error.to_string().contains("pw"), "{error}");
+        for (url, words) in [
+            ("mysql://root:hidden@x/y", "is not a postgres:// URL"),
+            ("postgres://root:hidden@x:99999/y", "port"),
+            ("postgres://root:hidden@x:0/y", "port"),
+            ("postgres://root:hidden@x y/z", "domain"),
+            ("postgres://root:hidden@x/y?sslmode=blah", "blah"),
+        ] {
+            let error = with(url, &[]).expect_err(url).to_string();
+            assert!(error.starts_with("--database-url: ") && error.contains(words), "{url}: {error}");
+            assert!(!error.contains("hidden"), "{error}");
+        }
+        for url in ["postgres://g:p@db/g", "postgresql://g@[::1]:5433/g?sslmode=require&application_name=x"] {
+            with(url, &[]).expect(url);
+        }
+    }
+
+    fn with(url: &str, secret_dirs: &[&Path]) -> Result<DataConfig, Errors> {
+        let data = DataArgs { data_dir: Some("/d".into()), database_url: Some(url.into()), ..DataArgs::default() };
+        let secret_dir = secret_dirs.iter().map(|dir| dir.to_path_buf()).collect();
+        DatabaseArgs { data, secrets: SecretArgs { secret_dir } }.validate()
+    }
+
+    #[test]
+    fn a_file_with_the_url_lies_below_a_directory_of_secrets() {
+        let dir = std::env::temp_dir().join(format!("gennaker-data-{}", uuid::Uuid::new_v4().simple()));
+        std::fs::create_dir(&dir).expect("made");
+        let file = dir.join("url");
+        std::fs::write(&file, "postgres://g:hidden@db/g\n").expect("written");
+        let reference = format!("secret://file{}", file.display());
+        let error = with(&reference, &[]).expect_err("no directory of secrets").to_string();
+        assert!(error.contains("url` is not below a directory") && error.contains("--secret-dir"), "{error}");
+        let data = with(&reference, &[&dir]).expect("below one");
+        assert_eq!(data.database_url.as_deref(), Some("postgres://g:hidden@db/g"));
+        let error = with(&format!("{reference}-not"), &[&dir]).expect_err("no such file").to_string();
+        assert!(error.contains("No such file"), "{error}");
+        std::fs::remove_dir_all(&dir).expect("removed");
     }
 }

@@ -15,19 +15,19 @@ mod smtp;
 mod tls;
 pub mod variables;
 
-pub use data::{DataArgs, DataConfig};
+pub use data::{DataArgs, DataConfig, DatabaseArgs};
 pub use effective::{LIVE, Setting, Source, effective, limits_table};
 pub use file::{Fault, File, in_one_line};
 pub use host::{HostArgs, HostConfig, PortRange};
 pub use limits::{LimitsArgs, LimitsConfig};
 pub use log::{LogArgs, LogFormat};
 pub use observe::{ObserveArgs, ObserveConfig};
-pub use security::{SecurityArgs, SecurityConfig};
+pub use security::{SecretArgs, SecurityArgs, SecurityConfig};
 pub use server::{ServerArgs, ServerConfig};
 pub use smtp::{SmtpArgs, SmtpConfig};
 pub use tls::{TlsArgs, TlsConfig};
 
-use crate::secrets::{self, Secrets};
+use crate::secrets::{Secret, Secrets};
 
 /// The directory of the host that a server without flags uses.
 ///
@@ -52,14 +52,12 @@ pub fn default_host_dir() -> Result<std::path::PathBuf, Error> {
     Ok(data::of_environment(file.as_ref())?.join("host"))
 }
 
-/// The value behind a setting that is a `secret://` reference, else the setting itself. Whoever
-/// writes the settings runs the server, so any file may be named.
-fn revealed(setting: &'static str, text: String) -> Result<String, Error> {
-    if !text.starts_with(secrets::SCHEME) {
-        return Ok(text);
-    }
-    let secret = Secrets::new([std::path::PathBuf::from("/")]).resolve(&text);
-    secret.map(|secret| secret.expose().to_owned()).map_err(|error| Error::new(setting, error.to_string()))
+/// The value behind a setting that is a `secret://` reference, by the same rule as any other reference.
+fn resolved(setting: &'static str, reference: &str, secrets: &Secrets) -> Result<Secret, Error> {
+    secrets.resolve(reference).map_err(|error| {
+        let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+        Error::new(setting, format!("{error}{cause}"))
+    })
 }
 
 /// A setting does not hold.
@@ -182,16 +180,18 @@ impl Args {
     /// All settings that do not hold.
     pub fn validate(self) -> Result<Config, Errors> {
         let mut errors = Errors::none();
-        let data = errors.keep(self.data.validate());
+        // Where the directories of secrets do not hold, what they lack says nothing.
+        let security = self.security.validate();
+        let secrets = security.as_ref().ok().map(|security| Secrets::new(security.secret_dirs.clone()));
+        let data = errors.keep(self.data.validate(secrets.as_ref()));
         let dir = data.as_ref().map(|data| data.dir.clone()).unwrap_or_default();
         let host = errors.keep(self.host.validate(&dir));
         let server = errors.keep(self.server.validate());
-        let security = errors.keep(self.security.validate());
+        let security = errors.keep(security);
         let limits = errors.keep(self.limits.validate());
         let observe = errors.keep(self.observe.validate());
-        // Where the directories of secrets do not hold, what they lack says nothing.
-        if let Some(security) = &security {
-            errors.keep(self.smtp.resolves(&Secrets::new(security.secret_dirs.clone())));
+        if let Some(secrets) = &secrets {
+            errors.keep(self.smtp.resolves(secrets));
         }
         let smtp = errors.keep(self.smtp.validate());
         if !errors.0.is_empty() {

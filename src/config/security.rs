@@ -5,13 +5,24 @@ use std::path::PathBuf;
 use super::{Error, Errors};
 use crate::outbound::Allow;
 
+/// Where files with secrets may be: of the server, and of commands that resolve a setting that is a
+/// reference.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[group(skip)]
+#[command(next_help_heading = "Security")]
+pub struct SecretArgs {
+    /// `secret://file/…` may name files below these directories; may be repeated
+    #[arg(long, env = "GENNAKER_SECRET_DIRS", value_name = "DIR", value_delimiter = ':')]
+    pub secret_dir: Vec<PathBuf>,
+}
+
 /// Flags.
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Security")]
 pub struct SecurityArgs {
-    /// `secret://file/…` may name files below these directories; may be repeated
-    #[arg(long, env = "GENNAKER_SECRET_DIRS", value_name = "DIR", value_delimiter = ':')]
-    pub secret_dir: Vec<PathBuf>,
+    /// Where secrets may come from.
+    #[command(flatten)]
+    pub secrets: SecretArgs,
     /// Private or loopback networks (CIDR), addresses or host:port that outgoing calls may reach; may
     /// be repeated. Public addresses and own load balancers need none
     #[arg(long, env = "GENNAKER_OUTBOUND_ALLOW", value_name = "ENTRY", value_delimiter = ',')]
@@ -37,7 +48,7 @@ impl SecurityArgs {
                 Error::new("--secret-dir", format!("{}: {error}; name an existing directory", dir.display()))
             })
         };
-        let secret_dirs = self.secret_dir.iter().filter_map(|dir| errors.keep(found(dir))).collect();
+        let secret_dirs = self.secrets.secret_dir.iter().filter_map(|dir| errors.keep(found(dir))).collect();
         let read = |text: &String| text.parse().map_err(|error| Error::new("--outbound-allow", format!("{error}")));
         let outbound_allow = self.outbound_allow.iter().filter_map(|text| errors.keep(read(text))).collect();
         errors.or(|| SecurityConfig { secret_dirs, outbound_allow })
@@ -50,7 +61,7 @@ mod tests {
 
     fn allow(entries: &[&str]) -> Result<SecurityConfig, Errors> {
         let outbound_allow = entries.iter().map(ToString::to_string).collect();
-        SecurityArgs { secret_dir: Vec::new(), outbound_allow }.validate()
+        SecurityArgs { outbound_allow, ..SecurityArgs::default() }.validate()
     }
 
     #[test]
@@ -63,7 +74,8 @@ mod tests {
     #[test]
     fn a_secret_directory_has_to_exist() {
         let secret_dir = vec!["/does/not/exist".into(), "/nor/does/this".into()];
-        let args = SecurityArgs { secret_dir, outbound_allow: vec!["example.org".into()] };
+        let secrets = SecretArgs { secret_dir };
+        let args = SecurityArgs { secrets, outbound_allow: vec!["example.org".into()] };
         let errors = args.validate().expect_err("no such directory").0;
         let settings: Vec<_> = errors.iter().map(|error| error.setting).collect();
         assert_eq!(settings, ["--secret-dir", "--secret-dir", "--outbound-allow"]);

@@ -105,10 +105,7 @@ impl SmtpArgs {
     pub(super) fn resolves(&self, secrets: &Secrets) -> Result<(), Error> {
         let given = self.smtp_password.as_ref().map(Password::expose);
         match given.filter(|password| secrets::is_reference(password)) {
-            Some(reference) => secrets.resolve(reference).map(drop).map_err(|error| {
-                let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-                Error::new("--smtp-password", format!("{error}{cause}"))
-            }),
+            Some(reference) => super::resolved("--smtp-password", reference, secrets).map(drop),
             None => Ok(()),
         }
     }
@@ -150,6 +147,13 @@ impl SmtpArgs {
             }
             return errors.or(|| None);
         };
+        if !is_host(&host) {
+            let message = format!(
+                "`{}` is neither a host's name nor an address; write mail.example.org, and its port as --smtp-port",
+                host.escape_debug()
+            );
+            errors.add("--smtp-host", message);
+        }
         match &self.smtp_from {
             None => errors.add("--smtp-from", "mail needs a sender: gennaker@your.domain"),
             Some(from) => {
@@ -227,6 +231,16 @@ fn held(password: Password, variable: impl Fn(&str) -> Option<String>) -> Result
     ))
 }
 
+/// An address, or a name as DNS has them: labels of letters, digits, hyphens and underscores.
+fn is_host(host: &str) -> bool {
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+    };
+    let name = host.strip_suffix('.').unwrap_or(host);
+    host.parse::<IpAddr>().is_ok() || (name.len() <= 253 && name.split('.').all(label))
+}
+
 fn is_loopback(host: &str) -> bool {
     host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
@@ -279,6 +293,19 @@ mod tests {
         assert_eq!(setting(SmtpArgs { smtp_from: None, ..args() }), "--smtp-from");
         assert_eq!(setting(SmtpArgs { smtp_from: Some("nobody".into()), ..args() }), "--smtp-from");
         assert_eq!(setting(SmtpArgs { smtp_username: Some("cd".into()), ..args() }), "--smtp-password");
+    }
+
+    #[test]
+    fn a_mail_server_is_a_name_or_an_address() {
+        let with = |host: &str| SmtpArgs { smtp_host: Some(host.into()), ..args() };
+        for bad in
+            ["mail example.org", " mail", "mail.example.org:587", "smtp://mail", "mail..org", "m\u{e4}il.org", "."]
+        {
+            assert_eq!(setting(with(bad)), "--smtp-host", "{bad}");
+        }
+        for good in ["mail", "mail.example.org", "mail.example.org.", "smtp_out.internal", "127.0.0.1", "::1"] {
+            assert!(with(good).validate_with(|_| None).is_ok(), "{good}");
+        }
     }
 
     #[test]

@@ -504,6 +504,7 @@ pub struct TrafficSecond {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct InboundRule {
     /// The network of the clients that it lets in.
+    #[serde(deserialize_with = "network")]
     pub cidr: IpNet,
     /// The transport that it is about; `host` admits by network and port alone.
     #[serde(default = "tcp")]
@@ -512,6 +513,17 @@ pub struct InboundRule {
     pub port_from: u16,
     /// The last one, included.
     pub port_to: u16,
+}
+
+/// The library's words are of addresses, also where the prefix is at fault.
+fn network<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<IpNet, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map_err(|_| {
+        serde::de::Error::custom(
+            "it is no CIDR block, which is an address, a slash and a prefix of at most 32 (128 for IPv6), such as \
+             10.0.0.0/8",
+        )
+    })
 }
 
 const fn tcp() -> Protocol {

@@ -67,8 +67,12 @@ pub async fn backup(options: &Options, file: &Path, replace: bool) -> Result<Bac
     if fs::canonicalize(file).is_ok_and(|file| fs::canonicalize(&database).is_ok_and(|database| file == database)) {
         return refuse(format!("{} is the database itself; name another file", file.display()));
     }
+    open::must_be_sqlite(&database)?;
     let partial = Partial::create(file)?;
-    let source = connect(&database, false).await?;
+    let source = connect(&database, false).await.map_err(|error| match error {
+        Error::Database(said) => open::about(&database, said),
+        other => other,
+    })?;
     let copied = execute(&source, "VACUUM INTO ?", vec![rows::text(&partial.0.to_string_lossy())]).await;
     close(source).await;
     copied.map_err(|error| Error::Refused(format!("{} is not written: {}", file.display(), describe(&error))))?;
@@ -230,7 +234,11 @@ async fn keep_aside(database: &Path, now: DateTime<Utc>) -> Result<PathBuf, Erro
         return refuse(format!("{} is there already; wait a second and try again", kept.display()));
     }
     // Its log goes into it, unless it is too damaged for that; then the log is kept beside it.
-    match connect(database, false).await {
+    let opened = match open::must_be_sqlite(database) {
+        Ok(()) => connect(database, false).await,
+        Err(error) => Err(error),
+    };
+    match opened {
         Ok(db) => {
             if let Err(error) = one(&db, "PRAGMA wal_checkpoint(TRUNCATE)", Vec::new()).await {
                 tracing::warn!(error = %describe(&error), "the old database's log was not carried into it");

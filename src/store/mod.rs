@@ -43,6 +43,7 @@ pub use commit::{
 pub use backup::{BackedUp, Restored, adopt_restored, backup, restore};
 pub use deliveries::{Claimed, DeliveryFilter, Tried};
 pub use health::Fill;
+pub use open::judge_url;
 pub use transfer::{Moved, Table, transfer};
 pub use triggers::{Edge, Unreadable};
 

@@ -2,7 +2,7 @@
 //! PostgreSQL under an advisory lock), the epoch.
 
 use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -67,7 +67,42 @@ pub(super) async fn open(options: &Options, clock: Clock, role: As) -> Result<St
 
 // --- SQLite --------------------------------------------------------------------------------------
 
+/// What SQLite says at the opening, with the file that it says it of.
 async fn open_sqlite(options: &Options, role: As) -> Result<(writer::File<Option<File>>, DatabaseConnection), Error> {
+    open_file(options, role).await.map_err(|error| match error {
+        Error::Database(said) => about(&options.data_dir.join(FILE), said),
+        other => other,
+    })
+}
+
+pub(super) fn about(database: &Path, said: String) -> Error {
+    let path = database.display().to_string();
+    Error::Database(if said.contains(&path) { said } else { format!("{path}: {said}") })
+}
+
+/// Refuses a file that has something in it and is no database: SQLite takes one of a single byte for an
+/// empty one, and writes over it.
+pub(super) fn must_be_sqlite(path: &Path) -> Result<(), Error> {
+    const BEGINS: &[u8; 16] = b"SQLite format 3\0";
+    /// The smallest page, and so the smallest database.
+    const BYTES_MIN: u64 = 512;
+    let fault = |source| Error::Directory { path: path.to_owned(), source };
+    let file = File::open(path).map_err(fault)?;
+    let size = file.metadata().map_err(fault)?.len();
+    let mut begin = Vec::new();
+    file.take(BEGINS.len() as u64).read_to_end(&mut begin).map_err(fault)?;
+    if size == 0 || (begin == BEGINS && size >= BYTES_MIN) {
+        return Ok(());
+    }
+    let unit = if size == 1 { "byte" } else { "bytes" };
+    Err(Error::Refused(format!(
+        "{} is no SQLite database (it has {size} {unit}, and a database begins otherwise), and stays as it is; move it \
+         away for an empty database, or put a backup in its place with `gennaker restore FILE --force`",
+        path.display()
+    )))
+}
+
+async fn open_file(options: &Options, role: As) -> Result<(writer::File<Option<File>>, DatabaseConnection), Error> {
     let dir = &options.data_dir;
     let path = dir.join(FILE);
     let fault = |source| Error::Directory { path: dir.clone(), source };
@@ -87,6 +122,7 @@ async fn open_sqlite(options: &Options, role: As) -> Result<(writer::File<Option
         // puts beside it take over its mode.
         OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(fault)?;
     }
+    must_be_sqlite(&path)?;
 
     let synchronous = match options.durability {
         Durability::Full => SqliteSynchronous::Full,
@@ -188,11 +224,33 @@ pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
 
 // --- PostgreSQL ------------------------------------------------------------------------------------
 
+/// Whether a URL of PostgreSQL can be read; nothing is connected to.
+///
+/// # Errors
+/// What is wrong with it and what is expected; never its password.
+pub fn judge_url(url: &str) -> Result<(), String> {
+    connect_options(url).map(drop)
+}
+
+fn connect_options(url: &str) -> Result<PgConnectOptions, String> {
+    const FORM: &str = "its form is postgres://user@host:5432/name?sslmode=require";
+    let options: PgConnectOptions = url.parse().map_err(|error: sqlx::Error| {
+        let said = match &error {
+            sqlx::Error::Configuration(cause) => cause.to_string(),
+            other => other.to_string(),
+        };
+        format!("cannot be read as the URL of a database ({said}); {FORM}")
+    })?;
+    match options.get_port() {
+        0 => Err(format!("names port 0, at which nothing listens; {FORM}")),
+        _ => Ok(options),
+    }
+}
+
 /// One connection on its own first: the pool would only say that it waited in vain, not why.
 async fn reach_postgres(url: &str) -> Result<(), Error> {
-    let options: PgConnectOptions = url.parse().map_err(|error: sqlx::Error| {
-        Error::Database(format!("the database's URL cannot be read ({error}); its form is postgres://user@host/name"))
-    })?;
+    let options =
+        connect_options(url).map_err(|message| Error::Database(format!("the setting for its URL {message}")))?;
     let at = format!("{}:{}", options.get_host(), options.get_port());
     let why = match tokio::time::timeout(Duration::from_secs(10), options.connect()).await {
         Ok(Ok(connection)) => {

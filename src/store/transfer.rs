@@ -76,6 +76,7 @@ pub async fn transfer(
         return Err(Error::Refused(format!("there is no SQLite database in {dir}; check --data-dir")));
     }
     let _lock = open::lock(&options.data_dir)?;
+    open::must_be_sqlite(&database)?;
     let source = open::connect_sqlite(1, move |sqlite| sqlite.filename(&database).pragma("query_only", "on")).await?;
     if open::check_version(&source).await? != State::Current {
         let message = "the SQLite database's schema is older than this binary's; run `gennaker migrate` first";

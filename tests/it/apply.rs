@@ -19,6 +19,8 @@ pub fn trials() -> Vec<Trial> {
         trial("apply", "prune_deletes_what_no_file_mentions_and_a_dry_run_does_not", prune),
         trial("apply", "after_a_failure_it_says_what_is_done_and_goes_on_when_run_again", goes_on),
         trial("apply", "a_hidden_secret_is_neither_exported_nor_applied", masked),
+        trial("apply", "what_an_export_left_out_stays_also_with_prune", kept),
+        trial("apply", "export_names_files_of_what_is_gone_and_removes_only_what_it_wrote", stale_files),
         trial("apply", "a_pipe_among_the_files_of_a_directory_is_refused_by_its_name", pipe),
         trial("apply", "all_that_does_not_hold_is_told_at_once_and_nothing_is_done", all_at_once),
         trial("apply", "whoever_may_not_save_is_told_before_anything_is_done", may_not_save),
@@ -170,6 +172,7 @@ async fn refused() -> Outcome {
         ("    requires: [wiat]", "    requires: [wait]", 17, "did you mean `wait`"),
         ("    onFailure: continue", "    onFailure: CONTINUE", 18, "did you mean `CONTINUE`"),
         ("      seconds: many", "      seconds: 0", 21, "seconds"),
+        ("  - on: [NOPE]", "  - on: [COMPLETED, FAILED]", 23, "FAILED, CANCELED, APPROVAL_NEEDED, not `NOPE`"),
         ("securityGroups: [shop-x]", "securityGroups: [shop]", 32, "no security group `shop-x`"),
         ("kind: Aplication", "kind: Application", 41, "did you mean `Application`"),
         ("application: shpo", "application: shop", 3, "no application `shpo`"),
@@ -185,6 +188,15 @@ async fn refused() -> Outcome {
         anyhow::ensure!(answer["error"]["code"] == "INVALID", "{answer}");
         anyhow::ensure!(answer["error"]["message"].as_str().is_some_and(|text| text.contains(&place)), "{answer}");
     }
+    let limited = "kind: Application\nname: shop\n---\nkind: Pipeline\napplication: shop\nname: deploy\nstages:\n  - key: deploy\n    \
+                   kind: deploy\n    config:\n      clusters:\n        - capacity: { min: 1, desired: 1, max: 1 }\n          \
+                   launch:\n            artifact: { path: /srv/x }\n            command: [./x]\n            \
+                   limits: { memoryBytes: 512 }\n";
+    let path = write(&server, "limited.yaml", limited)?;
+    let done = apply(&server, &["-f", path.to_str().unwrap_or_default()]).await?.with_status(2)?;
+    anyhow::ensure!(done.err.contains("limited.yaml:16: pipeline shop/deploy: "), "{}", done.err);
+    let said = "512 bytes are too few for any program; give at least 1048576 (1 MiB)";
+    anyhow::ensure!(done.err.contains(said), "{}", done.err);
     let path = write(&server, "broken.yaml", "kind: Application\nname: [shop\n")?;
     let done = apply(&server, &["-f", path.to_str().unwrap_or_default()]).await?.with_status(2)?;
     anyhow::ensure!(done.err.contains("broken.yaml:"), "{}", done.err);
@@ -331,7 +343,8 @@ async fn masked() -> Outcome {
         "{}",
         done.err
     );
-    anyhow::ensure!(!std::path::Path::new(out).join("hello/3-pipeline.hidden.yaml").exists());
+    let stand_in = std::fs::read_to_string(std::path::Path::new(out).join("hello/3-pipeline.hidden.yaml"))?;
+    anyhow::ensure!(stand_in.contains("leftOut:") && !stand_in.contains("***"), "{stand_in}");
     let back = apply(&server, &["-f", out]).await?.with_status(0)?;
     anyhow::ensure!(back.out.lines().all(|line| line.starts_with("unchanged ")), "{}", back.out);
     anyhow::ensure!(back.out.contains(setup::PIPELINE), "{}", back.out);
@@ -347,6 +360,141 @@ async fn masked() -> Outcome {
     for place in ["notifications.0.email.to.0", "stages.0.notifications.0.email.to.0"] {
         anyhow::ensure!(line.contains(place), "{}", done.err);
     }
+    Ok(())
+}
+
+/// The pipelines of the server, by name.
+async fn pipelines(server: &Server) -> anyhow::Result<Vec<String>> {
+    let data = server.client().query("{ pipelines { nodes { name } } }", json!({})).await?;
+    let nodes = data["pipelines"]["nodes"].as_array().cloned().unwrap_or_default();
+    let mut names: Vec<_> = nodes.iter().filter_map(|node| node["name"].as_str()).map(str::to_owned).collect();
+    names.sort();
+    Ok(names)
+}
+
+async fn kept() -> Outcome {
+    let server = Server::start().await?;
+    let hello = Hello::create(&server).await?;
+    hello.save("plain", &json!({ "stages": [{ "key": "w", "kind": "wait", "config": { "seconds": 0 } }] })).await?;
+    let source = json!({ "application": "hello", "pipeline": "plain" });
+    let hidden = json!({ "stages": [{ "key": "call", "kind": "webhook", "config": {
+            "url": "http://example.org/", "method": "POST", "body": { "password": "hunter22" } } }],
+        "triggers": [{ "key": "after", "kind": "pipeline", "config": source }] });
+    hello.save("hidden", &hidden).await?;
+    let all = pipelines(&server).await?;
+    anyhow::ensure!(all.iter().any(|name| name == "hidden"), "{all:?}");
+
+    // Over a pipe, as YAML and as JSON, and what a program picks out of the latter.
+    let yaml = server.gennaker(&["export"]).await?.with_status(1)?.out;
+    let json = server.gennaker(&["export", "--json"]).await?.with_status(1)?;
+    let picked = json.json()?["documents"].as_array().cloned().unwrap_or_default();
+    let picked: String = picked.iter().map(|document| format!("---\n{document}\n")).collect();
+    for text in [&yaml, &json.out, &picked] {
+        anyhow::ensure!(!text.contains("***") && !text.contains("hunter22"), "{text}");
+        let done = server.gennaker_with(&["apply", "-f", "-", "--prune"], text).await?.with_status(0)?;
+        anyhow::ensure!(done.out.lines().all(|line| line.starts_with("unchanged ")), "{}", done.out);
+        let said = "unchanged pipeline hello/hidden: left out of the export, so it stays";
+        anyhow::ensure!(done.out.contains(said), "{}", done.out);
+        let done =
+            server.gennaker_with(&["apply", "-f", "-", "--prune", "--json"], text).await?.with_status(0)?.json()?;
+        let object =
+            done["objects"].as_array().into_iter().flatten().find(|object| object["name"] == "hidden").cloned();
+        let object = object.unwrap_or_default();
+        let reason = object["reason"].as_str().unwrap_or_default();
+        anyhow::ensure!(object["action"] == "unchanged" && reason.contains("left out"), "{object}");
+    }
+    anyhow::ensure!(pipelines(&server).await? == all);
+    // What it needs is not deleted either.
+    let without: Vec<&str> = yaml.split("---\n").filter(|document| !document.contains("name: plain")).collect();
+    let done = server.gennaker_with(&["apply", "-f", "-", "--prune"], &without.join("---\n")).await?.with_status(2)?;
+    let said = "pipeline hello/hidden: it needs pipeline hello/plain, which --prune would delete";
+    anyhow::ensure!(done.err.contains(said), "{}", done.err);
+    anyhow::ensure!(pipelines(&server).await? == all);
+
+    // By a directory. A file that somebody has written whole is not overwritten, and stands for it too.
+    let out = server.dir().join("exported");
+    let dir = out.to_str().unwrap_or_default();
+    let stand_in = out.join("hello/3-pipeline.hidden.yaml");
+    for _ in 0..2 {
+        server.gennaker(&["export", "-o", dir]).await?.with_status(1)?;
+        anyhow::ensure!(std::fs::read_to_string(&stand_in)?.contains("leftOut:"));
+    }
+    apply(&server, &["-f", dir, "--prune"]).await?.with_status(0)?;
+    anyhow::ensure!(pipelines(&server).await? == all);
+    let whole = "kind: Pipeline\napplication: hello\nname: hidden\nstages: []\n";
+    std::fs::write(&stand_in, whole)?;
+    let again = server.gennaker(&["export", "-o", dir]).await?.with_status(1)?;
+    anyhow::ensure!(again.err.contains("3-pipeline.hidden.yaml is left as it is"), "{}", again.err);
+    anyhow::ensure!(std::fs::read_to_string(&stand_in)? == whole);
+
+    // It says nothing but that, and another server has nothing that could stay.
+    let stands_for = "kind: Pipeline\napplication: hello\nname: hidden\nleftOut: [a]\n";
+    for (text, line, said) in [
+        (format!("{stands_for}stages: []\n"), 5, "`stages` stands beside `leftOut`"),
+        (stands_for.replace("[a]", "true"), 4, "`leftOut` is a list"),
+        (stands_for.replace("application: hello\n", ""), 1, "`application` is missing"),
+        (stands_for.replace("name: hidden", "name: nothing"), 4, "an export left it out, and this server has none"),
+    ] {
+        let path = write(&server, "stand-in.yaml", &text)?;
+        let done = apply(&server, &["-f", path.to_str().unwrap_or_default(), "--prune"]).await?.with_status(2)?;
+        let place = format!("{}:{line}: ", path.display());
+        anyhow::ensure!(done.err.contains(&place) && done.err.contains(said), "{place}{said}\n{}", done.err);
+    }
+    anyhow::ensure!(pipelines(&server).await? == all);
+    Ok(())
+}
+
+async fn stale_files() -> Outcome {
+    let server = Server::start().await?;
+    let file = write(&server, "a.yaml", &format!("{SHOP}{}{}{}", after("a", &[]), after("b", &[]), after("c", &[])))?;
+    apply(&server, &["-f", file.to_str().unwrap_or_default()]).await?.with_status(0)?;
+    let other = write(&server, "b.yaml", &format!("{SHOP}{}", after("a", &[])).replace("shop", "old"))?;
+    apply(&server, &["-f", other.to_str().unwrap_or_default()]).await?.with_status(0)?;
+    let out = server.dir().join("exported");
+    let dir = out.to_str().unwrap_or_default();
+    let export = async |flags: &[&str]| server.gennaker(&[&["export", "-o", dir], flags].concat()).await;
+    export(&[]).await?.with_status(0)?;
+    let at = |name: &str| out.join("shop").join(name);
+    let (a, b, c) = (at("3-pipeline.a.yaml"), at("3-pipeline.b.yaml"), at("3-pipeline.c.yaml"));
+    // One was changed by hand since; and there are files of others, also where a pipeline's would be.
+    std::fs::write(&c, format!("# of Vera\n{}", std::fs::read_to_string(&c)?))?;
+    let copy = std::fs::read_to_string(&b)?;
+    std::fs::write(at("mine.yaml"), &copy)?;
+    std::fs::write(at("3-pipeline.z.yaml"), &copy)?;
+    std::fs::write(at("README"), "of Vera")?;
+    std::fs::write(out.join("3-pipeline.b.yaml"), &copy)?;
+    let delete = "mutation($input: DeletePipelineInput!) { deletePipeline(input: $input) { userErrors { message } } }";
+    for (application, name) in [("shop", "b"), ("shop", "c"), ("old", "a")] {
+        let name = json!({ "application": application, "name": name });
+        server.client().mutate(delete, json!({ "pipeline": { "name": name } })).await?;
+    }
+    let old = out.join("old/3-pipeline.a.yaml");
+
+    let named = |done: &Done, path: &PathBuf| done.err.lines().any(|line| line.contains(&path.display().to_string()));
+    let done = export(&[]).await?.with_status(1)?;
+    for path in [&b, &c, &old] {
+        anyhow::ensure!(named(&done, path) && path.exists(), "{}: {}", path.display(), done.err);
+    }
+    anyhow::ensure!(done.err.lines().count() == 3 && done.err.contains("export with --prune"), "{}", done.err);
+    // Only what is exported is looked at.
+    for scope in [&["--application", "old"][..], &["--kind", "Pipeline", "--application", "old"]] {
+        let done = export(scope).await?.with_status(1)?;
+        anyhow::ensure!(named(&done, &old) && done.err.lines().count() == 1, "{}", done.err);
+    }
+    export(&["--kind", "Application", "--prune"]).await?.with_status(0)?;
+    server.gennaker(&["export", "--prune"]).await?.with_status(2)?;
+
+    let done = export(&["--prune", "--json"]).await?.with_status(1)?;
+    let answer = done.json()?;
+    anyhow::ensure!(answer["removed"] == json!([old, b]) && answer["stale"] == json!([c]), "{answer}");
+    anyhow::ensure!(!b.exists() && !old.exists() && a.exists(), "{answer}");
+    anyhow::ensure!(named(&done, &c) && done.err.contains("not just as an export writes it"), "{}", done.err);
+    for path in [c.clone(), at("mine.yaml"), at("3-pipeline.z.yaml"), at("README"), out.join("3-pipeline.b.yaml")] {
+        anyhow::ensure!(path.exists(), "{} was removed", path.display());
+    }
+    std::fs::remove_file(&c)?;
+    let done = export(&["--prune"]).await?.with_status(0)?;
+    anyhow::ensure!(!done.out.contains("removed") && done.err.is_empty(), "{}{}", done.out, done.err);
     Ok(())
 }
 
@@ -466,7 +614,7 @@ triggers:
         ("email: nobody", "application Shop", "`nobody` is not an address", "email"),
         ("name: shop-v001", "security group shop-v001", "ends like a server group's (`v001`); use `shop`", "name"),
         ("portTo: 8 }", "security group shop", "below the range's first port", "inbound.0.portTo"),
-        ("10.0.0.0/99", "security group shop-net", "`10.0.0.0/99`: invalid", "inbound.0.cidr"),
+        ("10.0.0.0/99", "security group shop-net", "`10.0.0.0/99`: it is no CIDR block", "inbound.0.cidr"),
         ("portTo: 8999", "load balancer shop", "below the range's first port", "listeners.0.portTo"),
         ("shop-nett", "load balancer shop", "there is no security group `shop-nett`", "securityGroups.1"),
         ("healthCheck:", "load balancer shop-checked", "\"path\" is a required property", "healthCheck"),

@@ -159,7 +159,10 @@ async fn status() -> Outcome {
     let unknown = server.gennaker(&["status", "helo"]).await?.with_status(2)?;
     anyhow::ensure!(unknown.err.contains("did you mean `hello`"), "{}", unknown.err);
     server.gennaker(&["status", "hello/nothing"]).await?.with_status(2)?;
-    server.gennaker(&["status", "hello/deploy hello#9"]).await?.with_status(2)?;
+    let none = server.gennaker(&["status", "hello/deploy hello#9"]).await?.with_status(2)?;
+    anyhow::ensure!(none.err.contains("pipeline `hello/deploy hello` has no execution 9"), "{}", none.err);
+    let none = server.gennaker(&["status", "hello#99"]).await?.with_status(2)?;
+    anyhow::ensure!(none.err.contains("application `hello` has no operation 99"), "{}", none.err);
     Ok(())
 }
 

@@ -25,6 +25,7 @@ pub fn trials() -> Vec<Trial> {
         trial("config", "a_variable_that_nothing_reads_is_told", misspelt),
         trial("config", "a_reference_to_a_secret_that_is_not_there_is_a_fault", dangling),
         trial("config", "secrets_are_masked_and_a_readable_file_with_one_is_refused", secrets),
+        trial("config", "an_address_that_nothing_can_be_at_is_a_fault", addresses),
         trial("config", "a_server_and_the_other_commands_take_their_settings_from_the_file", from_the_file),
         trial("config", "a_host_by_itself_takes_its_settings_from_the_servers_file", host),
         trial("config", "sighup_takes_over_what_can_change_and_names_what_cannot", reload),
@@ -403,13 +404,67 @@ async fn secrets() -> Outcome {
     let output = Command::new(gennaker()).args(["serve", "--help"]).env("GENNAKER_CONFIG", &file).output()?;
     anyhow::ensure!(!String::from_utf8_lossy(&output.stdout).contains("hidden-one"));
 
-    // A reference is resolved, and what is behind it is judged.
+    // A reference to a file is resolved below a directory of secrets only, which may stand behind it.
     let secret = dir.write("db-url", "mysql://g:hidden-two@db/g\n")?;
-    let file = dir.write("r.toml", &format!("[database]\nurl = \"secret://file{}\"\n", secret.display()))?;
-    let output = config(&dir).args(["check", "--config"]).arg(&file).output()?;
+    let text = format!("[database]\nurl = \"secret://file{}\"\n", secret.display());
+    let outside = dir.write("r.toml", &text)?;
+    let allowed = dir.write("s.toml", &format!("{text}[secret]\ndir = \"{}\"\n", dir.0.display()))?;
+    let commands = [&["config", "check"][..], &["serve"], &["migrate"], &["token", "list"], &["restore", "--in-place"]];
+    for command in commands {
+        let output = bare(&dir).args(command).arg("--config").arg(&outside).output()?;
+        let text = stderr(&output);
+        let told = format!("{}:2: `database-url`: `{}` is not below", outside.display(), secret.display());
+        anyhow::ensure!(output.status.code() == Some(2) && text.contains(&told), "{command:?}: {text}");
+        anyhow::ensure!(text.contains("--secret-dir, GENNAKER_SECRET_DIRS"), "{command:?}: {text}");
+        // What is behind it is judged.
+        let told = format!("{}:2: `database-url`: is not a postgres:// URL", allowed.display());
+        for by_variable in [false, true] {
+            let mut bare = bare(&dir);
+            let file = if by_variable { &outside } else { &allowed };
+            if by_variable {
+                bare.env("GENNAKER_SECRET_DIRS", &dir.0);
+            }
+            let output = bare.args(command).arg("--config").arg(file).output()?;
+            let text = stderr(&output);
+            let told = told.replace(&allowed.display().to_string(), &file.display().to_string());
+            anyhow::ensure!(output.status.code() == Some(2) && text.contains(&told), "{text}");
+            anyhow::ensure!(!text.contains("hidden-two") && text.lines().count() == 1, "{text}");
+        }
+    }
+    // With directories that do not hold nothing is said of what they lack.
+    let output = config(&dir).args(["check", "--secret-dir", "/not/there", "--config"]).arg(&outside).output()?;
     let text = stderr(&output);
-    anyhow::ensure!(output.status.code() == Some(2) && text.contains("postgres://"), "{}: {text}", output.status);
-    anyhow::ensure!(!text.contains("hidden-two"), "{text}");
+    anyhow::ensure!(text.lines().count() == 1 && text.contains("--secret-dir: /not/there"), "{text}");
+    Ok(())
+}
+
+/// What can be judged without a connection is judged.
+async fn addresses() -> Outcome {
+    let dir = Dir::new()?;
+    for (url, said) in [
+        ("postgres://g:hidden@db:99999/g", "port"),
+        ("postgres://g:hidden@db/g?sslmode=blah", "blah"),
+        ("postgres://g:hidden@d b/g", "cannot be read as the URL of a database"),
+    ] {
+        let text =
+            format!("[smtp]\nhost = \"mail example.org\"\nfrom = \"g@example.org\"\n[database]\nurl = \"{url}\"\n");
+        let file = dir.write("g.toml", &text)?;
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600))?;
+        for command in [&["config", "check"][..], &["serve"]] {
+            let output = bare(&dir).args(command).arg("--config").arg(&file).output()?;
+            let text = stderr(&output);
+            anyhow::ensure!(output.status.code() == Some(2) && text.lines().count() == 2, "{command:?}: {text}");
+            let line = |name: &str| text.lines().find(|line| line.contains(name)).unwrap_or_default();
+            let (host, url) = (line("g.toml:2: `smtp-host`: "), line("g.toml:5: `database-url`: "));
+            anyhow::ensure!(host.contains("`mail example.org` is neither a host's name nor an address"), "{text}");
+            anyhow::ensure!(url.contains(said) && !text.contains("hidden"), "{text}");
+        }
+    }
+    let mut migrate = bare(&dir);
+    let output =
+        migrate.args(["migrate", "--to", "postgres://g:hidden@db:99999/g", "--data-dir"]).arg(&dir.0).output()?;
+    let text = stderr(&output);
+    anyhow::ensure!(output.status.code() == Some(2) && text.contains("--to: cannot be read"), "{text}");
     Ok(())
 }
 
@@ -502,14 +557,17 @@ async fn reload() -> Outcome {
     let left = line(&log, "needs a restart");
     anyhow::ensure!(left.contains("max-concurrent-steps") && !left.contains("max-page"), "{left}");
 
-    // A file that does not hold leaves everything as it is.
-    dir.write("g.toml", "max-page = 11\nmax-pages = 12\n")?;
+    // A file that does not hold leaves everything as it is, and all that is wrong is told.
+    dir.write("g.toml", "max-page = 11\nmax-pages = 12\nmax-event-bytes = 1\n[otlp]\nendpoint = \"x\"\n")?;
     server.signal(Signal::SIGHUP)?;
     let log = wait_for("a word about the faulty file", MAX, || async {
         Some(server.log()).filter(|log| log.contains("all stays as it is"))
     })
     .await?;
-    anyhow::ensure!(log.contains("g.toml:2") && log.contains("did you mean `max-page`"), "{log}");
+    let line = log.lines().find(|line| line.contains("all stays as it is")).unwrap_or_default();
+    for said in ["g.toml:2: ", "did you mean `max-page`", "g.toml:3: `max-event-bytes`", "g.toml:5: `otlp-endpoint`"] {
+        anyhow::ensure!(line.contains(said), "{said}: {log}");
+    }
     anyhow::ensure!(page(&server, 9).await.is_ok() && page(&server, 10).await.is_err());
 
     // And back, with what needs a restart as it was at the start: nothing is left to say.

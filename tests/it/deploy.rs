@@ -403,6 +403,8 @@ async fn stop_the_host() -> Outcome {
     let mut stop = tokio::process::Command::from(server.command());
     let stopped = tokio::time::timeout(MAX, stop.args(["host", "stop", "--instances"]).output()).await??;
     anyhow::ensure!(stopped.status.success(), "{}", String::from_utf8_lossy(&stopped.stderr));
+    let said = String::from_utf8_lossy(&stopped.stdout).into_owned();
+    anyhow::ensure!(said.contains("the next start of the host brings them back"), "{said}");
     // What asks for the host is told so, and starts none.
     let input = json!({ "name": "hello-other", "inbound": [] });
     let document = "mutation Up($input: UpsertSecurityGroupInput!) {
@@ -422,7 +424,16 @@ async fn stop_the_host() -> Outcome {
     anyhow::ensure!(server.host_worker().is_none(), "the server started a host that somebody had stopped");
     server.stop().await?;
     server.restart().await?;
+    // As the stop has said.
+    wait_for("the instances to be back", MAX, || async {
+        hello.groups().await.ok().filter(|groups| groups.first().is_some_and(|group| group.healthy == 3)).map(drop)
+    })
+    .await?;
     hello.deploy("2.0.0").await?.succeeded()?;
+    let shown = server.gennaker(&["status", "hello"]).await?.with_status(0)?;
+    let line = |name: &str| shown.out.lines().find(|line| line.contains(name)).unwrap_or_default();
+    anyhow::ensure!(line("hello-v000").contains("disabled  3 instances, out of traffic"), "{}", shown.out);
+    anyhow::ensure!(line("hello-v001").contains("enabled   3 of 3 healthy"), "{}", shown.out);
     Ok(())
 }
 

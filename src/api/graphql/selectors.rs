@@ -200,19 +200,23 @@ impl Session<'_> {
                 let pipeline = match pipeline {
                     None => None,
                     Some(name) => match self.pipeline_named(&application, &name).await? {
-                        Some(pipeline) => Some(pipeline.id),
+                        Some(pipeline) => Some(pipeline),
                         None => {
                             let message = self.no_pipeline(&application, &name).await?;
                             return Err(Refused::not_found(message, &["execution", "number", "pipeline"]));
                         }
                     },
                 };
-                let found = self.api.store.execution_by_number(application.id, pipeline, number).await;
+                let key = pipeline.as_ref().map(|pipeline| pipeline.id);
+                let found = self.api.store.execution_by_number(application.id, key, number).await;
                 found.map_err(stored)?.filter(|execution| self.sees_execution(execution)).ok_or_else(|| {
-                    Refused::not_found(
-                        format!("there is no execution {number} of it"),
-                        &["execution", "number", "number"],
-                    )
+                    let message = match &pipeline {
+                        Some(pipeline) => {
+                            format!("pipeline `{}/{}` has no execution {number}", application.name, pipeline.name)
+                        }
+                        None => format!("application `{}` has no operation {number}", application.name),
+                    };
+                    Refused::not_found(message, &["execution", "number", "number"])
                 })
             }
         }

@@ -21,6 +21,9 @@ use crate::near::did_you_mean;
 const FILE_BYTES: u64 = 8 * 1024 * 1024;
 /// What stands where the server hides a secret.
 pub const MASK: &str = "***";
+/// The field of a document that stands for an object which an export left out: where something in it
+/// is hidden.
+const LEFT_OUT: &str = "leftOut";
 
 /// What a document is about, in the order in which one may need the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, clap::ValueEnum)]
@@ -108,15 +111,18 @@ impl fmt::Display for Identity {
         }
         f.write_str(&self.name)?;
         match &self.place {
-            Some((account, location)) if account != "local" || location != "local" => {
-                write!(f, " ({account}/{location})")
-            }
+            Some((account, location)) if self.is_elsewhere() => write!(f, " ({account}/{location})"),
             _ => Ok(()),
         }
     }
 }
 
 impl Identity {
+    /// Whether it has a place, and not the one that is meant where none is said.
+    pub fn is_elsewhere(&self) -> bool {
+        self.place.as_ref().is_some_and(|(account, location)| account != "local" || location != "local")
+    }
+
     /// Read from the object's fields.
     pub fn of(kind: Kind, fields: &Map<String, Value>) -> Self {
         let text = |key: &str| fields.get(key).and_then(Value::as_str);
@@ -141,6 +147,8 @@ pub struct Document {
     pub identity: Identity,
     /// In canonical form, `kind` first.
     pub fields: Map<String, Value>,
+    /// It only stands for an object that an export left out, which stays as the server has it.
+    pub left_out: Option<Vec<String>>,
     pub file: PathBuf,
     /// As it was written.
     pub node: Node,
@@ -167,6 +175,23 @@ impl Document {
 /// When it cannot be written, which a JSON value always can.
 pub fn to_yaml(fields: &Map<String, Value>) -> anyhow::Result<String> {
     serde_saphyr::to_string(fields).context("an object cannot be written as YAML")
+}
+
+/// The document that stands for an object which cannot be written, so that whoever applies it does not
+/// take the object for one that is to go. `masked`: where something is hidden.
+pub fn stand_in(identity: &Identity, masked: &[String]) -> Map<String, Value> {
+    let mut fields = Map::new();
+    fields.insert("kind".to_owned(), identity.kind.as_str().into());
+    if identity.kind == Kind::Pipeline {
+        fields.insert("application".to_owned(), identity.application.as_str().into());
+    }
+    fields.insert("name".to_owned(), identity.name.as_str().into());
+    if let Some((account, location)) = identity.place.as_ref().filter(|_| identity.is_elsewhere()) {
+        fields.insert("account".to_owned(), account.as_str().into());
+        fields.insert("location".to_owned(), location.as_str().into());
+    }
+    fields.insert(LEFT_OUT.to_owned(), masked.into());
+    fields
 }
 
 fn at(file: &Path, line: u64, message: impl fmt::Display) -> String {
@@ -292,10 +317,31 @@ fn document(file: &Path, node: Node, types: &Types) -> Result<Document, Vec<Faul
         let near = did_you_mean(given_text, known);
         return Err(one(given.line, format!("`kind` is one of {}, not `{given_text}`{near}", known.join(", "))));
     };
-    let fields = kind.fields(types);
-    let rest = entries.iter().filter(|(key, _, _)| key != "kind").cloned().collect();
-    let rest = Node { content: Content::Map(rest), line: node.line };
+    let mut fields = kind.fields(types);
     let mut faults = Vec::new();
+    let left_out = node.get(LEFT_OUT).map(|mark| match hidden_at(mark) {
+        Some(paths) => paths,
+        None => {
+            let message =
+                format!("`{LEFT_OUT}` is a list of what is hidden in the object, as `gennaker export` writes it");
+            faults.push(Fault { line: mark.line, message });
+            Vec::new()
+        }
+    });
+    if left_out.is_some() {
+        let names = |key: &str| ["application", "name", "account", "location"].contains(&key);
+        fields.retain(|field| names(&field.name));
+        for (key, line, _) in entries.iter().filter(|(key, _, _)| key != "kind" && key != LEFT_OUT && !names(key)) {
+            let message = format!(
+                "`{key}` stands beside `{LEFT_OUT}`, which says only that the object stays as the server has it; once the \
+                 document is whole, take `{LEFT_OUT}` out"
+            );
+            faults.push(Fault { line: *line, message });
+        }
+    }
+    let is_known = |key: &str| left_out.is_none() || fields.iter().any(|field| field.name == key);
+    let rest = entries.iter().filter(|(key, _, _)| key != "kind" && is_known(key)).cloned().collect();
+    let rest = Node { content: Content::Map(rest), line: node.line };
     types.check_fields(&fields, &rest, "", &mut faults);
     if !faults.is_empty() {
         if let Value::Object(given) = rest.to_json() {
@@ -305,7 +351,23 @@ fn document(file: &Path, node: Node, types: &Types) -> Result<Document, Vec<Faul
         return Err(faults);
     }
     let fields = whole(kind, types.canonical_fields(&fields, &rest.to_json()));
-    Ok(Document { identity: Identity::of(kind, &fields), fields, file: file.to_owned(), node })
+    Ok(Document { identity: Identity::of(kind, &fields), fields, left_out, file: file.to_owned(), node })
+}
+
+fn hidden_at(mark: &Node) -> Option<Vec<String>> {
+    match &mark.content {
+        Content::List(paths) => paths.iter().map(|path| path.text().map(str::to_owned)).collect(),
+        _ => None,
+    }
+}
+
+/// The one document of a file, if that is what it holds.
+pub fn only_document(file: &Path, types: &Types) -> Option<(Document, String)> {
+    let text = text_of(file).ok()?;
+    match <[Node; 1]>::try_from(tree::read(&text).ok()?) {
+        Ok([node]) => Some((document(file, node, types).ok()?, text)),
+        Err(_) => None,
+    }
 }
 
 /// `kind`, `application` and `name` first, then the rest in the schema's order.

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use super::tree::{Content, Node};
 use crate::cli::client::{Client, Error};
+use crate::model::Occasion;
 use crate::near::did_you_mean;
 
 const INTROSPECTION: &str = "
@@ -123,11 +124,9 @@ impl Types {
                 if let Some(values) = self.enums.get(name) {
                     if !node.text().is_some_and(|text| values.iter().any(|value| value == text)) {
                         let given = node.text().map_or_else(|| node.sort().to_owned(), |text| format!("`{text}`"));
+                        let values: Vec<&str> = values.iter().map(String::as_str).filter(|it| may_stand(it)).collect();
                         let all = values.join(", ");
-                        let near = did_you_mean(
-                            &node.text().unwrap_or_default().to_uppercase(),
-                            values.iter().map(String::as_str),
-                        );
+                        let near = did_you_mean(&node.text().unwrap_or_default().to_uppercase(), values);
                         fault(format!("`{path}` is one of {all}, not {given}{near}"));
                     }
                     return;
@@ -284,6 +283,11 @@ impl Type {
             Self::List(inner) | Self::Required(inner) => inner.named(),
         }
     }
+}
+
+/// Whether a document may say it: the schema has one list of occasions, and not of all are there rules.
+fn may_stand(value: &str) -> bool {
+    serde_json::from_value::<Occasion>(value.into()).map_or(true, Occasion::is_of_executions)
 }
 
 fn list(value: &Value) -> &[Value] {

@@ -496,7 +496,7 @@ impl Provider for HostProvider {
     }
 
     fn validate_launch(&self, launch: &Value, open: &[String]) -> Result<(), (String, String)> {
-        let Some(read) = Launch::read_known(launch, open)? else { return Ok(()) };
+        let Some(read) = Launch::read_new_known(launch, open)? else { return Ok(()) };
         let secrets = Secrets::new(self.0.options.secret_roots.iter().cloned());
         secrets.permits_all(&serde_json::json!({ "environment": read.environment }))
     }

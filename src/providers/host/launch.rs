@@ -119,6 +119,9 @@ impl Limits {
     }
 }
 
+/// In less, no program runs: its own pages, a stack and the loader take more. Who writes less means
+/// another unit.
+const MEMORY_BYTES_MIN: u64 = 1 << 20;
 const MAX_ARGUMENTS: usize = 1_000;
 const MAX_VARIABLES: usize = 1_000;
 
@@ -167,6 +170,43 @@ impl Launch {
                 .collect();
             (pointer, error.into_inner().to_string())
         })
+    }
+
+    /// [`Launch::read`] of one that is wanted anew. A record from before a bound was set is still read.
+    ///
+    /// # Errors
+    /// (JSON pointer, what is wrong) of the first fault.
+    pub fn read_new(launch: &Value) -> Result<Self, (String, String)> {
+        let launch = Self::read(launch)?;
+        launch.check_new(&[])?;
+        Ok(launch)
+    }
+
+    /// [`Launch::read_known`] of one that is wanted anew.
+    ///
+    /// # Errors
+    /// (JSON pointer, what is wrong) of the first fault that stands whatever the open texts come to.
+    pub fn read_new_known(launch: &Value, open: &[String]) -> Result<Option<Self>, (String, String)> {
+        let launch = Self::read_known(launch, open)?;
+        if let Some(launch) = &launch {
+            launch.check_new(open)?;
+        }
+        Ok(launch)
+    }
+
+    fn check_new(&self, open: &[String]) -> Result<(), (String, String)> {
+        const MEMORY: &str = "/limits/memoryBytes";
+        let is_open = open.iter().any(|pointer| MEMORY.starts_with(pointer.as_str()));
+        match self.limits.memory_bytes {
+            Some(bytes) if bytes < MEMORY_BYTES_MIN && !is_open => Err((
+                MEMORY.to_owned(),
+                format!(
+                    "{bytes} bytes are too few for any program; give at least {MEMORY_BYTES_MIN} (1 MiB), and mind that \
+                     the unit is bytes: 256 MiB are 268435456"
+                ),
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// The names of variables, which are known in any case.
@@ -303,7 +343,7 @@ impl Launch {
                     "type": "object",
                     "additionalProperties": false,
                     "properties": {
-                        "memoryBytes": positive("Memory in bytes"),
+                        "memoryBytes": { "type": "integer", "minimum": MEMORY_BYTES_MIN, "title": "Memory in bytes; at least 1 MiB" },
                         "cpuMillis": positive("Thousandths of a CPU"),
                         "processes": positive("Processes and threads"),
                         "openFiles": positive("Open files")
@@ -481,6 +521,24 @@ mod tests {
         ] {
             assert!(Launch::read_known(&launch, &places).is_ok(), "{launch}");
         }
+    }
+
+    #[test]
+    fn memory_in_which_nothing_runs_is_refused_where_it_is_new() {
+        let with = |bytes: u64| {
+            let mut launch = launch();
+            launch["limits"] = json!({ "memoryBytes": bytes });
+            launch
+        };
+        let validator = jsonschema::validator_for(&Launch::schema()).expect("the schema is a schema");
+        for bytes in [1, 512, MEMORY_BYTES_MIN - 1] {
+            let (at, message) = Launch::read_new(&with(bytes)).expect_err("too few");
+            assert!(at == "/limits/memoryBytes" && message.contains("1 MiB"), "{at}: {message}");
+            assert!(!validator.is_valid(&with(bytes)), "{bytes}");
+            Launch::read(&with(bytes)).expect("a record of before");
+        }
+        Launch::read_new(&with(MEMORY_BYTES_MIN)).expect("enough");
+        assert!(validator.is_valid(&with(MEMORY_BYTES_MIN)));
     }
 
     #[test]

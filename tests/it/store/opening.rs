@@ -8,6 +8,7 @@ cases!(
         a_second_server_on_the_data_directory_is_refused,
         the_data_is_for_its_owner_only,
         an_older_file_is_copied_before_it_is_migrated,
+        a_file_that_is_no_database_is_left_as_it_is,
         pruning_gives_pages_back,
         a_full_queue_refuses_as_unavailable,
         a_new_start_on_the_file_may_take_everything_at_once;
@@ -99,6 +100,50 @@ async fn an_older_file_is_copied_before_it_is_migrated(place: &Home) {
     let row = one_row(&copy, "SELECT name FROM application").await;
     assert_eq!(row.try_get_by_index::<String>(0).expect("a name"), "hello");
     copy.close().await.expect("closed");
+}
+
+async fn a_file_that_is_no_database_is_left_as_it_is(place: &Home) {
+    let dir = directory();
+    std::fs::create_dir(&dir).expect("made");
+    let path = dir.join("gennaker.db");
+    let options = Options { data_dir: dir.clone(), ..place.options.clone() };
+    let backup = dir.join("backup.db");
+    gennaker::store::backup(&place.options, &backup, false).await.expect("a backup");
+    let text = b"somebody's own file, which is no database".repeat(100);
+    let mut torn = b"SQLite format 3\0".to_vec();
+    torn.push(0x10);
+    for content in [&b"x"[..], b"SQLite format 3", &torn, &text] {
+        std::fs::write(&path, content).expect("written");
+        let server = Store::open(&options, place.clock.clone()).await.map(drop);
+        let tool = Store::open_beside(&options, place.clock.clone()).await.map(drop);
+        let copy = gennaker::store::backup(&options, &dir.join("copy.db"), false).await.map(drop);
+        for refused in [server, tool, copy] {
+            match refused {
+                Err(Error::Refused(said)) => {
+                    assert!(said.starts_with(&format!("{} is no SQLite database", path.display())), "{said}");
+                    assert!(said.contains("gennaker restore"), "{said}");
+                }
+                other => panic!("expected a refusal, got {other:?}"),
+            }
+        }
+        assert_eq!(std::fs::read(&path).expect("read"), content, "it is what it was");
+    }
+    // It begins as one and goes on as none: SQLite finds that out, and the file is named.
+    let mut bytes = std::fs::read(&backup).expect("read");
+    bytes[16..].fill(0xa5);
+    std::fs::write(&path, &bytes).expect("written");
+    let error = Store::open(&options, place.clock.clone()).await.map(drop).expect_err("no database").to_string();
+    assert!(error.contains(&path.display().to_string()), "{error}");
+    assert_eq!(std::fs::read(&path).expect("read"), bytes, "it is what it was");
+
+    // A restore keeps it aside as it is.
+    std::fs::write(&path, b"x").expect("written");
+    let restored = gennaker::store::restore(&options, &backup, true, start()).await.expect("restored");
+    assert_eq!(std::fs::read(restored.kept.expect("kept")).expect("read"), b"x");
+    // And an empty one is what a first start that was killed leaves.
+    std::fs::write(&path, b"").expect("written");
+    Store::open(&options, place.clock.clone()).await.expect("opens").close().await;
+    std::fs::remove_dir_all(&dir).expect("removed");
 }
 
 async fn pruning_gives_pages_back(place: &Home) {

@@ -72,7 +72,7 @@ impl Hub {
 
     fn check_spec(&self, spec: &ServerGroupSpec) -> Reply<Launch> {
         let capacity = check_capacity(spec.capacity)?;
-        let launch = Launch::read(&spec.launch)
+        let launch = Launch::read_new(&spec.launch)
             .map_err(|(pointer, message)| refuse(ErrorKind::Invalid, format!("launch{pointer}: {message}")))?;
         shim::user(launch.run_as.as_deref())
             .map_err(|error| refuse(ErrorKind::Invalid, format!("launch/runAs: {error:#}")))?;
