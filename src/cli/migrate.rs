@@ -70,7 +70,7 @@ fn transfer(data: DataConfig, to: String, verify: bool) -> Outcome {
     if !["postgres://", "postgresql://"].iter().any(|scheme| to.starts_with(scheme)) {
         return Err(Failure::input(anyhow::anyhow!("--to is not a postgres:// URL")));
     }
-    store::judge_url(&to).map_err(|message| Failure::input(anyhow::anyhow!("--to: {message}")))?;
+    store::Options::judge_url(&to).map_err(|message| Failure::input(anyhow::anyhow!("--to: {message}")))?;
     block_on(async move {
         let tell = |table: &str, rows: u64| println!("  {table}: {rows} rows");
         let moved = store::transfer(&data.store_options(), &to, verify, tell).await?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{Error, Errors, SecretArgs};
 use crate::secrets::{self, Secrets};
-use crate::store::{self, Durability, Options};
+use crate::store::{Durability, Options};
 
 /// Flags.
 #[derive(Debug, Clone, clap::Args)]
@@ -63,7 +63,7 @@ impl DataArgs {
                 "is not a postgres:// URL; leave it (and GENNAKER_DATABASE_URL, DATABASE_URL) out for SQLite in the data directory",
             ),
             Some(url) => {
-                if let Err(message) = store::judge_url(url) {
+                if let Err(message) = Options::judge_url(url) {
                     errors.add(URL, message);
                 }
             }

@@ -43,7 +43,6 @@ pub use commit::{
 pub use backup::{BackedUp, Restored, adopt_restored, backup, restore};
 pub use deliveries::{Claimed, DeliveryFilter, Tried};
 pub use health::Fill;
-pub use open::judge_url;
 pub use transfer::{Moved, Table, transfer};
 pub use triggers::{Edge, Unreadable};
 
@@ -61,6 +60,16 @@ pub struct Options {
     pub durability: Durability,
     /// Commits that may wait for the writer; one more is refused as overloaded.
     pub queue_max: usize,
+}
+
+impl Options {
+    /// Whether a URL of PostgreSQL can be read; nothing is connected to.
+    ///
+    /// # Errors
+    /// What is wrong with it and what is expected; never its password.
+    pub fn judge_url(url: &str) -> Result<(), String> {
+        open::connect_options(url).map(drop)
+    }
 }
 
 /// SQLite's `synchronous`: what a power cut may take.

@@ -224,15 +224,7 @@ pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
 
 // --- PostgreSQL ------------------------------------------------------------------------------------
 
-/// Whether a URL of PostgreSQL can be read; nothing is connected to.
-///
-/// # Errors
-/// What is wrong with it and what is expected; never its password.
-pub fn judge_url(url: &str) -> Result<(), String> {
-    connect_options(url).map(drop)
-}
-
-fn connect_options(url: &str) -> Result<PgConnectOptions, String> {
+pub(super) fn connect_options(url: &str) -> Result<PgConnectOptions, String> {
     const FORM: &str = "its form is postgres://user@host:5432/name?sslmode=require";
     let options: PgConnectOptions = url.parse().map_err(|error: sqlx::Error| {
         let said = match &error {
