@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use serde_json::{Map, Value, json};
 
-use super::files::{self, Document, Found, Identity, Kind, Server, Types};
+use super::files::{self, Document, Found, Identity, Kind, Server, Types, Written};
 use super::remote::{RemoteArgs, answer, fault, print, warn};
 use super::{Failure, Outcome, block_on};
 
@@ -26,10 +26,11 @@ it is named, and the exit code is 1. A document with `leftOut` stands for it:
 `gennaker apply` leaves it as it is, with --prune too. A file of it that is
 there already stays.
 
-With -o DIR, a file of an object that the server has no more is named, and the
-exit code is 1, since `apply` would make the object again; --prune removes it.
-What is not just as an export writes it, at the path where it writes it, is
-never removed.
+With -o DIR, a file of an object that the server does not have is named, and
+the exit code is 1, since `apply` would make the object, or refuse a document
+with `leftOut`. --prune removes it if an export wrote it and nobody changed it
+since: DIR/.gennaker-export has the SHA-256 of each file that was written;
+keep it with them. Any other file stays.
 
 Exit status: 0 all was written, 1 something was left out, is stale or failed,
 2 no such application, or the token does not hold, 5 the server cannot be
@@ -50,7 +51,7 @@ pub struct Args {
     /// Where to write: a directory, made if it is not there, or - for standard output
     #[arg(short, long, value_name = "DIR|-", default_value = "-")]
     output: PathBuf,
-    /// Remove files of a former export whose objects the server has no more
+    /// Remove unchanged files of former exports whose objects the server does not have
     #[arg(long)]
     prune: bool,
     #[command(flatten)]
@@ -84,13 +85,10 @@ impl Exported {
     }
 
     fn text(&self) -> anyhow::Result<String> {
-        text(&self.fields(), self.is_whole())
+        const LEFT_OUT: &str =
+            "# The export left it out, for what the server hides in it; `apply` leaves it as it is.\n";
+        Ok(format!("{}{}", if self.is_whole() { "" } else { LEFT_OUT }, files::to_yaml(&self.fields())?))
     }
-}
-
-fn text(fields: &Map<String, Value>, is_whole: bool) -> anyhow::Result<String> {
-    const LEFT_OUT: &str = "# The export left it out, for what the server hides in it; `apply` leaves it as it is.\n";
-    Ok(format!("{}{}", if is_whole { "" } else { LEFT_OUT }, files::to_yaml(fields)?))
 }
 
 async fn export(args: Args) -> Outcome {
@@ -129,7 +127,12 @@ async fn export(args: Args) -> Outcome {
         }
         document.insert("documents".into(), objects.iter().map(|object| Value::Object(object.fields())).collect());
     } else {
-        let files = write(&args, &server.types, &objects)?;
+        let mut known = Written::read(&args.output)?;
+        let files = write(&args, &server.types, &objects, &mut known);
+        // What was written before a fault is remembered too.
+        let saved = known.save();
+        let files = files?;
+        saved?;
         complete &= files.stale.is_empty();
         for (list, paths) in [("files", files.written), ("removed", files.removed), ("stale", files.stale)] {
             document.insert(list.into(), paths.iter().map(|path| path.display().to_string()).collect());
@@ -157,14 +160,15 @@ impl Args {
 struct Files {
     written: Vec<PathBuf>,
     removed: Vec<PathBuf>,
-    /// Of objects that the server has no more.
+    /// Of objects that the server does not have.
     stale: Vec<PathBuf>,
 }
 
-fn write(args: &Args, types: &Types, objects: &[Exported]) -> Result<Files, Failure> {
+fn write(args: &Args, types: &Types, objects: &[Exported], known: &mut Written) -> anyhow::Result<Files> {
     let mut files = Files::default();
     for object in objects {
-        let path = args.output.join(file_name(&object.found.identity));
+        let name = file_name(&object.found.identity);
+        let path = args.output.join(&name);
         // Somebody may have written it whole, with references.
         if !object.is_whole() && path.exists() && !stands_in(&path, types) {
             warn(&format!("{} is left as it is, and may differ from what the server has", path.display()));
@@ -173,60 +177,63 @@ fn write(args: &Args, types: &Types, objects: &[Exported]) -> Result<Files, Fail
         if let Some(directory) = path.parent() {
             std::fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
         }
-        std::fs::write(&path, object.text()?).with_context(|| format!("writing {}", path.display()))?;
+        let text = object.text()?;
+        std::fs::write(&path, &text).with_context(|| format!("writing {}", path.display()))?;
+        known.note(&name, &text);
         args.tell(&path.display().to_string());
         files.written.push(path);
     }
     let there: BTreeSet<PathBuf> = objects.iter().map(|object| file_name(&object.found.identity)).collect();
-    for stale in stale(args, types, &there)? {
-        let Stale { path, identity, is_ours } = stale;
-        let gone = format!("{} is of {identity}, which the server has no more", path.display());
-        match (args.prune, is_ours) {
-            (true, true) => {
-                std::fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
-                // The application's directory with its last file; any other stays.
-                let _ = path.parent().map(std::fs::remove_dir);
-                args.tell(&format!("removed {}", path.display()));
-                files.removed.push(path);
-                continue;
-            }
-            (true, false) => {
-                warn(&format!("{gone}, and is not just as an export writes it: it stays; remove it if it is to go"));
-            }
-            (false, _) => {
-                warn(&format!("{gone}; `gennaker apply` would make it again: remove the file, or export with --prune"));
-            }
+    for stale in stale(args, types, &there, known)? {
+        let Stale { path, identity, is_ours, stands_in } = stale;
+        if args.prune && is_ours {
+            std::fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+            // The application's directory with its last file; any other stays.
+            let _ = path.parent().map(std::fs::remove_dir);
+            args.tell(&format!("removed {}", path.display()));
+            files.removed.push(path);
+            continue;
         }
+        let is = format!("{} is of {identity}, which the server does not have", path.display());
+        let changed = "was changed since, or was not written by an export";
+        let then = match stands_in {
+            true => "`gennaker apply` refuses it, since there is nothing that it could stand for",
+            false => "`gennaker apply` would make it",
+        };
+        warn(&match (args.prune, is_ours) {
+            (true, _) => format!("{is}, and {changed}: it stays; remove it if it is to go"),
+            (false, true) => format!("{is}; {then}: remove the file, or export with --prune"),
+            (false, false) => format!("{is}, and {changed}; {then}: remove the file if it is to go"),
+        });
         files.stale.push(path);
     }
     Ok(files)
 }
 
-/// A file of an object that the server has no more.
+/// A file of an object that the server does not have.
 struct Stale {
     path: PathBuf,
     identity: Identity,
-    /// It is just as an export writes it.
+    /// It is just as an export wrote it.
     is_ours: bool,
+    /// It stands for an object that an export left out.
+    stands_in: bool,
 }
 
 /// Those among the files that an export of the same scope would write.
-fn stale(args: &Args, types: &Types, there: &BTreeSet<PathBuf>) -> anyhow::Result<Vec<Stale>> {
+fn stale(args: &Args, types: &Types, there: &BTreeSet<PathBuf>, known: &Written) -> anyhow::Result<Vec<Stale>> {
     let mut stale = Vec::new();
     for directory in entries(&args.output)?.into_iter().filter(|path| path.is_dir() && !path.is_symlink()) {
         for path in entries(&directory)?.into_iter().filter(|path| path.is_file() && !path.is_symlink()) {
             let Ok(name) = path.strip_prefix(&args.output) else { continue };
             let looks_so = path.extension().is_some_and(|end| end == "yaml") && !there.contains(name);
-            let Some((document, written)) = looks_so.then(|| files::only_document(&path, types)).flatten() else {
+            let Some((document, text)) = looks_so.then(|| files::only_document(&path, types)).flatten() else {
                 continue;
             };
-            let Document { identity, fields, left_out, .. } = document;
+            let Document { identity, left_out, .. } = document;
             if file_name(&identity) == name && args.is_wanted(&identity) {
-                let ours = match &left_out {
-                    Some(masked) => text(&files::stand_in(&identity, masked), false)?,
-                    None => text(&fields, true)?,
-                };
-                stale.push(Stale { is_ours: ours == written, path, identity });
+                let is_ours = known.holds(name, &text);
+                stale.push(Stale { path, identity, is_ours, stands_in: left_out.is_some() });
             }
         }
     }
@@ -323,11 +330,28 @@ fn file_name(identity: &Identity) -> PathBuf {
         .join(format!("{kind}.{}.yaml", plain(&format!("{place}{}", identity.name))))
 }
 
+/// Bytes of a name in a file's name that is not shortened; a file's name may have 255.
+const PLAIN_BYTES: usize = 120;
+
 /// A name as part of a file's name: what is not plain is written as its number, so that no two names
-/// share a file.
+/// share a file. A long one is its beginning and its digest.
 fn plain(name: &str) -> String {
+    const DIGITS: usize = 16;
+    let whole = escaped(name, usize::MAX);
+    if whole.len() <= PLAIN_BYTES {
+        return whole;
+    }
+    // With the dash it is longer than any that is not shortened, so it is none of those.
+    format!("{}-{}", escaped(name, PLAIN_BYTES - DIGITS), &files::digest(name)[..DIGITS])
+}
+
+/// As much of a name as makes so many bytes, with the last escape whole.
+fn escaped(name: &str, bytes: usize) -> String {
     let mut text = String::new();
     for byte in name.bytes() {
+        if text.len() >= bytes {
+            break;
+        }
         match byte {
             b'.' if text.is_empty() => text.push_str("%2E"),
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => text.push(char::from(byte)),
@@ -346,5 +370,20 @@ mod tests {
         assert_eq!(plain("deploy web"), "deploy%20web");
         assert_eq!(plain("../x"), "%2E.%2Fx");
         assert_eq!(plain("shop-web.1"), "shop-web.1");
+    }
+
+    #[test]
+    fn a_long_name_is_shortened_between_two_escapes() {
+        assert_eq!(plain(&"a".repeat(120)), "a".repeat(120));
+        for filled in ["a", "ab", "abc"] {
+            let long = format!("{filled}{}", "ä".repeat(97));
+            let short = plain(&long);
+            assert!((121..=123).contains(&short.len()), "{short}");
+            let (start, digest) = short.rsplit_once('-').expect("a dash");
+            assert_eq!(digest.len(), 16);
+            assert!(start.len() % 3 == filled.len() % 3, "{start}");
+            assert!(escaped(&long, usize::MAX).starts_with(start), "{start}");
+            assert_ne!(plain(&format!("{long}x")), short);
+        }
     }
 }

@@ -19,6 +19,10 @@ use crate::store::{Commit, CommitError, Guard, NewEvent, ProblemKey, Store, Told
 
 /// The beginning of one problem is told at most once in this time; its end follows whenever it comes.
 const PAUSE: TimeDelta = TimeDelta::seconds(60);
+/// What is gone for so long is over: something that crashes is well now and then.
+const SETTLED: TimeDelta = TimeDelta::seconds(10);
+/// While something is gone and not over yet, it is looked again after this long.
+const LOOK_SOON: Duration = Duration::from_secs(1);
 /// Without a change it is looked again after this long, as long as there is anything to look at.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// Bytes of a message.
@@ -29,21 +33,25 @@ pub async fn tell(inventory: Inventory, store: Store, clock: Clock, stop: Cancel
     let mut changed = inventory.changed();
     // Accounts of which nothing was told that still matters.
     let mut quiet: BTreeMap<String, bool> = BTreeMap::new();
+    let mut absent: BTreeMap<String, Absent> = BTreeMap::new();
     loop {
         changed.mark_unchanged();
         for account in inventory.accounts() {
             let was_quiet = quiet.get(&account.name).copied().unwrap_or(false);
-            let is_quiet = look(&inventory, &store, &clock, &account, was_quiet).await.unwrap_or_else(|error| {
-                let name = &account.name;
-                tracing::warn!(account = name, "problems of load balancers of `{name}` are not told yet: {error}");
-                false
-            });
+            let absent = absent.entry(account.name.clone()).or_default();
+            let is_quiet =
+                look(&inventory, &store, &clock, (&account, absent), was_quiet).await.unwrap_or_else(|error| {
+                    let name = &account.name;
+                    tracing::warn!(account = name, "problems of load balancers of `{name}` are not told yet: {error}");
+                    false
+                });
             quiet.insert(account.name, is_quiet);
         }
         let again = quiet.values().any(|quiet| !quiet);
+        let after = if absent.values().all(Absent::is_empty) { LOOK_AGAIN } else { LOOK_SOON };
         tokio::select! {
             () = stop.cancelled() => return,
-            () = clock.sleep(LOOK_AGAIN), if again => {}
+            () = clock.sleep(after), if again => {}
             changed = changed.changed() => if changed.is_err() {
                 // Cannot be while this task holds the inventory; then nothing would ever come.
                 return stop.cancelled().await;
@@ -57,7 +65,7 @@ async fn look(
     inventory: &Inventory,
     store: &Store,
     clock: &Clock,
-    account: &Account,
+    (account, absent): (&Account, &mut Absent),
     was_quiet: bool,
 ) -> Result<bool, String> {
     // It changes when it is read for the first time.
@@ -67,7 +75,7 @@ async fn look(
         return Ok(true);
     }
     let told = store.told_problems(&account.name).await.map_err(|error| error.to_string())?;
-    for commit in decide(account, &snapshot, &told, clock.now()) {
+    for commit in decide(account, &snapshot, &told, absent, clock.now()) {
         match store.commit(commit).await {
             // Refused: another server has told it.
             Ok(_) | Err(CommitError::Refused(_)) => {}
@@ -77,8 +85,17 @@ async fn look(
     Ok(none && told.is_empty())
 }
 
+/// Problems that were told and are not there, each with the instant since when this server sees it so.
+type Absent = BTreeMap<ProblemKey, DateTime<Utc>>;
+
 /// What is to be told, and remembered of it.
-fn decide(account: &Account, snapshot: &Snapshot, told: &[ToldProblem], now: DateTime<Utc>) -> Vec<Commit> {
+fn decide(
+    account: &Account,
+    snapshot: &Snapshot,
+    told: &[ToldProblem],
+    absent: &mut Absent,
+    now: DateTime<Utc>,
+) -> Vec<Commit> {
     let revision = i64::try_from(snapshot.revision).unwrap_or(i64::MAX);
     let told: BTreeMap<&ProblemKey, &ToldProblem> = told.iter().map(|told| (&told.key, told)).collect();
     // Of another's snapshot that is newer than ours; a host whose clock was put back counts from
@@ -98,10 +115,14 @@ fn decide(account: &Account, snapshot: &Snapshot, told: &[ToldProblem], now: Dat
         let after = ToldProblem { key: key.clone(), message, is_over, begun_at, told_at, revision };
         commits.push(telling(before, after));
     }
+    absent.retain(|key, _| told.get(key).is_some_and(|told| !told.is_over) && !present.contains_key(key));
     // A place that is not this account's is another server's to look at.
     let ours = told.values().filter(|told| account.locations.contains(&told.key.place.location));
     for told in ours.filter(|told| !present.contains_key(&told.key) && !is_ahead(told)) {
         if !told.is_over {
+            if now < *absent.entry(told.key.clone()).or_insert(now) + SETTLED {
+                continue;
+            }
             let after = ToldProblem { is_over: true, told_at: now, revision, ..(*told).clone() };
             commits.push(telling(Some(told), after));
         } else if now >= told.begun_at.max(told.told_at) + PAUSE {
@@ -166,6 +187,7 @@ mod tests {
         account: Account,
         snapshot: Snapshot,
         rows: Vec<ToldProblem>,
+        absent: Absent,
     }
 
     impl Told {
@@ -174,7 +196,7 @@ mod tests {
             let cloud = Memory::new(Clock::system());
             cloud.given_load_balancer("hello");
             let snapshot = cloud.snapshot().await.expect("read");
-            Self { account: cloud.account(), snapshot, rows: Vec::new() }
+            Self { account: cloud.account(), snapshot, rows: Vec::new(), absent: Absent::new() }
         }
 
         /// As of a second, with these groups' shares having nowhere to go: the occasions that are told.
@@ -192,7 +214,7 @@ mod tests {
 
         fn again(&mut self, second: i64) -> Vec<Occasion> {
             let mut occasions = Vec::new();
-            for commit in decide(&self.account, &self.snapshot, &self.rows, at(second)) {
+            for commit in decide(&self.account, &self.snapshot, &self.rows, &mut self.absent, at(second)) {
                 for write in commit.writes {
                     match write {
                         Write::InsertNotification(notification) => occasions.push(notification.occasion),
@@ -224,26 +246,29 @@ mod tests {
         assert_eq!(told.at(1, &["a"]), [BEGUN]);
         assert_eq!(told.at(2, &["a"]), [], "once");
         assert_eq!(told.at(3, &["a", "b"]), [BEGUN]);
-        assert_eq!(told.at(4, &["b"]), [OVER]);
+        assert_eq!(told.at(4, &["b"]), [], "it may come again at once");
+        assert_eq!(told.at(13, &["b"]), []);
+        assert_eq!(told.at(14, &["b"]), [OVER]);
         assert_eq!(told.at(500, &["b"]), []);
-        assert_eq!(told.at(501, &[]), [OVER]);
-        assert_eq!((told.at(562, &[]), told.rows.len()), (vec![], 0), "nothing is left of it");
+        assert_eq!((told.at(501, &[]), told.at(511, &[])), (vec![], vec![OVER]));
+        assert_eq!((told.at(572, &[]), told.rows.len(), told.absent.len()), (vec![], 0, 0), "nothing is left of it");
     }
 
     #[tokio::test]
-    async fn what_comes_and_goes_is_told_once_a_minute() {
+    async fn what_comes_and_goes_is_one_problem_and_its_beginning_is_told_once_a_minute() {
         let mut told = Told::new().await;
         let mut occasions = Vec::new();
         for second in 0..180 {
-            occasions.extend(told.at(second, if second % 2 == 0 { &["a"] } else { &[] }));
+            occasions.extend(told.at(second, if second % 5 == 0 { &["a"] } else { &[] }));
         }
-        assert_eq!(occasions, [BEGUN, OVER, BEGUN, OVER, BEGUN, OVER]);
+        assert_eq!(occasions, [BEGUN], "it was never gone for long");
+        assert_eq!(told.at(190, &[]), [OVER]);
         // What began again within the minute, and stays, is told when the minute is over.
-        assert_eq!(told.at(181, &["a"]), [BEGUN]);
-        assert_eq!(told.at(182, &[]), [OVER]);
-        assert_eq!(told.at(183, &["a"]), []);
-        assert_eq!(told.again(240), []);
-        assert_eq!(told.again(242), [BEGUN]);
+        assert_eq!(told.at(191, &["a"]), [BEGUN]);
+        assert_eq!((told.at(192, &[]), told.at(202, &[])), (vec![], vec![OVER]));
+        assert_eq!(told.at(203, &["a"]), []);
+        assert_eq!(told.again(250), []);
+        assert_eq!(told.again(252), [BEGUN]);
     }
 
     #[tokio::test]
@@ -255,13 +280,13 @@ mod tests {
         told.snapshot = before;
         assert_eq!(told.again(2), [], "it had not begun by then");
         told.snapshot = during.clone();
-        assert_eq!(told.at(500, &[]), [OVER]);
+        assert_eq!((told.at(490, &[]), told.at(500, &[])), (vec![], vec![OVER]));
         let after = std::mem::replace(&mut told.snapshot, during);
         assert_eq!(told.again(501), [], "it was over by then");
         // A host whose clock was put back is believed after a while.
         assert_eq!(told.again(600), [BEGUN]);
         told.snapshot = Snapshot { revision: 1, ..after };
-        assert_eq!((told.again(601), told.again(700)), (vec![], vec![OVER]));
+        assert_eq!((told.again(601), told.again(700), told.again(710)), (vec![], vec![], vec![OVER]));
     }
 
     #[tokio::test]

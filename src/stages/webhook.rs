@@ -118,6 +118,24 @@ enum CallError {
     PerhapsReceived(String),
 }
 
+/// What can be said of a URL up to its first expression.
+fn check_url(url: &str) -> Result<(), (String, String)> {
+    let known = url.find("${").map_or(url, |begin| &url[..begin]);
+    let is_whole = known.len() == url.len();
+    let lower = known.to_ascii_lowercase();
+    // Before an expression it may end anywhere, also within the scheme.
+    let begins = |scheme: &str| lower.starts_with(scheme) || (!is_whole && scheme.starts_with(&lower));
+    if !begins("http://") && !begins("https://") {
+        return Err(("/url".to_owned(), "it is neither http:// nor https://".to_owned()));
+    }
+    let authority = lower.split('/').nth(2).unwrap_or_default();
+    if authority.contains('@') {
+        let message = "it holds a name or password; send them in the header `authorization`, as a secret:// reference";
+        return Err(("/url".to_owned(), message.to_owned()));
+    }
+    Ok(())
+}
+
 impl Config {
     fn method(&self) -> Result<Method, String> {
         let method = self.method.to_ascii_uppercase();
@@ -148,17 +166,8 @@ impl Config {
 
     fn check(&self) -> Result<(), (String, String)> {
         self.method().map_err(|message| ("/method".to_owned(), message))?;
-        if !secrets::is_reference(&self.url) && !self.url.contains("${") {
-            let lower = self.url.to_ascii_lowercase();
-            if !lower.starts_with("http://") && !lower.starts_with("https://") {
-                return Err(("/url".to_owned(), "it is neither http:// nor https://".to_owned()));
-            }
-            let authority = lower.split('/').nth(2).unwrap_or_default();
-            if authority.contains('@') {
-                let message =
-                    "it holds a name or password; send them in the header `authorization`, as a secret:// reference";
-                return Err(("/url".to_owned(), message.to_owned()));
-            }
+        if !secrets::is_reference(&self.url) {
+            check_url(&self.url)?;
         }
         whole_references("/url", &Value::String(self.url.clone()))?;
         whole_references("/body", &self.body)?;
@@ -296,6 +305,10 @@ impl Stage for Webhook {
                     .map(|(name, value)| (name.clone(), if has_expression(value) { json!("") } else { value.clone() }))
                     .collect(),
                 ("body", body) => without_expressions(body),
+                ("url", Value::String(url)) if has_expression(value) => {
+                    check_url(url)?;
+                    continue;
+                }
                 (_, value) if has_expression(value) => continue,
                 (_, value) => value.clone(),
             };

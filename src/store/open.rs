@@ -88,7 +88,14 @@ pub(super) fn must_be_sqlite(path: &Path) -> Result<(), Error> {
     const BYTES_MIN: u64 = 512;
     let fault = |source| Error::Directory { path: path.to_owned(), source };
     let file = File::open(path).map_err(fault)?;
-    let size = file.metadata().map_err(fault)?.len();
+    let metadata = file.metadata().map_err(fault)?;
+    if metadata.is_dir() {
+        return Err(Error::Refused(format!(
+            "{} is a directory, and a database's file belongs there; move it away, or give another data directory",
+            path.display()
+        )));
+    }
+    let size = metadata.len();
     let mut begin = Vec::new();
     file.take(BEGINS.len() as u64).read_to_end(&mut begin).map_err(fault)?;
     if size == 0 || (begin == BEGINS && size >= BYTES_MIN) {

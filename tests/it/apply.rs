@@ -3,11 +3,13 @@
 mod forms;
 mod together;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
 use gennaker::cli::demo::setup;
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 use crate::harness::{Done, Hello, Outcome, Server, as_principal, trial};
 
@@ -446,7 +448,11 @@ async fn kept() -> Outcome {
 
 async fn stale_files() -> Outcome {
     let server = Server::start().await?;
-    let file = write(&server, "a.yaml", &format!("{SHOP}{}{}{}", after("a", &[]), after("b", &[]), after("c", &[])))?;
+    // As long as a name may be, and none of its characters is plain in a file's name.
+    let long = |last: char| format!("{}{last}", "\u{e4}".repeat(99));
+    let names = ["a".to_owned(), "b".to_owned(), "c".to_owned(), long('\u{f6}'), long('\u{fc}')];
+    let made: String = names.iter().map(|name| after(name, &[])).collect();
+    let file = write(&server, "a.yaml", &format!("{SHOP}{made}"))?;
     apply(&server, &["-f", file.to_str().unwrap_or_default()]).await?.with_status(0)?;
     let other = write(&server, "b.yaml", &format!("{SHOP}{}", after("a", &[])).replace("shop", "old"))?;
     apply(&server, &["-f", other.to_str().unwrap_or_default()]).await?.with_status(0)?;
@@ -454,48 +460,124 @@ async fn stale_files() -> Outcome {
     let dir = out.to_str().unwrap_or_default();
     let export = async |flags: &[&str]| server.gennaker(&[&["export", "-o", dir], flags].concat()).await;
     export(&[]).await?.with_status(0)?;
+    let back = apply(&server, &["-f", dir]).await?.with_status(0)?;
+    anyhow::ensure!(back.out.lines().count() == 8, "{}", back.out);
+    anyhow::ensure!(back.out.lines().all(|line| line.starts_with("unchanged ")), "{}", back.out);
     let at = |name: &str| out.join("shop").join(name);
-    let (a, b, c) = (at("3-pipeline.a.yaml"), at("3-pipeline.b.yaml"), at("3-pipeline.c.yaml"));
-    // One was changed by hand since; and there are files of others, also where a pipeline's would be.
-    std::fs::write(&c, format!("# of Vera\n{}", std::fs::read_to_string(&c)?))?;
+    let (a, b, c, d) =
+        (at("3-pipeline.a.yaml"), at("3-pipeline.b.yaml"), at("3-pipeline.c.yaml"), at("3-pipeline.d.yaml"));
+    let shortened = |name: &str| {
+        let digest = hex::encode(Sha256::digest(name));
+        at(&format!("3-pipeline.{}%C3-{}.yaml", "%C3%A4".repeat(17), &digest[..16]))
+    };
+    let (gone_long, kept_long) = (shortened(&names[3]), shortened(&names[4]));
+    anyhow::ensure!(gone_long.exists() && kept_long.exists(), "{}{}", gone_long.display(), kept_long.display());
+    let known = || entries_of(&out);
+    let all = known()?;
+    let is_sorted = all.is_sorted_by(|(_, before), (_, after)| before < after);
+    anyhow::ensure!(all.len() == 8 && is_sorted, "{all:?}");
+    anyhow::ensure!(all.iter().any(|(_, path)| path == "shop/3-pipeline.b.yaml"), "{all:?}");
+    // One was changed by hand since, and still is as an export would write it; one was copied and made
+    // another's, and never applied; and there are files of others, also where a pipeline's would be.
     let copy = std::fs::read_to_string(&b)?;
+    let changed = std::fs::read_to_string(&c)?.replace("seconds: 0", "seconds: 1");
+    anyhow::ensure!(changed.contains("seconds: 1"), "{changed}");
+    std::fs::write(&c, &changed)?;
+    std::fs::write(&d, copy.replace("name: b\n", "name: d\n"))?;
     std::fs::write(at("mine.yaml"), &copy)?;
     std::fs::write(at("3-pipeline.z.yaml"), &copy)?;
     std::fs::write(at("README"), "of Vera")?;
     std::fs::write(out.join("3-pipeline.b.yaml"), &copy)?;
-    let delete = "mutation($input: DeletePipelineInput!) { deletePipeline(input: $input) { userErrors { message } } }";
-    for (application, name) in [("shop", "b"), ("shop", "c"), ("old", "a")] {
-        let name = json!({ "application": application, "name": name });
-        server.client().mutate(delete, json!({ "pipeline": { "name": name } })).await?;
+    for (application, name) in [("shop", "b"), ("shop", "c"), ("old", "a"), ("shop", &long('\u{f6}'))] {
+        delete_pipeline(&server, application, name).await?;
     }
     let old = out.join("old/3-pipeline.a.yaml");
 
-    let named = |done: &Done, path: &PathBuf| done.err.lines().any(|line| line.contains(&path.display().to_string()));
+    let line = |done: &Done, path: &PathBuf| {
+        done.err.lines().find(|line| line.contains(&path.display().to_string())).map(str::to_owned)
+    };
+    let stays = "was changed since, or was not written by an export";
     let done = export(&[]).await?.with_status(1)?;
-    for path in [&b, &c, &old] {
-        anyhow::ensure!(named(&done, path) && path.exists(), "{}: {}", path.display(), done.err);
+    for (path, is_ours) in [(&b, true), (&c, false), (&d, false), (&old, true), (&gone_long, true)] {
+        let said = line(&done, path).unwrap_or_default();
+        anyhow::ensure!(said.contains("would make it") && path.exists(), "{}: {}", path.display(), done.err);
+        let held = (said.contains("export with --prune"), said.contains(stays));
+        anyhow::ensure!(held == (is_ours, !is_ours), "{}: {}", path.display(), done.err);
     }
-    anyhow::ensure!(done.err.lines().count() == 3 && done.err.contains("export with --prune"), "{}", done.err);
-    // Only what is exported is looked at.
+    anyhow::ensure!(done.err.lines().count() == 5, "{}", done.err);
+    anyhow::ensure!(known()? == all, "{:?}", known()?);
+    // Only what is exported is looked at, and of the rest it is remembered what was written.
     for scope in [&["--application", "old"][..], &["--kind", "Pipeline", "--application", "old"]] {
         let done = export(scope).await?.with_status(1)?;
-        anyhow::ensure!(named(&done, &old) && done.err.lines().count() == 1, "{}", done.err);
+        anyhow::ensure!(line(&done, &old).is_some() && done.err.lines().count() == 1, "{}", done.err);
     }
     export(&["--kind", "Application", "--prune"]).await?.with_status(0)?;
     server.gennaker(&["export", "--prune"]).await?.with_status(2)?;
+    anyhow::ensure!(known()? == all, "{:?}", known()?);
 
     let done = export(&["--prune", "--json"]).await?.with_status(1)?;
     let answer = done.json()?;
-    anyhow::ensure!(answer["removed"] == json!([old, b]) && answer["stale"] == json!([c]), "{answer}");
-    anyhow::ensure!(!b.exists() && !old.exists() && a.exists(), "{answer}");
-    anyhow::ensure!(named(&done, &c) && done.err.contains("not just as an export writes it"), "{}", done.err);
-    for path in [c.clone(), at("mine.yaml"), at("3-pipeline.z.yaml"), at("README"), out.join("3-pipeline.b.yaml")] {
+    let removed = json!([old, gone_long, b]);
+    anyhow::ensure!(answer["removed"] == removed && answer["stale"] == json!([c, d]), "{answer}");
+    anyhow::ensure!(!b.exists() && !old.exists() && !gone_long.exists(), "{answer}");
+    for path in [&c, &d] {
+        let said = line(&done, path).unwrap_or_default();
+        anyhow::ensure!(said.contains(&format!("{stays}: it stays")), "{}", done.err);
+    }
+    let others = [at("mine.yaml"), at("3-pipeline.z.yaml"), at("README"), out.join("3-pipeline.b.yaml")];
+    for path in others.iter().chain([&a, &c, &d, &kept_long]) {
         anyhow::ensure!(path.exists(), "{} was removed", path.display());
     }
-    std::fs::remove_file(&c)?;
+    anyhow::ensure!(std::fs::read_to_string(&c)? == changed);
+    let left: Vec<_> = all.iter().filter(|(_, path)| out.join(path).exists()).cloned().collect();
+    anyhow::ensure!(left.len() == 5 && known()? == left, "{:?}", known()?);
+    // Without its memory nothing is known to be an export's.
+    std::fs::remove_file(&d)?;
+    std::fs::write(&b, &copy)?;
+    std::fs::remove_file(out.join(".gennaker-export"))?;
+    let done = export(&["--prune"]).await?.with_status(1)?;
+    anyhow::ensure!(b.exists() && line(&done, &b).is_some_and(|line| line.contains(stays)), "{}", done.err);
+    for path in others.iter().chain([&b, &c]) {
+        std::fs::remove_file(path)?;
+    }
     let done = export(&["--prune"]).await?.with_status(0)?;
     anyhow::ensure!(!done.out.contains("removed") && done.err.is_empty(), "{}{}", done.out, done.err);
+    let back = apply(&server, &["-f", dir, "--prune"]).await?.with_status(0)?;
+    anyhow::ensure!(back.out.lines().all(|line| line.starts_with("unchanged ")), "{}", back.out);
+
+    // What stands for a pipeline that was left out goes the same way.
+    let hidden = json!({ "kind": "Pipeline", "application": "shop", "name": "hidden", "stages": [{
+        "key": "call", "kind": "webhook", "config": {
+            "url": "http://example.org/", "method": "POST", "body": { "password": "hunter22" } } }] });
+    server.gennaker_with(&["apply", "-f", "-"], &format!("{SHOP}---\n{hidden}\n")).await?.with_status(0)?;
+    export(&[]).await?.with_status(1)?;
+    delete_pipeline(&server, "shop", "hidden").await?;
+    let stand_in = at("3-pipeline.hidden.yaml");
+    let done = export(&[]).await?.with_status(1)?;
+    let said = line(&done, &stand_in).unwrap_or_default();
+    anyhow::ensure!(said.contains("`gennaker apply` refuses it") && !said.contains("would make"), "{}", done.err);
+    apply(&server, &["-f", dir]).await?.with_status(2)?;
+    let done = export(&["--prune"]).await?.with_status(0)?;
+    anyhow::ensure!(!stand_in.exists() && done.out.contains("removed "), "{}", done.out);
+    apply(&server, &["-f", dir]).await?.with_status(0)?;
     Ok(())
+}
+
+async fn delete_pipeline(server: &Server, application: &str, name: &str) -> Outcome {
+    let delete = "mutation($input: DeletePipelineInput!) { deletePipeline(input: $input) { userErrors { message } } }";
+    let name = json!({ "application": application, "name": name });
+    server.client().mutate(delete, json!({ "pipeline": { "name": name } })).await?;
+    Ok(())
+}
+
+/// Digest and path of each file that an export remembers to have written.
+fn entries_of(directory: &Path) -> anyhow::Result<Vec<(String, String)>> {
+    let text = std::fs::read_to_string(directory.join(".gennaker-export"))?;
+    let split = |line: &str| line.split_once("  ").map(|(digest, path)| (digest.to_owned(), path.to_owned()));
+    let entries: Option<Vec<_>> = text.lines().map(split).collect();
+    let entries = entries.with_context(|| format!("a line of another form: {text}"))?;
+    anyhow::ensure!(entries.iter().all(|(digest, _)| digest.len() == 64), "{text}");
+    Ok(entries)
 }
 
 async fn pipe() -> Outcome {

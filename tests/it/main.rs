@@ -19,6 +19,7 @@ mod disk;
 mod engine;
 mod examples;
 mod faults;
+mod fixed;
 mod harness;
 mod host;
 mod idempotency;
@@ -76,6 +77,7 @@ fn main() {
         engine::trials(),
         examples::trials(),
         faults::trials(),
+        fixed::trials(),
         host::trials(),
         idempotency::trials(),
         layers::trials(),

@@ -113,8 +113,16 @@ async fn starved_share() -> Outcome {
 async fn nothing_healthy() -> Outcome {
     let server = Server::start().await?;
     let hello = Hello::create(&server).await?;
-    hello.deploy("1.0.0").await?.succeeded()?;
+    // One that takes longer for its first start than a check has patience is not missed yet.
+    let mut definition = hello.pipeline();
+    let delay = "/stages/0/config/clusters/0/launch/command/5";
+    *definition.pointer_mut(delay).context("a start delay")? = json!("12000");
+    hello.save("slow hello", &definition).await?;
+    let execution = hello.start("slow hello", json!({ "version": "1.0.0" })).await?;
+    follow(&hello.client, &execution, DEPLOY_MAX).await?.succeeded()?;
     let mut feed = hello.client.subscribe(FEED, &json!({ "after": null })).await?;
+    let listed = hello.client.query("{ notifications { nodes { occasion } } }", Value::Null).await?;
+    anyhow::ensure!(!listed.to_string().contains("LOAD_BALANCER"), "{listed}");
     let pids = instances(&hello.client).await?;
     anyhow::ensure!(pids.len() == 3, "{pids:?}");
     let all = |signal| pids.iter().try_for_each(|pid| killpg(Pid::from_raw(*pid), signal));

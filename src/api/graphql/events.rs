@@ -47,7 +47,7 @@ pub fn parse(text: &str, stream: StreamId) -> Result<Cursor> {
         coded(Code::BadRequest, format!("`{}` is not a cursor; give one that an event had", shown(text)))
     })?;
     if cursor.stream != stream.key() {
-        return Err(coded(Code::BadRequest, "the cursor belongs to another subscription; give one that this one gave"));
+        return Err(coded(Code::BadRequest, "the cursor is of something else; give one that an event of this one had"));
     }
     Ok(cursor)
 }

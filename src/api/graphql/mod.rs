@@ -3,6 +3,7 @@
 
 mod access;
 mod account;
+mod answer;
 mod application;
 mod cluster;
 mod command;
@@ -20,7 +21,7 @@ mod kinds;
 mod load_balancer;
 mod node;
 mod notification;
-mod nulls;
+
 mod operations;
 mod pipeline;
 mod place;
@@ -110,7 +111,7 @@ fn builder() -> SchemaBuilder<Query, Mutation, Subscription> {
     // library's own last defence.
     Schema::build(Query::default(), Mutation::default(), Subscription::default())
         .limit_recursive_depth(64)
-        .extension(nulls::Nulls)
+        .extension(answer::Specified)
         .override_output_type_description::<DateTime<Utc>>(scalars::DATE_TIME)
         .register_output_type::<command::UserError>()
         .register_output_type::<node::Node>()

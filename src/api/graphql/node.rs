@@ -1,6 +1,6 @@
 //! Anything that has a global id, by that id.
 
-use async_graphql::{Context, ID, Interface, Object, Result};
+use async_graphql::{Context, ID, Interface, Object, PathSegment, Result};
 
 use super::access::{AuditEntry, Principal, Token};
 use super::account::Account;
@@ -61,7 +61,8 @@ impl NodeQuery {
     ) -> Result<Option<Node>> {
         find(ctx, ids::parse(&id)?).await
     }
-    /// What those ids name, in their order; null where it is gone or may not be seen.
+    /// What those ids name, in their order; null where it is gone or may not be seen, and, with an error beside it,
+    /// where it is no id.
     async fn nodes(
         &self,
         ctx: &Context<'_>,
@@ -72,8 +73,18 @@ impl NodeQuery {
             return Err(coded(Code::PageLimitExceeded, message));
         }
         let mut nodes = Vec::with_capacity(ids.len());
-        for id in &ids {
-            nodes.push(find(ctx, ids::parse(id)?).await?);
+        for (index, id) in ids.iter().enumerate() {
+            let found = match ids::parse(id) {
+                Ok(key) => find(ctx, key).await,
+                Err(error) => Err(error),
+            };
+            // One that cannot be answered takes no other's answer along.
+            nodes.push(found.unwrap_or_else(|error| {
+                let mut error = ctx.set_error_path(error.into_server_error(ctx.item.pos));
+                error.path.push(PathSegment::Index(index));
+                ctx.add_error(error);
+                None
+            }));
         }
         Ok(nodes)
     }

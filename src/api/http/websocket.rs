@@ -394,7 +394,10 @@ impl Execution {
                 })?
             };
             let Some(response) = result else { return Ok(()) };
-            let is_end = ty == OperationType::Subscription && response.data == Data::Null && response.is_err();
+            // What fails within an event is told with it, and the next one comes.
+            let is_above = response.errors.iter().all(|error| error.path.len() < 2);
+            let is_end =
+                ty == OperationType::Subscription && response.data == Data::Null && response.is_err() && is_above;
             let (mut value, failed) = presentable(response);
             if failed || is_end {
                 return Err(value["errors"].take());

@@ -84,3 +84,15 @@ async fn a_mistyped_principal_is_met_with_the_nearest_names() {
     let message = answer["createToken"]["userErrors"][0]["message"].as_str().unwrap_or_default();
     assert!(message.contains("did you mean `ada`?"), "{answer}");
 }
+
+#[tokio::test]
+async fn one_id_that_is_none_takes_no_other_along() {
+    let server = Server::start().await;
+    let id = server.start_waiting(30).await;
+    let query = "query($ids: [ID!]!) { nodes(ids: $ids) { id } viewer { name } }";
+    let body = json!({"query": query, "variables": {"ids": ["garbage", id]}});
+    let response = server.client.post(server.url("/graphql")).bearer_auth(&server.token).timeout(PATIENCE).json(&body);
+    let answer: Value = response.send().await.expect("an answer").json().await.expect("JSON");
+    assert_eq!(answer["data"], json!({"nodes": [null, {"id": id}], "viewer": {"name": "ada"}}), "{answer}");
+    assert_eq!(answer["errors"][0]["path"], json!(["nodes", 0]), "{answer}");
+}

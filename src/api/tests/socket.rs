@@ -234,3 +234,31 @@ async fn connections_are_limited() {
         tokio::task::yield_now().await;
     }
 }
+
+#[tokio::test]
+async fn a_field_that_fails_within_an_event_is_told_with_it_and_the_next_event_comes() {
+    let server = Server::start().await;
+    let id = server.start_waiting(30).await;
+    let mut socket = Socket::ready(&server).await;
+    let query = "subscription($id: ID!) {
+        executionEvents(scope: {execution: {id: $id}}) { cursor execution { events(first: 0) { totalCount } } } }";
+    socket.subscribe("1", query, json!({"id": id})).await;
+    let mut told = 0;
+    loop {
+        let message = socket.message().await;
+        if message["type"] == "complete" {
+            break;
+        }
+        if message["type"] == "ping" {
+            continue;
+        }
+        assert_eq!((&message["type"], &message["payload"]["data"]), (&json!("next"), &Value::Null), "{message}");
+        let path = json!(["executionEvents", "execution", "events"]);
+        assert_eq!(message["payload"]["errors"][0]["path"], path, "{message}");
+        told += 1;
+        if told == 1 {
+            server.finish(&id, 31).await;
+        }
+    }
+    assert!(told > 1, "{told}");
+}

@@ -4,6 +4,7 @@
 mod server;
 pub mod tree;
 mod types;
+mod written;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ pub use self::server::{By, Found, Server};
 use self::tree::{Content, Node};
 use self::types::Field;
 pub use self::types::{Fault, Types};
+pub use self::written::{Written, digest};
 use crate::near::did_you_mean;
 
 /// Bytes of one file, at the most.

@@ -54,7 +54,7 @@ pub(super) fn of_trigger(parameters: &Value) -> Vec<Fault> {
         let name = reading.wanted(0).filter(|name| *name != "trigger" && !expression::is_function(name))?;
         Some(format!(
             "there is no variable `{name}` here: the parameters of a trigger may read `trigger` alone, as in \
-             `${{ trigger.parameters.version }}`"
+             `${{ trigger.scheduledAt }}` of a cron trigger and `${{ trigger.parameters.version }}` of a pipeline trigger"
         ))
     })
 }

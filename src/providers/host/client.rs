@@ -180,9 +180,9 @@ impl HostProvider {
         match self.0.control.status().await {
             Ok(status) if status.protocol == protocol::VERSION => Ok(()),
             Ok(_) => Err("the host is of another version; run `gennaker host upgrade`"),
-            Err(_) if self.0.starter.stopped().exists() => {
-                Err("the host was stopped with `gennaker host stop`; start it with `gennaker host`")
-            }
+            Err(_) if self.0.starter.stopped().exists() => Err(
+                "the host was stopped with `gennaker host stop`; start the server again, which starts it with its settings",
+            ),
             Err(_) => Err("the host does not answer"),
         }
     }
@@ -250,8 +250,8 @@ impl HostProvider {
                         return Err(Error {
                             kind: ErrorKind::Unavailable,
                             message: format!(
-                                "the host of {} was stopped with `gennaker host stop`; start it with `gennaker host` or \
-                                 start the server again",
+                                "the host was stopped with `gennaker host stop`; start the server again, which starts it with its \
+                                 settings, or run `gennaker host --dir {}` with the same ones",
                                 self.0.options.directory.display()
                             ),
                         });

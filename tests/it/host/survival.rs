@@ -283,8 +283,12 @@ async fn own_logs() -> Outcome {
     let worker = host.status().await.pid;
     kill_now(worker);
     host.another_worker(worker).await;
-    let text = host.log();
-    assert!(text.contains("the worker has ended") && text.contains("host serves"), "{text}");
+    // It answers a moment before it says so.
+    wait_for("the lines of keeper and worker", Duration::from_secs(20), || async {
+        let text = host.log();
+        (text.contains("the worker has ended") && text.contains("host serves")).then_some(())
+    })
+    .await?;
     // What a host finds that starts.
     let directory = host.path().join("host");
     let stopped = std::process::Command::new(gennaker()).args(["host", "stop", "--dir"]).arg(&directory).output();

@@ -6,7 +6,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -95,6 +95,8 @@ pub struct InstanceCell {
     pub platform: Verdict,
     pub own: Option<Verdict>,
     pub balancers: BTreeMap<String, Verdict>,
+    /// It was healthy once, as far as this worker has seen.
+    pub was_up: bool,
     /// Wakes its task.
     pub wake: Arc<Notify>,
 }
@@ -158,6 +160,7 @@ impl InstanceCell {
             platform: Verdict::new(HealthState::Starting, "not started yet"),
             own: None,
             balancers: BTreeMap::new(),
+            was_up: false,
             wake: Arc::new(Notify::new()),
         }
     }
@@ -181,6 +184,12 @@ impl InstanceCell {
             && self.balancers.get(balancer).is_some_and(Verdict::is_up)
     }
 
+    /// Whether every check says so.
+    fn is_up(&self) -> bool {
+        let checks = std::iter::once(&self.platform).chain(&self.own).chain(self.balancers.values());
+        self.phase == Phase::Running && { checks }.all(Verdict::is_up)
+    }
+
     /// Whether it is known not to be: it has ended, or a check that it is judged by says so.
     fn is_sick_for(&self, balancer: &str) -> bool {
         let is_down = |verdict: &Verdict| matches!(verdict.state, HealthState::Down | HealthState::Failed);
@@ -192,6 +201,9 @@ impl InstanceCell {
         }
     }
 }
+
+/// How long an instance that was never healthy, or whose host has just started, is not missed.
+const FIRST_START: TimeDelta = TimeDelta::minutes(5);
 
 /// Whether a load balancer's requests have somebody who answers them.
 enum Service {
@@ -264,10 +276,17 @@ impl Hub {
                 self.proxy.set_backends(&name, backends);
             }
         }
-        inner.judge_service(self.clock.now());
+        inner.judge_service(self.clock.now(), self.started_at);
         drop(inner);
         self.revision.send_modify(|revision| *revision += 1);
         result
+    }
+
+    /// Judges anew what hangs on time alone.
+    pub fn look_again(&self) {
+        if self.lock().judge_service(self.clock.now(), self.started_at) {
+            self.revision.send_modify(|revision| *revision += 1);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -443,12 +462,18 @@ impl Inner {
             .collect()
     }
 
-    /// Which load balancers have instances and none that is healthy.
-    fn judge_service(&mut self, now: DateTime<Utc>) {
+    /// Which load balancers have instances and none that is healthy. Whether that is another answer
+    /// than before.
+    fn judge_service(&mut self, now: DateTime<Utc>, started_at: DateTime<Utc>) -> bool {
+        for cell in self.groups.values_mut().flat_map(|group| group.instances.values_mut()) {
+            cell.was_up |= cell.is_up();
+        }
         let names: Vec<String> = self.balancers.keys().cloned().collect();
+        let mut changed = false;
         for name in names {
-            let service = self.service_of(&name);
+            let service = self.service_of(&name, now, started_at);
             let Some(cell) = self.balancers.get_mut(&name) else { continue };
+            let before = cell.unserved.clone();
             match service {
                 Service::Some => {
                     if let Some(over) = cell.unserved.take() {
@@ -468,10 +493,12 @@ impl Inner {
                     cell.unserved = Some(LoadBalancerProblem { kind, about, message, since });
                 }
             }
+            changed |= cell.unserved != before;
         }
+        changed
     }
 
-    fn service_of(&self, balancer: &str) -> Service {
+    fn service_of(&self, balancer: &str, now: DateTime<Utc>, started_at: DateTime<Utc>) -> Service {
         let (mut groups, mut sick, mut undecided) = (Vec::new(), 0_usize, false);
         for group in self.groups.values() {
             let spec = &group.record.spec;
@@ -483,7 +510,9 @@ impl Inner {
                 if cell.is_healthy_for(balancer) {
                     return Service::Some;
                 }
-                let is_sick = cell.is_sick_for(balancer);
+                // One that is about to start for the first time may take its time.
+                let begun = cell.record.created_at.max(started_at);
+                let is_sick = cell.is_sick_for(balancer) && (cell.was_up || cell.adopted || now >= begun + FIRST_START);
                 sick += usize::from(is_sick);
                 undecided |= !is_sick;
             }

@@ -435,13 +435,14 @@ async fn sweep(hub: Arc<Hub>) {
     }
 }
 
-/// Tries the load balancers again whose ports were taken.
+/// Tries the load balancers again whose ports were taken, and looks which have nobody who answers.
 async fn reopen(hub: Arc<Hub>) {
     loop {
         tokio::select! {
             () = tokio::time::sleep(Duration::from_secs(1)) => {}
             () = hub.stop.cancelled() => return,
         }
+        hub.look_again();
         let closed: Vec<String> = hub.read(|inner| {
             inner.balancers.iter().filter(|(_, cell)| !cell.open).map(|(name, _)| name.clone()).collect()
         });

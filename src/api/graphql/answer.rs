@@ -1,19 +1,29 @@
-//! Where a field fails, the answer has `null` in its place, and the error beside it. A field that
-//! may not be null passes this on to the object around it, up to one that may: so says the
-//! specification (GraphQL, October 2021, 6.4.4, *Handling Field Errors*). The library leaves the
-//! failed field out of its object instead, whatever its type, which clients with types of their
-//! own cannot read.
+//! Answers as the specification wants them (GraphQL, October 2021), which the library's are not.
+//!
+//! Where a field fails, the answer has `null` in its place, and the error beside it; a field that
+//! may not be null passes this on to the object around it, up to one that may (6.4.4, *Handling
+//! Field Errors*). The library leaves the failed field out of its object, whatever its type, which
+//! clients with types of their own cannot read.
+//!
+//! Fields stand in the order in which the document asks for them (6.2.1, *Executing Selection
+//! Sets*). The library's stand in the order in which they were ready.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use async_graphql::extensions::{Extension, ExtensionContext, ExtensionFactory, NextExecute, NextResolve, ResolveInfo};
-use async_graphql::{QueryPathNode, QueryPathSegment, Response, ServerError, ServerResult, Value};
+use async_graphql::extensions::{
+    Extension, ExtensionContext, ExtensionFactory, NextExecute, NextParseQuery, NextResolve, ResolveInfo,
+};
+use async_graphql::indexmap::IndexMap;
+use async_graphql::parser::types::{ExecutableDocument, Selection, SelectionSet};
+use async_graphql::{Name, QueryPathNode, QueryPathSegment, Response, ServerError, ServerResult, Value, Variables};
+
+use crate::api::precheck::choose;
 
 /// Makes what each request's fields are watched with.
-pub(super) struct Nulls;
+pub(super) struct Specified;
 
-impl ExtensionFactory for Nulls {
+impl ExtensionFactory for Specified {
     fn create(&self) -> Arc<dyn Extension> {
         Arc::new(OfRequest::default())
     }
@@ -25,6 +35,66 @@ struct OfRequest {
     failed: Mutex<Failed>,
     /// So that an answer without a fault, as most are, compares no paths.
     any: AtomicBool,
+    document: OnceLock<ExecutableDocument>,
+    /// Of the operation that runs.
+    shape: OnceLock<Shape>,
+}
+
+/// The fields of an object in the order of the document, each with those below it. Empty for what
+/// has no fields.
+#[derive(Default)]
+struct Shape(Vec<(Name, Self)>);
+
+impl Shape {
+    fn of(document: &ExecutableDocument, operation: Option<&str>) -> Self {
+        let mut shape = Self::default();
+        if let Ok(operation) = choose(&document.operations, operation) {
+            shape.add(&operation.selection_set.node, document);
+        }
+        shape
+    }
+
+    /// A field counts where it is met first; what is asked of it elsewhere comes behind.
+    fn add(&mut self, set: &SelectionSet, document: &ExecutableDocument) {
+        for selection in &set.items {
+            match &selection.node {
+                Selection::Field(field) => {
+                    let name = &field.node.response_key().node;
+                    let place = self.0.iter().position(|(known, _)| known == name).unwrap_or_else(|| {
+                        self.0.push((name.clone(), Self::default()));
+                        self.0.len() - 1
+                    });
+                    self.0[place].1.add(&field.node.selection_set.node, document);
+                }
+                Selection::InlineFragment(fragment) => self.add(&fragment.node.selection_set.node, document),
+                Selection::FragmentSpread(spread) => {
+                    if let Some(fragment) = document.fragments.get(&spread.node.fragment_name.node) {
+                        self.add(&fragment.node.selection_set.node, document);
+                    }
+                }
+            }
+        }
+    }
+
+    fn order(&self, value: &mut Value) {
+        match value {
+            // A scalar may be an object too: its fields are its own.
+            _ if self.0.is_empty() => {}
+            Value::List(items) => items.iter_mut().for_each(|item| self.order(item)),
+            Value::Object(fields) => {
+                let mut ordered = IndexMap::with_capacity(fields.len());
+                for (name, below) in &self.0 {
+                    if let Some((name, mut value)) = fields.swap_remove_entry(name) {
+                        below.order(&mut value);
+                        ordered.insert(name, value);
+                    }
+                }
+                ordered.append(fields);
+                *fields = ordered;
+            }
+            _ => {}
+        }
+    }
 }
 
 #[derive(Default)]
@@ -61,6 +131,19 @@ fn path(node: &QueryPathNode<'_>) -> Vec<Segment> {
 
 #[async_trait::async_trait]
 impl Extension for OfRequest {
+    async fn parse_query(
+        &self,
+        ctx: &ExtensionContext<'_>,
+        query: &str,
+        variables: &Variables,
+        next: NextParseQuery<'_>,
+    ) -> ServerResult<ExecutableDocument> {
+        let document = next.run(ctx, query, variables).await?;
+        // Once: a request has one document.
+        let _ = self.document.set(document.clone());
+        Ok(document)
+    }
+
     async fn execute(
         &self,
         ctx: &ExtensionContext<'_>,
@@ -68,6 +151,9 @@ impl Extension for OfRequest {
         next: NextExecute<'_>,
     ) -> Response {
         let mut response = next.run(ctx, operation_name).await;
+        if let Some(document) = self.document.get() {
+            self.shape.get_or_init(|| Shape::of(document, operation_name)).order(&mut response.data);
+        }
         if self.any.swap(false, Ordering::AcqRel) {
             let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
             if std::mem::take(&mut failed.nulls).iter().any(Vec::is_empty) {
@@ -172,6 +258,18 @@ mod tests {
             Item { number: 1 }
         }
 
+        /// Ready after as many turns as it says.
+        async fn late(&self, after: i32) -> i32 {
+            for _ in 0..after {
+                tokio::task::yield_now().await;
+            }
+            after
+        }
+
+        async fn free(&self) -> async_graphql::Json<serde_json::Value> {
+            async_graphql::Json(json!({ "z": 1, "a": { "y": 2, "b": 3 } }))
+        }
+
         async fn fails(&self) -> Result<Option<Item>, String> {
             Err("it fails".to_owned())
         }
@@ -187,7 +285,7 @@ mod tests {
     }
 
     fn schema() -> Schema<Query, EmptyMutation, Feed> {
-        Schema::build(Query, EmptyMutation, Feed).extension(Nulls).finish()
+        Schema::build(Query, EmptyMutation, Feed).extension(Specified).finish()
     }
 
     async fn answer(text: &str) -> (serde_json::Value, Vec<serde_json::Value>) {
@@ -218,6 +316,21 @@ mod tests {
         );
         assert_eq!(answer("{ surely { must } item(number: 0) { must } }").await.0, json!(null));
         assert_eq!(answer("{ surely { number } }").await.1, Vec::<serde_json::Value>::new());
+    }
+
+    #[tokio::test]
+    async fn fields_stand_in_the_order_of_the_document() {
+        let text = "query Q { a: item(number: 2) { ...F t: __typename } item(number: 0) { number } __typename
+            late(after: 5) b: late(after: 0) full { must number } a: item(number: 2) { must } }
+            fragment F on Item { may ... on Item { number } }";
+        let response = schema().execute(text).await;
+        let shown = serde_json::to_string(&response.data).expect("JSON");
+        assert_eq!(
+            shown,
+            r#"{"a":{"may":2,"number":2,"t":"Item","must":2},"item":{"number":0},"__typename":"Query","late":5,"b":0,"full":null}"#
+        );
+        let free = schema().execute("{ free late(after: 1) }").await;
+        assert_eq!(serde_json::to_string(&free.data).expect("JSON"), r#"{"free":{"z":1,"a":{"y":2,"b":3}},"late":1}"#);
     }
 
     #[tokio::test]
